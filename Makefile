@@ -1,0 +1,56 @@
+# Two commands to know: `make demo` shows the whole method on small models, `make test` checks the repository.
+PYTHON ?= python3
+VENV   := .venv
+READY  := $(VENV)/.ready
+IN_VENV := . $(VENV)/bin/activate &&
+
+# Jupyter looks for kernels here first: notebooks run in this environment whatever kernels the user has installed.
+export JUPYTER_PATH := $(CURDIR)/$(VENV)/share/jupyter
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test notebooks readme clean
+
+help:
+	@echo "make demo       train, generate and evaluate at tiny scale: outputs/*-skin.ipynb"
+	@echo "make test       lint, then run every test and every numbered notebook"
+	@echo "make notebooks  write medart/ and re-execute the numbered notebooks in place"
+	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make setup      only make the environment in $(VENV), as the others do first"
+	@echo "make clean      remove $(VENV) and caches; data/ and outputs/ stay"
+
+setup: $(READY)
+
+# Made once, and again when the list of packages changes.
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or later is needed and $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % v[:2])'
+	@echo "Installing into $(VENV): some minutes and some GB the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Papermill wants an existing folder and an explicit output path.
+demo: $(READY)
+	@mkdir -p outputs
+	$(IN_VENV) for run in train generate evaluate; do \
+	    papermill nbs/$$run.ipynb outputs/$$run-skin.ipynb -p dataset skin -p scale tiny || exit 1; \
+	done
+	@echo
+	@echo "Done, with small models on drawn images. Have a look at:"
+	@echo "  outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb"
+	@find outputs/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
+
+test: $(READY)
+	$(IN_VENV) ruff check --output-format=concise medart tests tools setup.py
+	$(IN_VENV) pytest
+
+notebooks: $(READY)
+	$(IN_VENV) nbdev_export
+	$(IN_VENV) for nb in nbs/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(IN_VENV) nbdev_clean
+
+readme: $(READY)
+	$(IN_VENV) python tools/build_readme.py
+
+clean:
+	rm -rf $(VENV) build medart.egg-info .pytest_cache .ruff_cache
+	find medart nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
