@@ -1,0 +1,41 @@
+"Settings every test runs under: no network, few threads, no windows, this environment's kernel, and folders of its own."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    "Empty data and outputs folders under tmp_path, the embedded small models linked into the first."
+    data, outputs = tmp_path / "data", tmp_path / "outputs"
+    data.mkdir()
+    outputs.mkdir()
+    if (ROOT / "data" / "tiny").exists():
+        (data / "tiny").symlink_to(ROOT / "data" / "tiny")
+    monkeypatch.setenv("MEDART_DATA", str(data))
+    monkeypatch.setenv("MEDART_OUTPUTS", str(outputs))
+    return data, outputs
+
+
+@pytest.fixture(scope="session")
+def files():
+    "The repository's files, relative to its root: what git tracks and what it would track."
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )
+    paths = sorted({Path(name) for name in listed.stdout.split("\0") if name})
+    return [path for path in paths if (ROOT / path).is_file()]
