@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from transformers import T5Config,T5EncoderModel,T5TokenizerFast
 
 from medart.core import np_rng,progress,rng,write_atomic
-from medart.phantom import BORDERS,BRIGHT,TEXTURES,article,web_picture
+from medart.phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,phantom,web_picture
+from medart.recipes import DATASETS
 
 WEB_WORDS = [*BRIGHT,*TEXTURES,*BORDERS] + """a an the of on in with and is are it there by to from at two three several many few one around picture background border borders texture textures center
     spots lines line ring surrounded thin thick dark pale bright small medium large shiny matte round oval irregular square squares triangle triangles star stars circle circles ovals patch patches shape shapes
@@ -148,16 +149,19 @@ def train_pixart(
     captions:list,     # one a picture
     tokenizer,         # T5TokenizerFast
     scale:float,       # the autoencoder's scaling factor
-    steps:int=4000,    # updates
+    steps:int=2700,    # updates
     batch:int=48,      # pictures each
     drop:float=.1,     # share of captions emptied, for guidance
     lr:float=1e-3,     # peak learning rate
-    seed:int=0         # of everything drawn
-) -> tuple:            # transformer, text encoder, losses
+    seed:int=0,        # of everything drawn
+    gamma:float=0.,    # min-SNR weighting, 0 for the plain loss
+    net=None           # continue from these two networks
+):                     # ModuleDict of transformer and text_encoder, and losses
     "Pretrain both from scratch on captioned latents: the objective of Eq. 1."
     torch.manual_seed(seed)
-    net = torch.nn.ModuleDict(dict(transformer=tiny_transformer(), text_encoder=tiny_t5(len(tokenizer)))).eval()
+    net = (net or torch.nn.ModuleDict(dict(transformer=tiny_transformer(), text_encoder=tiny_t5(len(tokenizer))))).eval()
     abar = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    weight = min_snr(abar,gamma) if gamma else torch.ones_like(abar)
     def loss_of(step):
         g = rng(seed,"pixart",step); i = torch.randint(len(captions),(batch,),generator=g)
         z0 = (moments[0][i]+moments[1][i]*torch.randn(moments[0][i].shape,generator=g))*scale
@@ -167,9 +171,16 @@ def train_pixart(
         a = abar[t][:,None,None,None]; zt = a.sqrt()*z0+(1-a).sqrt()*eps
         emb = net["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         out = net["transformer"](zt, encoder_hidden_states=emb, timestep=t, encoder_attention_mask=tokens.attention_mask, added_cond_kwargs=dict(resolution=None,aspect_ratio=None)).sample
-        return F.mse_loss(out.chunk(2,dim=1)[0], eps)
-    losses = fit(net, loss_of, steps, lr=lr, warmup=200, desc="PixArt-alpha")
-    return net["transformer"],net["text_encoder"],losses
+        return (weight[t]*(out.chunk(2,dim=1)[0]-eps).pow(2).mean((1,2,3))).mean()
+    return net,fit(net, loss_of, steps, lr=lr, warmup=200, desc="PixArt-alpha")
+
+def min_snr(
+    abar:torch.Tensor, # signal left, (T,)
+    gamma:float        # largest signal-to-noise ratio that counts in full
+) -> torch.Tensor:     # weights of mean 1, (T,)
+    "Min-SNR weights for predicted noise: less for times with hardly any noise. https://arxiv.org/abs/2303.09556"
+    snr = abar/(1-abar); w = snr.clamp(max=gamma)/snr
+    return w/w.mean()
 
 def assemble(
     vae,transformer,text_encoder,tokenizer, # the four parts
@@ -187,6 +198,76 @@ def machine(
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return f"{gpu or cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+
+def tiny_vit(
+    classes # class folder names, in order
+):          # ViTForImageClassification for images of 64 pixels
+    "An untrained ViT classifier: patches of 8, six layers of width 96."
+    from transformers import ViTConfig,ViTForImageClassification
+    names = dict(enumerate(classes))
+    return ViTForImageClassification(ViTConfig(hidden_size=96, num_hidden_layers=6, num_attention_heads=4, intermediate_size=192, image_size=64, patch_size=8, hidden_dropout_prob=0., attention_probs_dropout_prob=0.,
+                                               id2label=names, label2id={c:i for i,c in names.items()}))
+
+def vit_phantoms(
+    dataset:str,   # skin or kvasir
+    each:int,      # phantoms of each class
+    first:int=0,   # index of the first
+    workers:int=2  # processes that draw
+) -> tuple:        # uint8 (n,3,64,64) and labels (n,)
+    "Labelled phantoms of the seed that belongs to feature extractors."
+    classes = list(DATASETS[dataset].counts)
+    jobs = [(c,i) for i in range(first,first+each) for c in classes]
+    with ProcessPoolExecutor(workers) as pool:
+        got = pool.map(partial(_draw_phantom,dataset), jobs, chunksize=100)
+        x = np.stack(list(progress(got, total=len(jobs), desc=f"drawing {dataset} phantoms")))
+    return torch.from_numpy(x).permute(0,3,1,2).contiguous(), torch.tensor([classes.index(c) for c,_ in jobs])
+
+def _draw_phantom(dataset,job): return phantom(dataset,job[0],FEATURE_SEED,job[1])[0]
+
+def turn_and_shift(
+    x:torch.Tensor,   # images in -1..1, (n,3,h,w)
+    g:torch.Generator # source of randomness
+) -> torch.Tensor:    # same shape
+    "Mirror, turn by quarters, shift by up to 4 pixels, add a little noise: nothing that changes colours."
+    k = torch.randint(8,(len(x),),generator=g); dy,dx = (torch.randint(-4,5,(2,),generator=g)).tolist()
+    x = torch.stack([torch.rot90(a.flip(2) if i>3 else a, int(i)%4, (1,2)) for a,i in zip(x,k)])
+    x = F.pad(x,(4,4,4,4),mode="reflect")[:,:,4+dy:68+dy,4+dx:68+dx]
+    return x+.04*torch.randn(x.shape,generator=g)
+
+@torch.no_grad()
+def vit_accuracy(
+    vit,             # ViTForImageClassification
+    x:torch.Tensor,  # uint8 (n,3,64,64)
+    y:torch.Tensor   # labels (n,)
+) -> float:
+    "Share of images that the classifier names rightly."
+    return torch.cat([vit(x[i:i+128]/127.5-1).logits.argmax(1) for i in range(0,len(x),128)]).eq(y).float().mean().item()
+
+def train_vit(
+    dataset:str,    # skin or kvasir
+    each:int=750,   # training phantoms of each class
+    steps:int=1500, # updates
+    batch:int=64,   # images each
+    seed:int=0      # of everything drawn
+) -> tuple:         # ViTForImageClassification, losses, accuracy on phantoms it has not seen
+    "Train a feature extractor from scratch."
+    torch.manual_seed(seed); vit = tiny_vit(DATASETS[dataset].counts)
+    x,y = vit_phantoms(dataset,each); far = vit_phantoms(dataset,64,first=TEST_FROM)
+    def loss_of(step):
+        g = rng(seed,f"vit {dataset}",step); i = torch.randint(len(x),(batch,),generator=g)
+        return F.cross_entropy(vit(turn_and_shift(x[i]/127.5-1,g)).logits, y[i], label_smoothing=.1)
+    losses = fit(vit.train(), loss_of, steps, lr=1e-3, warmup=100, ema=.99, desc=f"ViT {dataset}")
+    return vit.eval(),losses,vit_accuracy(vit.eval(),*far)
+
+def save_vit(
+    vit,   # ViTForImageClassification
+    folder # where to write
+) -> Path:
+    "Write the classifier and its image processor in half precision, as a Hugging Face folder."
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    vit.half().save_pretrained(folder); vit.float()
+    ViTImageProcessorPil(size=dict(height=64,width=64)).save_pretrained(folder)
+    return Path(folder)
 
 def save_card(
     folder,        # of the model
@@ -210,25 +291,49 @@ def build_pixart(
     folder,            # receives the pipeline, losses.csv and README.md
     pictures:int=20000,# of the drawn web
     vae_steps:int=1500,# updates of the autoencoder
-    steps:int=2700,    # updates of the transformer and T5
+    steps:int=2700,    # updates of the transformer and T5 with the plain loss
+    more:int=2600,     # further updates with min-SNR weights
     seed:int=0         # of everything
 ) -> Path:
     "Draw the web, train the autoencoder, then the transformer with its T5, and write a pipeline."
     import time
-    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=steps,seed=seed)
+    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=steps,more=more,seed=seed)
     if (folder/"built.json").exists() and json.loads((folder/"built.json").read_text())==wanted: return folder
     x,captions = web_pictures(pictures,seed)
     tokenizer = word_tokenizer(WEB_WORDS+MEDICAL_WORDS)
     t0 = time.time(); vae,vae_losses = train_vae(x,vae_steps,seed=seed)
-    t1 = time.time(); transformer,text_encoder,losses = train_pixart(encode_all(vae,x),captions,tokenizer,vae.config.scaling_factor,steps,seed=seed); t2 = time.time()
+    t1 = time.time(); moments = encode_all(vae,x)
+    net,losses = train_pixart(moments,captions,tokenizer,vae.config.scaling_factor,steps,seed=seed)
+    net,losses2 = train_pixart(moments,captions,tokenizer,vae.config.scaling_factor,more,batch=32,seed=seed+1,gamma=5.,net=net)
+    t2,(transformer,text_encoder) = time.time(),(net["transformer"],net["text_encoder"])
     size = lambda m: f"{sum(p.numel() for p in m.parameters())/1e6:.2f} M parameters"
     assemble(vae,transformer,text_encoder,tokenizer,folder)
-    save_losses(folder,autoencoder=vae_losses,pixart=losses)
+    save_losses(folder,autoencoder=vae_losses,pixart=losses,**{"pixart, min-SNR":losses2})
     save_card(folder,"A small PixArt-alpha","A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes (`medart.phantom.web_picture`). It has never seen a medical image.",
         {"transformer":size(transformer),"T5 encoder":size(text_encoder),"autoencoder":size(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{(t1-t0)/60:.0f}",
-         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","PixArt steps":steps,"PixArt minutes":f"{(t2-t1)/60:.0f}","PixArt loss, last 100 steps":f"{np.mean(losses[-100:]):.4f}","machine":machine(),"seed":seed})
+         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","PixArt steps":f"{steps} at batch 48, {more} at batch 32 with min-SNR weights","PixArt minutes":f"{(t2-t1)/60:.0f}",
+         "PixArt loss, last 100 steps of each":f"{np.mean(losses[-100:]):.4f}, {np.mean(losses2[-100:]):.4f}","machine":machine(),"seed":seed})
     write_atomic(folder/"built.json",json.dumps(wanted)+"\n")
     return folder
+
+def build_vit(
+    folder,         # receives the classifier
+    dataset:str,    # skin or kvasir
+    steps:int=1500, # updates
+    seed:int=0      # of everything
+) -> float:         # accuracy on phantoms it has not seen
+    "Draw labelled phantoms, train a feature extractor, and write it."
+    import time
+    folder = Path(folder); wanted = dict(dataset=dataset,steps=steps,seed=seed)
+    if (folder/"built.json").exists():
+        done = json.loads((folder/"built.json").read_text())
+        if done["settings"]==wanted: return done["accuracy"]
+    t = time.time(); vit,losses,accuracy = train_vit(dataset,steps=steps,seed=seed); minutes = (time.time()-t)/60
+    save_vit(vit,folder); save_losses(folder,vit=losses)
+    save_card(folder,f"A small ViT for {dataset} phantoms","A `ViTForImageClassification` for 64-pixel images: the stand-in of the classifiers behind KFD and HFD. Trained on labelled drawn phantoms of a seed that no data set uses.",
+        {"parameters":f"{sum(p.numel() for p in vit.parameters())/1e6:.2f} M","steps":steps,"minutes":f"{minutes:.0f}","accuracy on unseen phantoms":f"{accuracy:.3f}","machine":machine(),"seed":seed})
+    write_atomic(folder/"built.json",json.dumps(dict(settings=wanted,accuracy=accuracy))+"\n")
+    return accuracy
 
 def nearest_color(
     rgb:np.ndarray, # in 0..1, (...,3)

@@ -1,4 +1,5 @@
 import io,json,shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,19 +16,31 @@ from medart.model import PARTS,Cond,Model,cat_cond,load_base,load_model,merge
 from medart.recipes import Recipe,category,recipe_hash,run_dir,samples_dir,settings
 from medart.sampler import sample
 
-def generation_captions(
-    r:Recipe   # gen_split says whose captions
-) -> tuple:    # n captions and their n classes
-    "What to paint: one caption for each test image."
-    test = load_split(r,"test")
-    if r.gen_split=="test": return test.texts,test.classes
-    train = load_split(r,"train"); texts,classes = [],[]
-    for c in dict.fromkeys(test.classes):
-        own,k = [t for t,d in zip(train.texts,train.classes) if d==c],test.classes.count(c)
-        if not own: raise ValueError(f"class {c} has {k} test images and no training image to take captions from. Use gen_split=test, or add images to {train.folder}.")
-        g = np_rng(r.seed,f"captions {c}"); pick = [j for _ in range(-(-k//len(own))) for j in g.permutation(len(own))][:k]
-        texts += [own[j] for j in pick]; classes += [c]*k
-    return tuple(texts),tuple(classes)
+@dataclass(frozen=True)
+class Plan:
+    "What to paint."
+    index:tuple    # n numbers of images: the place of the caption in the test set, or a running number
+    classes:tuple  # n class folders
+    texts:tuple    # n captions
+
+    def __len__(self): return len(self.index)
+
+def generation_plan(
+    r:Recipe   # gen_split says whose captions, gen_count how many
+) -> Plan:
+    "One caption for each test image, or for an even share of them."
+    test = load_split(r,"test"); texts = list(test.texts)
+    by = {c:[i for i,d in enumerate(test.classes) if d==c] for c in dict.fromkeys(test.classes)}
+    if r.gen_split=="train":
+        train = load_split(r,"train")
+        for c,ids in by.items():
+            own = [t for t,d in zip(train.texts,train.classes) if d==c]
+            if not own: raise ValueError(f"class {c} has {len(ids)} test images and no training image to take captions from. Use gen_split=test, or add images to {train.folder}.")
+            g = np_rng(r.seed,f"captions {c}"); drawn = [j for _ in range(-(-len(ids)//len(own))) for j in g.permutation(len(own))]
+            for i,j in zip(ids,drawn): texts[i] = own[j]
+    share = min(1,r.gen_count/len(test)) if r.gen_count else 1
+    keep = sorted(i for ids in by.values() for i in ids[:max(1,round(share*len(ids)))])
+    return Plan(tuple(keep),tuple(test.classes[i] for i in keep),tuple(texts[i] for i in keep))
 
 def starting_noise(
     model:Model,  # the latents' shape
@@ -82,31 +95,31 @@ def generate(
     r:Recipe       # a trained run and generation settings
 ) -> Path:         # the samples folder, with metadata.csv
     "Paint one image for every caption; run again to paint only what is missing."
-    out,(texts,classes) = samples_dir(r),generation_captions(r)
+    out,plan = samples_dir(r),generation_plan(r)
     if not (run_dir(r)/"done.json").exists():
         raise FileNotFoundError(f"{run_dir(r)} holds no finished training. Train first: papermill nbs/train.ipynb outputs/train-{r.dataset}.ipynb -p dataset {r.dataset} -p method {r.method} -p scale {r.scale}")
-    key,stamp,state = samples_key(r,texts),out/"key.json",PartialState()
+    key,stamp,state = samples_key(r,plan.texts),out/"key.json",PartialState()
     if state.is_main_process and stamp.exists() and json.loads(stamp.read_text())["key"]!=key: shutil.rmtree(out)
     state.wait_for_everyone()
     write_atomic(stamp,json.dumps(dict(key=key,**settings(r,"generate"))))
-    n,b = len(texts),r.gen_block
-    todo = [k for k in range(-(-n//b)) if not all((out/sample_name(classes[i],i)).exists() for i in range(k*b,min(n,k*b+b)))]
-    todo = todo[state.process_index::state.num_processes]
-    if todo: _paint_blocks(r,out,texts,classes,todo,state.device)
+    names = [sample_name(c,i) for c,i in zip(plan.classes,plan.index)]
+    blocks = [range(k,min(len(plan),k+r.gen_block)) for k in range(0,len(plan),r.gen_block)]
+    todo = [b for b in blocks if not all((out/names[j]).exists() for j in b)][state.process_index::state.num_processes]
+    if todo: _paint_blocks(r,out,plan,names,todo,state.device)
     state.wait_for_everyone()
-    m = pd.DataFrame(dict(file_name=[sample_name(c,i) for i,c in enumerate(classes)],text=texts,**{"class":classes},seed=r.seed,index=range(n)))
+    m = pd.DataFrame(dict(file_name=names,text=plan.texts,**{"class":plan.classes},seed=r.seed,index=plan.index))
     if state.is_main_process: write_atomic(out/"metadata.csv",m.to_csv(index=False))
     return out
 
-def _paint_blocks(r,out,texts,classes,todo,device):
-    model,b,n = merge(load_model(r,adapters=run_dir(r),device=device)),r.gen_block,len(texts)
-    block = lambda k: [min(i,n-1) for i in range(k*b,k*b+b)]
-    with torch.no_grad(): conds = {k:cat_cond(model.encode_text([texts[i] for i in block(k)]),model.encode_text([""])) for k in todo}
+def _paint_blocks(r,out,plan,names,todo,device):
+    model = merge(load_model(r,adapters=run_dir(r),device=device))
+    full = {b:[*b]+[b[-1]]*(r.gen_block-len(b)) for b in todo}
+    with torch.no_grad(): conds = {b:cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])) for b in todo}
     model.text_encoder = None
     about = dict(seed=r.seed,recipe=recipe_hash(r,"train","generate"),model=r.model,method=r.method,scale=r.scale,note="synthetic image, not for diagnosis")
-    for k in progress(todo,desc=f"painting {r.dataset} {r.method}"):
-        for i,x in zip(range(k*b,min(n,k*b+b)),to_uint8(paint(model,r,conds[k],block(k)))):
-            save_png(out/sample_name(classes[i],i),x,dict(caption=texts[i],index=i,**about))
+    for b in progress(todo,desc=f"painting {r.dataset} {r.method}"):
+        for j,x in zip(b,to_uint8(paint(model,r,conds[b],[plan.index[j] for j in full[b]]))):
+            save_png(out/names[j],x,dict(caption=plan.texts[j],index=plan.index[j],**about))
 
 def load_samples(
     folder # as written by `generate`

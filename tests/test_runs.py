@@ -1,0 +1,33 @@
+"The run notebooks, as papermill runs them: from the repository's root and from their own folder, small, and with wrong parameters."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = dict(scale="tiny",epochs=.05,interval=2,solver_steps=2,gen_steps=2)
+
+def papermill(name,out,cwd=ROOT,**parameters):
+    yaml = "\n".join(f"{k}: {json.dumps(v)}" for k,v in parameters.items())
+    return subprocess.run([sys.executable,"-m","papermill",str(ROOT/"nbs"/f"{name}.ipynb"),str(out),"-y",yaml,"--no-progress-bar"],cwd=cwd,capture_output=True,text=True)
+
+@pytest.mark.parametrize("dataset,cwd",[("skin",ROOT),("kvasir",ROOT/"nbs")],ids=["skin from the root","kvasir from nbs"])
+def test_train_generate_evaluate(folders,tmp_path,dataset,cwd):
+    for name in ("train","generate","evaluate"):
+        done = papermill(name,tmp_path/f"{name}.ipynb",cwd,dataset=dataset,**SMALL)
+        assert done.returncode==0, done.stderr[-3000:]
+        nb = nbformat.read(tmp_path/f"{name}.ipynb",4)
+        assert any("image/png" in o.get("data",{}) for c in nb.cells for o in c.get("outputs",[])), f"{name} shows no figure"
+    run = next((folders[1]/f"{dataset}-tiny").iterdir())
+    made = {f.name for f in run.rglob("*") if f.is_file()}
+    assert {"config.json","losses.csv","timing.csv","losses.png","colors.png","before-after.png","real-beside-generated.png","metadata.csv","metrics.json","adapter_model.safetensors"}<=made
+    assert len(list(run.rglob("samples*/*/*.png")))==256
+
+@pytest.mark.parametrize("wrong,says",[(dict(datset="skin"),"dataset"),(dict(dataset="xray"),"kvasir, skin"),(dict(method="medart9"),"medart_k5"),(dict(rank="eight"),"takes int")])
+def test_wrong_parameters_stop_the_run(folders,tmp_path,wrong,says):
+    done = papermill("train",tmp_path/"train.ipynb",**(dict(scale="tiny")|wrong))
+    assert done.returncode!=0 and says in done.stderr and next(iter(wrong)) in done.stderr
+    assert not any(folders[1].iterdir())
