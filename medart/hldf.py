@@ -7,7 +7,7 @@ __all__ = ['TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'diffu
            'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'stop_signals', 'make_optimizer', 'total_steps',
            'finished', 'train', 'read_losses', 'loss_figure', 'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #8c464dad
+# %% ../nbs/09_hldf.ipynb #54cc0a06
 import json,os,shutil,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +19,15 @@ from accelerate import Accelerator
 from safetensors.torch import load_file,save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_,get_total_norm
-from tqdm.auto import tqdm
 
-from .core import file_hash,np_rng,rng,seed_of,write_atomic
+from .core import file_hash,np_rng,progress,rng,seed_of,write_atomic
 from .data import Split,crop,load_split,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss
 from .model import Model,Moments,load_model,save_loras
 from .recipes import Recipe,recipe_hash,run_dir,save_recipe,settings
 from .sampler import checkpointing,sample
 
-# %% ../nbs/09_hldf.ipynb #af03b0a8
+# %% ../nbs/09_hldf.ipynb #8492fbb0
 @dataclass
 class TrainingSet:
     "Training images in memory, ready to be drawn from."
@@ -50,7 +49,7 @@ def training_set(
     pixels = read_pixels(s,r.size); moments = None
     if r.crop=="center":
         pixels = [crop(p,r.size) for p in pixels]
-        ms = [model.encode_image(unit(torch.stack(pixels[i:i+batch])).to(model.device)) for i in tqdm(range(0,len(s),batch),desc="encoding images",leave=False)]
+        ms = [model.encode_image(unit(torch.stack(pixels[i:i+batch])).to(model.device)) for i in progress(range(0,len(s),batch),desc="encoding images",leave=False)]
         moments = Moments(torch.cat([m.mean for m in ms]).float() if model.dtype!=torch.float64 else torch.cat([m.mean for m in ms]), torch.cat([m.std for m in ms]).to(torch.promote_types(model.dtype,torch.float32)))
     return TrainingSet(s.texts,pixels,r.size,moments)
 
@@ -234,7 +233,7 @@ def finished(
     f = run_dir(r)/"done.json"
     return f.exists() and json.loads(f.read_text())["hash"]==recipe_hash(r)
 
-# %% ../nbs/09_hldf.ipynb #c873ce36
+# %% ../nbs/09_hldf.ipynb #48da07eb
 def train(
     r:Recipe,           # everything
     stop_after:int=None # stop early after so many steps done, with a checkpoint
@@ -252,7 +251,7 @@ def train(
     if r.tracker: acc.init_trackers("medart",config={k:str(v) for k,v in settings(r).items()})
     steps,pending,clock,saved = total_steps(r,len(ts)),[],[],time.time()
     t0,color_s = time.perf_counter(),0.
-    bar = tqdm(range(start,steps),initial=start,total=steps,desc=f"{r.dataset} {r.method}",mininterval=1)
+    bar = progress(range(start,steps),initial=start,total=steps,desc=f"{r.dataset} {r.method}")
     with stop_signals() as asked:
         for step in bar:
             due,t1 = color_due(step,r.interval,r.color_at_start),time.perf_counter()

@@ -23,6 +23,10 @@ from transformers.utils.logging import disable_progress_bar as disable_loading_b
 from .core import root,seed_of,write_atomic
 from .recipes import DIT_TARGETS,Recipe,recipe
 
+# %% ../nbs/06_model.ipynb #1b445e94
+# peft asks transformers for a name that transformers renamed; nothing follows from it
+warnings.filterwarnings("ignore",message=".*is_gradient_checkpointing.*",category=FutureWarning)
+
 # %% ../nbs/06_model.ipynb #b0360351
 @dataclass
 class Cond:
