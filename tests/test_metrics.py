@@ -1,0 +1,300 @@
+"Metrics on sets whose answers are known: planted copies, fresh samples, spoiled images, bad input."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.linalg import sqrtm
+
+from medart import metrics as M
+from medart.core import np_rng
+from medart.phantom import phantom, write_phantoms
+from medart.recipes import DATASETS, recipe, run_dir, samples_dir
+
+CLASSES = list(DATASETS["skin"].counts)
+FEW = dict(train=dict.fromkeys(CLASSES, 12), test=dict.fromkeys(CLASSES, 14))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    "A small set of phantoms and a random ViT, made once: training and test images, and a second collection."
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    data = tmp_path_factory.mktemp("data")
+    write_phantoms("skin", data / "few", counts=FEW)
+    torch.manual_seed(0)
+    names = dict(enumerate(CLASSES))
+    vit = ViTForImageClassification(ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=64,
+                                              patch_size=8, id2label=names, label2id={c: i for i, c in names.items()}))
+    vit.save_pretrained(data / "vit")
+    ViTImageProcessorPil(size=dict(height=64, width=64)).save_pretrained(data / "vit")
+    return data
+
+
+@pytest.fixture
+def run(shared, tmp_path, monkeypatch):
+    "A recipe on these phantoms, its outputs in a folder of their own."
+    monkeypatch.setenv("MEDART_DATA", str(shared))
+    monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path))
+    return recipe("skin", scale="tiny", data="few", extractor=str(shared / "vit"))
+
+
+def images(r, split):
+    return M.real_images(r, split)
+
+
+# Distances
+
+@pytest.mark.parametrize("n,m,d", [(300, 400, 24), (500, 200, 8), (1000, 1000, 64)])
+def test_frechet_is_the_usual_formula(n, m, d):
+    g = np_rng(0, "usual", n)
+    mix = g.standard_normal((d, d))
+    a, b = g.standard_normal((n, d)) @ mix, g.standard_normal((m, d)) @ mix * 1.2 + 0.1
+    s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    usual = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * np.trace(sqrtm(s @ t)).real
+    assert M.frechet(a, b) == pytest.approx(usual, rel=1e-6, abs=1e-6)
+    assert M.frechet(b, a) == pytest.approx(M.frechet(a, b), rel=1e-9)
+    assert M.frechet(a, a) == pytest.approx(0, abs=1e-9 * np.trace(s))
+
+
+def test_frechet_with_fewer_images_than_dimensions():
+    "The covariance is singular, which makes the general matrix root complex; ours stays real and at least zero."
+    g = np_rng(0, "thin")
+    a, b = g.standard_normal((20, 100)), g.standard_normal((30, 100))
+    assert M.frechet(a, a) == pytest.approx(0, abs=1e-8)
+    assert M.frechet(a, b) > 0
+
+
+def test_kid_is_unbiased_and_seeded():
+    g = np_rng(0, "kid")
+    values = [M.mmd2(g.standard_normal((50, 8)), g.standard_normal((60, 8))) for _ in range(300)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
+    a, b = g.standard_normal((80, 8)), g.standard_normal((80, 8)) + 0.5
+    assert M.kid(a, b, seed=3) == M.kid(a, b, seed=3) != M.kid(a, b, seed=4)
+    with pytest.raises(ValueError, match="take a size from 2 to 80"):
+        M.kid(a, b, size=81)
+
+
+def test_order_does_not_matter():
+    g = np_rng(0, "order")
+    a, b = g.standard_normal((90, 6)), g.standard_normal((90, 6)) + 0.3
+    p = g.permutation(90)
+    assert M.frechet(a[p], b) == pytest.approx(M.frechet(a, b), rel=1e-9)
+    assert M.mmd2(a[p], b) == pytest.approx(M.mmd2(a, b), rel=1e-9)
+    assert M.prdc(a[p], b) == pytest.approx(M.prdc(a, b))
+
+
+# Intervals
+
+@pytest.mark.parametrize("shift", [0.0, 0.25])
+@pytest.mark.parametrize("statistic", [M.frechet, M.mmd2, lambda a, b: M.prdc(a, b)["coverage"]], ids=["frechet", "kid", "coverage"])
+def test_intervals_keep_their_promise(statistic, shift):
+    "An interval of 95% holds the mean over fresh samples of the same size at least nine times in ten."
+    def draw(i, side):
+        return np_rng(i, f"promise {side}").standard_normal((120, 6)) + (shift if side == "a" else 0)
+    true = np.mean([statistic(draw(5000 + i, "a"), draw(5000 + i, "b")) for i in range(300)])
+    none, held = ("",) * 120, 0
+    for i in range(60):
+        a, b = draw(i, "a"), draw(i, "b")
+        s = M.half_spread(lambda p, q: statistic(a[p], b[q]), none, none, reps=25, seed=i)
+        held += abs(statistic(a, b) - true) < 1.96 * s
+    assert held >= 54
+
+
+@pytest.mark.parametrize("p,n", [(0.01, 100), (0.5, 40), (0.9, 500)])
+def test_intervals_of_shares(p, n):
+    k = np_rng(0, "shares").binomial(n, p, 2000)
+    low, high = np.transpose([M.wilson(x, n) for x in k])
+    assert ((low <= p) & (p <= high)).mean() > 0.9
+    assert M.wilson(0, 50)[0] == pytest.approx(0, abs=1e-12) and M.wilson(50, 50)[1] == pytest.approx(1)
+
+
+def test_infinite_n_is_nearer_to_the_truth():
+    g, d, true = np_rng(0, "infinity"), 16, 16 * 0.2**2
+    pairs = [(g.standard_normal((200, d)) + 0.2, g.standard_normal((200, d))) for _ in range(12)]
+    plain, far = np.mean([M.frechet(a, b) for a, b in pairs]), np.mean([M.frechet_infinity(a, b) for a, b in pairs])
+    assert abs(far - true) < 0.2 * abs(plain - true)
+
+
+# Plans
+
+def test_every_beginning_of_a_mixed_order_has_the_shares():
+    classes = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
+    for k in range(5):
+        order = M.mixed_order(classes, np_rng(k, "mixed"))
+        assert sorted(order) == list(range(100))
+        first = [classes[i] for i in order[:50]]
+        assert abs(first.count("a") - 30) <= 1 and abs(first.count("b") - 15) <= 1 and abs(first.count("c") - 5) <= 1
+
+
+def test_floor_uses_training_images_where_there_are_enough():
+    test, gen = ("a",) * 8 + ("b",) * 4, ("a",) * 8 + ("b",) * 4
+    enough = M.floor_plan(test, ("a",) * 30 + ("b",) * 4, gen)
+    assert (enough.source, enough.n) == ("train", 12)
+    scarce = M.floor_plan(test, ("a",) * 30 + ("b",) * 3, gen)
+    assert (scarce.source, scarce.n) == ("test", 6)
+    for ref, real, g in scarce.draws:
+        assert not set(ref) & set(real) and len(ref) == len(real) == len(g) == 6
+        assert [test[i] for i in ref] == [test[i] for i in real] == [gen[i] for i in g]
+
+
+# Features
+
+def test_features_are_kept_by_content_and_do_not_depend_on_the_batch(run, shared, tmp_path):
+    ex, x = M.load_extractor(str(shared / "vit")), images(run, "test").x[:40]
+    one = M.features(ex, x, batch=40, cache=tmp_path / "one")
+    many = M.features(ex, x, batch=7, cache=tmp_path / "many")
+    assert np.abs(one.f - many.f).max() < 1e-5 and one.f.dtype == np.float64
+    calls = []
+    counting = replace(ex, run=lambda y: calls.append(len(y)) or ex.run(y))
+    assert (M.features(counting, x, cache=tmp_path / "one").f == one.f).all() and not calls
+    changed = x.clone()
+    changed[0, 0, 0, 0] ^= 1
+    M.features(counting, changed, cache=tmp_path / "one")
+    assert sum(calls) == 40
+    file = next((tmp_path / "many").glob("*.npz"))
+    file.write_bytes(file.read_bytes()[:100])
+    assert (M.features(ex, x, batch=7, cache=tmp_path / "many").f == many.f).all(), "a damaged cache file is not trusted"
+
+
+def test_other_backbones_load_by_the_same_call(tmp_path, run):
+    from transformers import Dinov2Config, Dinov2Model
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(tmp_path / "dino")
+    BitImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)).save_pretrained(tmp_path / "dino")
+    found = M.features(M.load_extractor(str(tmp_path / "dino")), images(run, "test").x[:4])
+    assert found.f.shape == (4, 16) and found.logits is None
+
+
+def test_inception_is_pinned(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / M.INCEPTION["file"]).write_bytes(b"another file")
+    with pytest.raises(ValueError, match="SHA-256"):
+        M.inception_weights()
+    (tmp_path / "checkpoints" / M.INCEPTION["file"]).unlink()
+    def offline(*a, **k):
+        raise OSError("no network")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(FileNotFoundError, match="put it there"):
+        M.inception_weights()
+
+
+def test_inception_without_the_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
+    with pytest.raises(ModuleNotFoundError, match=r"medart\[paper\]"):
+        M.feature_space("inception")
+
+
+# Colours
+
+def test_lab_of_known_colours():
+    "Values of the CIE formulas for sRGB and D65."
+    known = {(255, 255, 255): (100, 0, 0), (0, 0, 0): (0, 0, 0), (0, 255, 0): (87.73, -86.18, 83.18), (128, 128, 128): (53.59, 0, 0)}
+    for rgb, want in known.items():
+        assert M.lab(rgb) == pytest.approx(want, abs=0.03)
+
+
+def test_colour_measures_grow_with_saturation(run):
+    x = images(run, "test").x
+    stats, sat, p = M.color_stats(x), M.saturation(x), M.lab_pixels(x).reshape(-1, 3)
+    spoiled = [M.saturate(x, s) for s in (1.2, 1.5, 2.0)]
+    for numbers in ([M.color_gap(M.color_stats(y), stats) for y in spoiled], [M.saturation(y).mean() - sat.mean() for y in spoiled],
+                    [M.sliced_wasserstein(M.lab_pixels(y).reshape(-1, 3), p) for y in spoiled]):
+        assert 0 < numbers[0] < numbers[1] < numbers[2]
+    assert M.saturation(M.saturate(x, 0)).max() < 0.01
+
+
+def test_skin_tones_are_ordered(run):
+    "A patch of skin that is darkened moves down the scale."
+    skin = torch.tensor([220.0, 180.0, 160.0])[None, :, None, None].expand(5, 3, 64, 64) * torch.tensor([1, 0.85, 0.7, 0.5, 0.3])[:, None, None, None]
+    angle = M.skin_angle(skin.byte())
+    assert (np.diff(angle) < 0).all()
+    assert M.tone_of(angle)[0] in ("very light", "light") and M.tone_of(angle)[-1] == "dark"
+
+
+# Copies
+
+def test_copies_are_found_in_every_disguise_and_strangers_are_not(run, shared):
+    "With the whole set of phantoms: each planted copy is flagged, fresh ones no oftener than promised."
+    ex = M.load_extractor(str(shared / "vit"))
+    draw = lambda seed, n, first=0: torch.stack([torch.from_numpy(phantom("skin", c, seed, first + i)[0]).permute(2, 0, 1) for c in CLASSES for i in range(n)])
+    train, test, fresh = draw(0, 12), draw(0, 40, 100_000), draw(7, 25)
+    spaces = M.copy_spaces(ex, train)
+    limits = M.copy_thresholds(M.copy_scores(test, train, test, spaces, own=True), rate=0.02)
+    for name, x in M.disguises(train[::3], seed=1).items():
+        assert M.suspicious(M.copy_scores(x, train, test, spaces), limits).all(), name
+    flagged = M.suspicious(M.copy_scores(fresh, train, test, spaces), limits).sum()
+    assert M.wilson(flagged, len(fresh))[0] < 0.02
+
+
+def test_too_few_test_images_set_no_threshold():
+    with pytest.raises(ValueError, match="cannot set a threshold"):
+        M.copy_thresholds(pd.DataFrame(dict(thumbnails=np.ones(20), features=np.ones(20))))
+
+
+# A whole evaluation
+
+@pytest.fixture
+def painted(run):
+    "A run whose images are the test images, a little too saturated; the base's are much too saturated."
+    test = images(run, "test")
+    M.write_samples(samples_dir(run), replace(test, x=M.saturate(test.x, 1.2)))
+    M.write_samples(samples_dir(M.base_recipe(run)), replace(test, x=M.saturate(test.x, 2.0)))
+    return run
+
+
+def test_evaluate_once_and_again(painted, monkeypatch):
+    rows = M.evaluate(painted, rate=0.05).set_index("measure")
+    out = run_dir(painted) / "metrics.json"
+    first, when = out.read_bytes(), out.stat().st_mtime_ns
+    assert M.evaluate(painted, rate=0.05).set_index("measure").value.equals(rows.value) and out.stat().st_mtime_ns == when
+    assert {"frechet", "frechet_infinity", "kid", "precision", "recall", "density", "coverage", "color_gap", "paired_color_gap", "lab_distance", "saturation_shift", "named"} == set(rows.index)
+    assert 0 < rows.closed["color_gap"] < 1.2 and (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
+    found = json.loads(first)
+    assert found["about"].startswith("skin, medart, tiny scale") and len(found["copies"]["closest"]) == 10
+    key = pd.read_csv(run_dir(painted) / "review" / "review-key.csv")
+    assert key.kind.value_counts().to_dict() == dict(generated=25, real=25) and (run_dir(painted) / "review" / "review.pdf").exists()
+
+    monkeypatch.setattr(M, "review_sheet", lambda *a, **k: None)
+    file = next(samples_dir(painted).rglob("*.png"))
+    good, a = file.read_bytes(), np.array(Image.open(file))
+    a[0, 0, 0] ^= 1
+    Image.fromarray(a).save(file)
+    M.evaluate(painted, rate=0.05)
+    assert M.results(painted)["hash"] != found["hash"], "one changed pixel is measured anew"
+    file.write_bytes(good)
+    M.evaluate(painted, rate=0.05)
+    assert out.read_bytes() == first, "the same images give the same bytes"
+
+
+def test_bad_input_is_named(painted):
+    folder = samples_dir(painted)
+    m = pd.read_csv(folder / "metadata.csv")
+    odd = folder / m.file_name[3]
+    good = odd.read_bytes()
+    Image.new("RGB", (32, 32)).save(odd)
+    with pytest.raises(ValueError, match=r"64x64 pixels, and are 64x64 \(111\), 32x32 \(1\)"):
+        M.evaluate(painted)
+    odd.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot be read"):
+        M.evaluate(painted)
+    odd.write_bytes(good)
+    m[m["class"] != "melanoma"].to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="no generated image of melanoma"):
+        M.evaluate(painted)
+    m[:5].to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="holds 5 images; at least 10"):
+        M.evaluate(painted)
+    (folder / "metadata.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="Paint them first"):
+        M.evaluate(painted)
+
+
+def test_results_before_an_evaluation(run):
+    with pytest.raises(FileNotFoundError, match="Evaluate first"):
+        M.results(run)
