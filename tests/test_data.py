@@ -510,7 +510,7 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
     code = f"import sys; from medart.data import fetch; fetch({server.url!r},{str(tmp_path / 'set.zip')!r})"
     p = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     part = tmp_path / "set.zip.part"
-    for _ in range(600):
+    for _ in range(3000):
         if part.exists() and part.stat().st_size >= 1_000_000:
             break
         time.sleep(.1)
