@@ -85,10 +85,14 @@ def test_finished_work_is_not_done_again(small):
     r = small(); train(r); before = {f:f.stat().st_mtime_ns for f in run_dir(r).rglob("*")}
     train(r); assert {f:f.stat().st_mtime_ns for f in run_dir(r).rglob("*")}==before
 
+def test_unreadable_image_is_set_aside_and_named(small,folders,capsys):
+    r = small(); bad = folders[0]/"made/melanoma/1.png"; bad.write_bytes(bad.read_bytes()[:200]); train(r)
+    assert "1 quarantined" in capsys.readouterr().out and (run_dir(r)/"done.json").exists()
+    assert any("melanoma/1.png" in f.read_text() for f in folders[0].rglob("*.csv"))
+
 def test_wrong_input_is_named(small,folders,monkeypatch):
-    with pytest.raises(FileNotFoundError,match="nowhere.*class folders"): train(recipe("skin",scale="tiny",data="nowhere"))
-    r = small(); bad = folders[0]/"made/melanoma/1.png"; bad.write_bytes(bad.read_bytes()[:200])
-    with pytest.raises(ValueError,match="1.png"): train(r)
+    with pytest.raises(FileNotFoundError,match="nowhere"): train(recipe("skin",scale="tiny",data="nowhere"))
+    r = small()
     (folders[0]/"a file").write_text(""); monkeypatch.setenv("MEDART_OUTPUTS",str(folders[0]/"a file"/"outputs"))
     with pytest.raises(PermissionError,match="MEDART_OUTPUTS"): train(r)
 
