@@ -6,8 +6,8 @@ from peft import PeftModel
 
 from medart.core import rng
 from medart.generation import paint
-from medart.model import load_model,locate,merge_and_save,save_loras
-from medart.recipes import recipe
+from medart.model import load_model,merge_and_save,save_loras
+from medart.recipes import locate,recipe
 
 R = recipe("skin",scale="tiny",gen_steps=8)
 CAPTIONS = ["A dermoscopic image of melanoma shows a dark brown irregular patch.","a red circle on a blue background"]
