@@ -1,0 +1,316 @@
+"Captioning when things go wrong: kills, torn files, changed inputs, several processes, other models and backends."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from medart.core import rng, stable_hash
+from medart.phantom import phantom, simple_caption
+from medart.recipes import DATASETS, captions_dir, recipe
+from medart.simplify import captions_for, count_tokens, limits, load_tokenizer, write_captions
+from medart.vsg import SeededSampler, Vlm, append_line, caption_fault, caption_images, gumbel, load_vlm, question, read_lines, tidy
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ("melanoma", "common_nevus", "carcinoma")
+VLM = ROOT / "data" / "tiny" / "vlm"
+
+pytestmark = pytest.mark.skipif(not VLM.exists(), reason="the small VLM is not there: run nbs/tiny.ipynb")
+
+
+@pytest.fixture
+def images(folders):
+    "A folder of 15 drawn images in class folders: 12 to train on, 3 to test on."
+    data, _ = folders
+    for cls in CLASSES:
+        (data / "few" / cls).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(phantom("skin", cls, 0, i)[0]).save(data / "few" / cls / f"{i}.png")
+    return data / "few"
+
+
+def few(**changes):
+    return recipe("skin", scale="tiny", data="few", **{"caption_block": 4, **changes})
+
+
+# One process, two processes, none
+
+SCRIPT = """
+import sys, time
+import medart.vsg as vsg
+from medart.recipes import recipe
+from medart.simplify import write_captions
+slow = float(sys.argv[1])
+append = vsg.append_line
+vsg.append_line = lambda *a: (append(*a), time.sleep(slow))
+write_captions(recipe("skin", scale="tiny", data="few", caption_block=4), "train")
+"""
+
+
+def script(tmp_path, slow=0., processes=1, **options):
+    path = tmp_path / "captions.py"
+    path.write_text(SCRIPT)
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no", "--main_process_port", "0"] if processes > 1 else []
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *launch, str(path), str(slow)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def drafts():
+    "All lines of the store of training captions, in the order of their names."
+    folder = captions_dir(few()) / "train" / "drafts"
+    lines = [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+    return sorted(lines, key=lambda line: line["name"])
+
+
+def written():
+    return (captions_dir(few()) / "train" / "metadata.csv").read_bytes()
+
+
+def test_two_processes_write_the_bytes_of_one(images, folders, tmp_path, monkeypatch):
+    finish(script(tmp_path))
+    one, lines = written(), drafts()
+    monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
+    finish(script(tmp_path, processes=2))
+    assert written() == one and drafts() == lines
+    files = list((captions_dir(few()) / "train" / "drafts").glob("*.jsonl"))
+    assert len(files) == 2, "both processes had work"
+
+
+def test_killed_in_mid_captioning_only_the_missing_is_written(images, folders, tmp_path, monkeypatch):
+    finish(script(tmp_path))
+    whole, lines = written(), drafts()
+    monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "killed"))
+    store = captions_dir(few()) / "train" / "drafts" / "0.jsonl"
+    process = script(tmp_path, slow=.3)
+    while not (store.exists() and store.read_bytes().count(b"\n") >= 6):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = store.read_bytes()
+    os.truncate(store, len(before) - 20)  # a kill within a write
+    assert not (store.parent.parent / "metadata.csv").exists()
+    kept = before[:before[:-20].rfind(b"\n") + 1]
+    finish(script(tmp_path))
+    assert store.read_bytes().startswith(kept), "what was there has been left alone"
+    found = [json.loads(line)["name"] for line in store.read_text().splitlines() if line.endswith("}")]
+    assert sorted(found) == [line["name"] for line in lines], "each image once"
+    assert written() == whole
+
+
+def test_changed_inputs_and_only_those_are_captioned_again(images, monkeypatch):
+    r = few()
+    first = caption_images(r, "train").set_index("file_name")
+    calls = []
+    write = Vlm.write
+    monkeypatch.setattr(Vlm, "write", lambda self, *a: calls.append(1) or write(self, *a))
+    caption_images(r, "train")
+    assert not calls, "nothing to do"
+    name = first.index[0]
+    Image.fromarray(phantom("skin", "melanoma", 0, 77)[0]).save(images / name)
+    second = caption_images(r, "train").set_index("file_name")
+    assert calls and (second.text.drop(name) == first.text.drop(name)).all()
+    other = caption_images(few(caption_seed=1), "train").set_index("file_name")
+    assert captions_dir(few(caption_seed=1)) != captions_dir(r)
+    assert (other.text != second.text).any()
+
+
+# Whose captions training reads
+
+def test_captions_of_two_models_do_not_meet(images, monkeypatch):
+    def says(word):
+        return lambda self, shown, asked, seeds: [q.split(". Please")[0] + f" shows a {word} patch with a smooth border." for q in asked]
+    a, b = few(), few(vlm=str(ovis_folder(images.parent / "ovis")))
+    monkeypatch.setattr(Vlm, "write", says("brown"))
+    write_captions(a, "train")
+    monkeypatch.setattr(Vlm, "write", says("purple"))
+    write_captions(b, "train")
+    assert all("brown" in t for t in captions_for(a, "train").texts)
+    assert all("purple" in t for t in captions_for(b, "train").texts)
+    table = pd.read_csv(captions_dir(a) / "train" / "metadata.csv")
+    assert list(table.columns[:1]) == ["file_name"] and "text" in table
+
+
+def test_without_captions_those_of_the_data_set_are_read(folders):
+    s = captions_for(recipe("skin", scale="tiny"), "test")
+    assert len(set(s.texts)) > 100
+    assert set(captions_for(recipe("skin", scale="tiny", captions="empty"), "test").texts) == {""}
+    assert len(set(captions_for(recipe("skin", scale="tiny", captions="simple"), "test").texts)) == 8
+
+
+def test_an_image_added_later_is_named(images, monkeypatch):
+    r = few()
+    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [q.split(". Please")[0] + " shows a brown patch with a border." for q in asked])
+    for split in ("train", "test"):
+        write_captions(r, split)
+    for i in range(10, 40):
+        Image.fromarray(phantom("skin", "melanoma", 0, i)[0]).save(images / "melanoma" / f"{i}.png")
+    with pytest.raises(ValueError, match="caption.ipynb"):
+        captions_for(r, "train")
+
+
+# What models say
+
+def test_bad_answers_are_asked_again_and_in_the_end_replaced(images, monkeypatch):
+    "An answer that depends on the seed: some images pass at once, some later, some never."
+    def write(self, shown, asked, seeds):
+        return [q.split(". Please")[0] + " shows a dark brown patch with a border." if s % 3 == 0 else "I'm sorry, I can't help." for q, s in zip(asked, seeds)]
+    monkeypatch.setattr(Vlm, "write", write)
+    r = few(caption_retries=2)
+    table = write_captions(r, "train")
+    assert table.tries.max() == 3 and table.tries.min() == 1
+    replaced = table[table.source == "simple"]
+    assert len(replaced) and (replaced.text == replaced.simple).all() and (replaced.faults == "refusal refusal refusal").all()
+    assert (table[table.source == "vsg"].faults.str.split().str.len() == table[table.source == "vsg"].tries - 1).all()
+
+
+@pytest.mark.parametrize("text, fault", [
+    ("", "opening"), ("A dermoscopic image of Melanoma shows a dark brown, wavy patch.", ""), ("\n\nA dermoscopic image of melanoma shows a dark brown wavy patch with", ""),
+    ("A dermoscopic image of melanoma", "short"), ("As an AI, I can't see images.", "refusal"),
+    ("A dermoscopic image of melanoma. Please describe the image using the following visual features.", "echo"),
+    ("A dermoscopic image of common nevus shows a dark brown, wavy patch.", "opening"), ("A dermoscopic image of melanoma " + "so very dark " * 40, "long"),
+])
+def test_faults(text, fault):
+    assert caption_fault(tidy(text), "A dermoscopic image of melanoma", DATASETS["skin"].features) == fault
+
+
+def test_sampler_keeps_the_words_that_transformers_would_keep():
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    scores = torch.randn(64, 200, generator=rng(0, "scores")) * 2
+    kept = scores
+    for warper in (TemperatureLogitsWarper(.8), TopKLogitsWarper(50), TopPLogitsWarper(.9)):
+        kept = warper(None, kept)
+    kept = kept > -torch.inf
+    seen = torch.zeros_like(kept)
+    for i in range(300):
+        noise = torch.stack([gumbel(1000 * i + j, 1, 50) for j in range(64)])
+        seen |= SeededSampler(noise, .8, .9)(None, scores) == 0
+    assert not (seen & ~kept).any()
+    assert (seen.sum() / kept.sum()) > .5
+
+
+def test_a_caption_does_not_depend_on_its_company(images):
+    vlm = load_vlm(few())
+    shown = [Image.open(f) for f in sorted(images.rglob("*.png"))[:6]]
+    asked = [question(DATASETS["skin"], "melanoma")] * 6
+    together = vlm.write(shown, asked, range(6))
+    assert vlm.write(shown[::-1], asked, range(5, -1, -1)) == together[::-1]
+    assert vlm.write([shown[3]], asked[:1], [3]) == together[3:4]
+
+
+def test_images_of_any_shape_and_size(images):
+    vlm = load_vlm(few())
+    shown = [Image.new("RGB", size, "pink") for size in ((720, 576), (64, 64), (33, 200), (1920, 1072))]
+    assert len(vlm.write(shown, [question(DATASETS["kvasir"], "polyps")] * 4, range(4))) == 4
+
+
+# The store
+
+def test_torn_and_strange_lines_are_passed_over(tmp_path):
+    file = tmp_path / "0.jsonl"
+    for name in "ab":
+        append_line(file, dict(name=name, key="k", text="é"))
+    whole = file.read_bytes()
+    for cut in range(1, len(whole)):
+        file.write_bytes(whole[:-cut])
+        found = read_lines(tmp_path, dict(a="k", b="k"))
+        append_line(file, dict(name="c", key="k"))
+        after = read_lines(tmp_path, dict(a="k", b="k", c="k"))
+        assert set(after) == set(found) | {"c"}
+
+
+# Long captions
+
+def test_every_caption_fits_and_says_how(images, monkeypatch):
+    long = " It has black spots and a blue veil and a white center." * 8
+    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [q.split(". Please")[0] + " shows a brown patch with a jagged border." + long * (s % 2) for q, s in zip(asked, seeds)])
+    r = few()
+    table = write_captions(r, "train")
+    assert set(table.path) <= {"kept", "t5", "cut"} and (table.path != "kept").any() and (table.path == "kept").any()
+    assert (count_tokens(load_tokenizer(r), table.text) == table.tokens).all() and table.tokens.max() <= r.max_tokens
+    least, most = limits(r)
+    assert table[table.path == "t5"].tokens.between(least, most).all()
+    assert all(a.lower().startswith(b.lower()) for a, b in zip(table.text, table.simple))
+    assert (table[table.path == "cut"].fault != "").all() and table[table.path == "cut"].text.str.endswith(".").all()
+
+
+# Other models, other engines
+
+def ovis_folder(folder):
+    "A tiny Ovis2 with random weights, in the layout of the published ones."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Ovis2Processor, PreTrainedTokenizerFast
+    from transformers.models.ovis2.configuration_ovis2 import Ovis2VisionConfig
+    from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+    from transformers.models.qwen2 import Qwen2Config
+
+    marks = ["<image>", "<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tok = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>", additional_special_tokens=marks)
+    ids = tok.convert_tokens_to_ids(marks)
+    talk = "{% for m in messages %}{% for c in m.content %}{{ '<image>\n' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"
+    look = Ovis2ImageProcessorPil(size=dict(height=28, width=28), crop_to_patches=False)
+    Ovis2Processor(look, tok, chat_template=talk, image_seq_length=4).save_pretrained(folder)
+    torch.manual_seed(0)
+    vision = Ovis2VisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, hidden_stride=1, vocab_size=32)
+    text = Qwen2Config(vocab_size=len(tok), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=None)
+    config = Ovis2Config(vision_config=vision, text_config=text, vocab_size=len(tok), hidden_size=32, image_token_id=ids[1], visual_indicator_token_ids=ids[2:], eos_token_id=1, pad_token_id=0)
+    Ovis2ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_ovis2_takes_the_same_path(images, tmp_path):
+    r = few(vlm=str(ovis_folder(tmp_path / "ovis")), caption_tokens=12, caption_retries=1)
+    vlm = load_vlm(r)
+    assert type(vlm.model).__name__ == "Ovis2ForConditionalGeneration" and vlm.processor.tokenizer.padding_side == "left"
+    shown = [Image.open(f) for f in sorted(images.rglob("*.png"))[:3]]
+    asked = [question(DATASETS["skin"], c) for c in CLASSES]
+    texts = vlm.write(shown, asked, range(3))
+    assert len(set(texts)) == 3 and all(texts)
+    assert vlm.write(shown[::-1], asked[::-1], [2, 1, 0]) == texts[::-1]
+    table = write_captions(r, "test")
+    assert (table.source == "simple").all() and (table.tries == 2).all(), "random weights say nothing that passes"
+    assert table.text[0] == simple_caption("dermoscopic", "carcinoma") or table.text[0] in set(table.simple)
+
+
+def test_vllm_gets_prompts_images_and_one_seed_each(images, monkeypatch):
+    asked_for = {}
+
+    class LLM:
+        def __init__(self, **how):
+            asked_for.update(how)
+
+        def generate(self, prompts, params, use_tqdm):
+            asked_for.update(prompts=prompts, params=params)
+            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(text=stable_hash(p.seed))]) for p in params]
+
+    fake = types.ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = LLM, lambda **how: types.SimpleNamespace(**how)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    vlm = load_vlm(few(caption_backend="vllm"))
+    image = Image.new("RGB", (64, 64))
+    assert len(vlm.write([image] * 2, [question(DATASETS["skin"], "melanoma")] * 2, [5, 6])) == 2
+    assert asked_for["model"].endswith("vlm") and asked_for["prompts"][0]["prompt"].count("<image>") == 1
+    assert asked_for["prompts"][1]["multi_modal_data"]["image"] is image
+    how = vars(asked_for["params"][1])
+    assert how == dict(max_tokens=128, temperature=.8, top_k=50, top_p=.9, seed=6)
+
+
+def test_a_missing_model_is_explained(folders):
+    with pytest.raises(FileNotFoundError, match="hf download nobody/nothing"):
+        load_vlm(few(vlm="nobody/nothing"))
