@@ -463,12 +463,12 @@ def clean(
     if not notes and kind=="PNG": return im,strip_png(data),".png",notes
     return im,png(im),".png",notes
 
-# %% ../nbs/03_data.ipynb #9670fe78
+# %% ../nbs/03_data.ipynb #8a0a12a7
 def shrink(
     im:Image.Image # RGB or gray
 ) -> Image.Image:  # gray, 64x64
     "What a fingerprint is taken of."
-    return im.reduce(max(1,min(im.size)//128)).convert("L").resize((64,64),Image.LANCZOS)
+    return im.reduce(max(1,min(im.size)//64)).convert("L").resize((64,64),Image.LANCZOS)
 
 def fingerprint(
     im:Image.Image # RGB or gray
@@ -496,7 +496,7 @@ def near_pairs(
                 if bits<=most: best[i,j] = min(bits,best.get((i,j),bits))
     return [(int(i),int(j),b) for (i,j),b in sorted(best.items())]
 
-# %% ../nbs/03_data.ipynb #4002909c
+# %% ../nbs/03_data.ipynb #ca7bee39
 CHECKS = 1 # counts changes to what follows; a new number looks at everything again
 
 def _sha(data): return hashlib.sha256(data).hexdigest()
@@ -506,22 +506,20 @@ def check_image(
     root,     # the folder of images
     pool      # where clean images go
 ) -> dict:    # what was found
-    "Look at one file: verdict, hash, fingerprint, and the clean image on disk."
-    path = Path(root)/file; found = dict(file=file,checks=CHECKS,bytes=-1,changed=0,reason="",detail="",sha256="",print="",note="",name="",width=0,height=0)
+    "Look at one file: verdict, hash, fingerprint, and the clean image on disk. Never raises over an image."
+    path = Path(root)/file; found = dict(file=file,checks=CHECKS,bytes=-1,changed=0,reason="",detail="",sha256="",print="",note="",name="",width=0,height=0,kept="")
     try:
         s = path.stat(); found |= dict(bytes=s.st_size,changed=s.st_mtime_ns)
         if s.st_size>1<<30: raise Fault("huge",f"a file of {s.st_size/1e9:.1f} GB")
-        data = path.read_bytes(); sha = _sha(data)
-        im,kept,ending,notes = clean(data)
-        if not file.lower().endswith({".jpg":(".jpg",".jpeg"),".png":(".png",)}[ending]) and not notes: notes = [f"named {path.suffix or 'without ending'}, is {ending}"]
-        to = Path(pool)/f"{sha[:24]}{ending}"
-        if not (to.exists() and to.stat().st_size==len(kept)):
-            tmp = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}"); tmp.write_bytes(kept); os.replace(tmp,to)
-        return found|dict(sha256=sha,print=fingerprint(im).tobytes().hex(),note=", ".join(notes),name=to.name,width=im.width,height=im.height,kept=_sha(kept))
-    except Fault as e: reason,detail = e.reason,e.detail
-    except FileNotFoundError: reason,detail = "missing","the file is not there"
-    except Exception as e: reason,detail = "unreadable",f"{type(e).__name__}: {e}"
-    return found|dict(reason=reason,detail=detail)
+        data = path.read_bytes(); im,kept,ending,notes = clean(data); marks = fingerprint(im).tobytes().hex()
+    except Fault as e: return found|dict(reason=e.reason,detail=e.detail)
+    except FileNotFoundError: return found|dict(reason="missing",detail="the file is not there")
+    except Exception as e: return found|dict(reason="unreadable",detail=f"{type(e).__name__}: {e}")
+    if not notes and path.suffix.lower() not in ((".jpg",".jpeg") if ending==".jpg" else (".png",)): notes = [f"named {path.suffix or 'without ending'}, is {ending}"]
+    sha = _sha(data); to = Path(pool)/f"{sha[:24]}{ending}"
+    if not (to.exists() and to.stat().st_size==len(kept)): # what fails here, a full disk for one, is no fault of the image: it stops the scan
+        tmp = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}"); tmp.write_bytes(kept); os.replace(tmp,to)
+    return found|dict(sha256=sha,print=marks,note=", ".join(notes),name=to.name,width=im.width,height=im.height,kept=_sha(kept))
 
 # %% ../nbs/03_data.ipynb #1cf31d16
 def _quiet(): warnings.simplefilter("ignore",Image.DecompressionBombWarning) # such images are counted and refused anyway

@@ -693,6 +693,16 @@ def test_one_file_that_breaks_everything_does_not_stop_the_run(tree, tmp_path, m
     assert table(out, "quarantine.csv").values.tolist() == [["melanoma/5.jpg", "melanoma", "unreadable", "MemoryError: no room"]]
 
 
+def test_a_full_disk_is_no_fault_of_the_images(tree, tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(tree, SKIN, tmp_path / "out")
+    monkeypatch.undo()
+    assert not len(table(prepare(tree, SKIN, tmp_path / "out"), "quarantine.csv"))
+
+
 def test_folders_without_images_and_without_leave_are_named(tmp_path):
     (tmp_path / "none/melanoma").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="class folders, for example polyps/1.jpg"):
