@@ -100,12 +100,12 @@ def dataset_of(
     "What is known of a recipe's data set."
     return dataset_named(r.dataset,r.data)
 
-# %% ../nbs/01_recipes.ipynb #5d846c8d
+# %% ../nbs/01_recipes.ipynb #d8d2186e
 SCALES = dict(
     paper=dict(model="PixArt-alpha/PixArt-XL-2-512x512", size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", checkpointing=True,
                vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8, gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
     tiny=dict(model="data/tiny/pixart", size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}", extractor="data/tiny/vit-{dataset}", epochs=10,
-              interval=50, checkpointing=False, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=128, caption_block=32, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=10))
+              interval=50, checkpointing=False, sample_every=200, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=128, caption_block=32, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=10))
 "Where models come from, and how large the pictures are."
 
 # %% ../nbs/01_recipes.ipynb #8593a4d5
@@ -125,7 +125,7 @@ PROFILES = dict(
     official=dict(text_targets=("q","k","v","o","wi","wo"), color_reduction="mean", lowercase=False, t5_dropout=True, color_at_start=True, crop="random"))
 "`paper` follows the text, `official` the authors' program."
 
-# %% ../nbs/01_recipes.ipynb #50298e79
+# %% ../nbs/01_recipes.ipynb #adcf59f6
 def _f(default, stage="train"): return field(default=default, metadata=dict(stage=stage))
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ class Recipe:
     batch_size:int = _f(1)               # images a step
     epochs:float = _f(10)                # passes over the training images
     lr:float = _f(1e-4)                  # AdamW, constant
+    lr_text:float|None = _f(None)        # of T5's LoRA, None for lr
     weight_decay:float = _f(1e-2)        # AdamW
     clip:float = _f(1.)                  # gradient norm, 0 for none
     rank:int = _f(8)                     # of both LoRAs
@@ -158,6 +159,11 @@ class Recipe:
     text_targets:tuple = _f(())          # modules of T5 that get a LoRA
     t5_dropout:bool = _f(False)          # T5's own dropout in training
     caption_dropout:float = _f(0.)       # share of training captions emptied
+    min_snr:float = _f(0.)               # gamma of min-SNR weighting, 0 for Eq. 3 as it stands
+    ema:float = _f(0.)                   # decay of an average of the adapters, saved in their place; 0 for none
+    pad_to:int = _f(8)                   # captions are padded to a multiple of so many tokens: 40 leaves three shapes, as compiled blocks like it
+    text_bits:int = _f(16)               # 8 or 4: T5's frozen weights through bitsandbytes
+    compile:bool = _f(False)             # compile the networks' repeated blocks
     interval:int = _f(500)               # N: steps between colour losses, 0 for never
     solver_steps:int = _f(20)            # M: DPM-Solver++ steps inside training
     guidance:float = _f(4.5)             # classifier-free guidance scale
@@ -177,6 +183,11 @@ class Recipe:
     classifier_batch:int = _f(32,"classify")   # images a step
     dtype:str = _f("bfloat16")           # of frozen weights and activations
     checkpointing:bool = _f(True,"watch")       # recompute in HLDF's backward pass: less memory, same gradients
+    checkpoint_all:bool = _f(False,"watch")     # recompute in ordinary steps too, T5 included: less memory, same gradients
+    offload:bool = _f(False,"watch")            # T5 waits in main memory while the colour loss runs
+    num_processes:int = _f(1,"watch")           # processes that share a batch
+    max_bad_steps:int = _f(10,"watch")          # updates skipped in a row, for want of a finite gradient, that stop a run
+    sample_every:int = _f(5000,"watch")         # steps between grids of sample images, 0 for none
     checkpoint_every:int = _f(200,"watch")      # steps
     checkpoint_minutes:float = _f(10.,"watch")  # or minutes, whichever comes first
     keep_checkpoints:int = _f(2,"watch")        # the last so many stay
@@ -205,7 +216,7 @@ METHODS = dict(
     base=dict(epochs=0, interval=0))
 "Rows of Tables 2 and 3 as the settings they change. `no_hldf` is the paper's PixArt-alpha row; `medart_k5` and `base` (the model before any fine-tuning) are ours."
 
-# %% ../nbs/01_recipes.ipynb #ed08f004
+# %% ../nbs/01_recipes.ipynb #8e11b131
 def _oneof(what, value, allowed):
     if value in allowed: return value
     near = difflib.get_close_matches(str(value), list(allowed), 1)
@@ -252,10 +263,15 @@ def _check(r):
     _oneof("captions",r.captions,("vsg","simple","empty")); _oneof("crop",r.crop,("center","random"))
     _oneof("color_reduction",r.color_reduction,("sum","mean")); _oneof("gen_split",r.gen_split,("test","train","sample"))
     _oneof("dtype",r.dtype,("float32","bfloat16","float64")); _oneof("caption_backend",r.caption_backend,("transformers","vllm"))
-    for k in ("size","batch_size","rank","alpha","solver_steps","gen_steps","gen_block","log_every","checkpoint_every","keep_checkpoints","max_tokens","top_k","caption_tokens","caption_block","classifier_epochs","classifier_batch"):
+    for k in ("size","batch_size","rank","alpha","solver_steps","gen_steps","gen_block","log_every","checkpoint_every","keep_checkpoints","max_tokens","pad_to","num_processes","max_bad_steps","top_k","caption_tokens","caption_block","classifier_epochs","classifier_batch"):
         if getattr(r,k)<1: raise ValueError(f"setting {k}={getattr(r,k)} must be 1 or more.")
-    for k in ("epochs","interval","backprop_last_k","clip","clip_color","weight_decay","lr","caption_dropout","seed","caption_seed","caption_retries","classifier_lr"):
+    for k in ("epochs","interval","backprop_last_k","clip","clip_color","weight_decay","lr","caption_dropout","min_snr","ema","sample_every","seed","caption_seed","caption_retries","classifier_lr"):
         if getattr(r,k)<0: raise ValueError(f"setting {k}={getattr(r,k)} must not be negative.")
+    if r.ema>=1 or r.caption_dropout>1: raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
+    if r.lr_text is not None and r.lr_text<0: raise ValueError(f"setting lr_text={r.lr_text} must not be negative; None takes lr.")
+    if r.text_bits not in (4,8,16): raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
+    if r.offload and r.text_bits<16: raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights stay where they are. Choose one of the two.")
+    if r.batch_size%r.num_processes: raise ValueError(f"num_processes={r.num_processes} cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//r.num_processes)*r.num_processes}: another recipe, with fewer updates an epoch; nothing else is scaled.")
     if r.temperature<=0 or not 0<r.top_p<=1: raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} above 0 and at most 1.")
     if r.backprop_last_k>r.solver_steps: raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than solver_steps={r.solver_steps}: there are no more steps to differentiate.")
     if not (r.lora_transformer or r.lora_text): raise ValueError("lora_transformer=False and lora_text=False leave nothing to train. Switch one on, or use method='base'.")
