@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Schedule', 'schedule', 'dpmpp_step', 'guided', 'sample', 'checkpointing', 'count_calls']
 
-# %% ../nbs/07_sampler.ipynb #e9c432db
+# %% ../nbs/07_sampler.ipynb #c73e196e
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from .model import Cond,Model,cat_cond
@@ -81,19 +82,27 @@ def sample(
             z,prev = dpmpp_step(z,z0,prev,sch,i),z0
     return z
 
-# %% ../nbs/07_sampler.ipynb #66a497f4
+# %% ../nbs/07_sampler.ipynb #11e1ca2e
 @contextmanager
 def checkpointing(
-    model:Model,    # its transformer and decoder are switched
-    on:bool=True    # False does nothing
+    model:Model,    # its networks are switched
+    on:bool=True,   # False does nothing
+    text:bool=False # T5's blocks too
 ):
     "Inside, transformer blocks and the decoder recompute instead of remembering."
-    nets = [getattr(n,"base_model",n) for n in (model.transformer,model.vae)] if on else []
-    nets = [getattr(n,"model",n) for n in nets]
+    nets = [_unwrapped(n) for n in (model.transformer,model.vae)] if on else []
+    blocks = _unwrapped(model.text_encoder).encoder.block if on and text else []
+    was = [b.training for b in blocks]
     for n in nets: n.enable_gradient_checkpointing()
+    if blocks: _unwrapped(model.text_encoder).gradient_checkpointing_enable(dict(use_reentrant=False))
+    for b in blocks: b.training = True  # of the block alone, not of what is in it: T5 recomputes only in training, and its dropout must stay as it was
     try: yield
     finally:
         for n in nets: n.disable_gradient_checkpointing()
+        for b,t in zip(blocks,was): b.training = t
+        if blocks: _unwrapped(model.text_encoder).gradient_checkpointing_disable()
+
+def _unwrapped(net): return net.base_model.model if isinstance(net,PeftModel) else net
 
 # %% ../nbs/07_sampler.ipynb #9d115590
 def count_calls(
