@@ -6,10 +6,10 @@
 __all__ = ['DATASETS', 'YAML_KEYS', 'SCALES', 'DIT_TARGETS', 'PROFILES', 'METHODS', 'ROW_TITLES', 'PAPER', 'Dataset', 'category',
            'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate', 'Recipe',
            'detect_scale', 'recipe', 'settings', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_dir',
-           'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'describe']
+           'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'command', 'describe']
 
-# %% ../nbs/01_recipes.ipynb #188b1e73
-import ast,difflib,json,re
+# %% ../nbs/01_recipes.ipynb #9e1ea2a7
+import ast,difflib,json,re,shlex
 from dataclasses import asdict,dataclass,field,fields,replace
 from math import ceil
 from pathlib import Path
@@ -364,6 +364,17 @@ def recipe_from(
     for k in injected_names(ns): _oneof("parameter",k,[*known,*extra])
     given = {k:ns[k] for k in known if k in ns and not callable(ns[k])}|changes
     return recipe(**{k:v for k,v in given.items() if not (isinstance(v,str) and v=="" and k!="tracker")})
+
+# %% ../nbs/01_recipes.ipynb #ac7c2b33
+def command(
+    r:Recipe,     # what it should make
+    notebook:str  # train, generate, evaluate, classify
+) -> str:
+    "The shell command that runs one stage of a recipe."
+    plain = _plain(r,r.profile); named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
+    changed = {k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}|({} if r.dataset in DATASETS else dict(data=r.data))
+    words = "".join(f" -p {k} {shlex.quote(str(v))}" for k,v in (named|changed).items())
+    return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
 # %% ../nbs/01_recipes.ipynb #96b322bb
 def describe(
