@@ -6,7 +6,7 @@
 __all__ = ['Plan', 'generation_plan', 'starting_noise', 'paint', 'to_uint8', 'sample_name', 'save_png', 'samples_key', 'generate',
            'load_samples', 'one_of_each', 'real_beside_generated', 'before_and_after', 'color_histograms']
 
-# %% ../nbs/10_generation.ipynb #517af8a2
+# %% ../nbs/10_generation.ipynb #d2f3df93
 import io,json,shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ from .data import Split,crop,load_split,read_pixels,unit
 from .model import PARTS,Cond,Model,cat_cond,load_base,load_model,merge
 from .recipes import Recipe,category,recipe_hash,run_dir,samples_dir,settings
 from .sampler import sample
+from .simplify import captions_for
 
-# %% ../nbs/10_generation.ipynb #2f7dbcb2
+# %% ../nbs/10_generation.ipynb #319ae934
 @dataclass(frozen=True)
 class Plan:
     "What to paint."
@@ -39,10 +40,10 @@ def generation_plan(
     r:Recipe   # gen_split says whose captions, gen_count how many
 ) -> Plan:
     "One caption for each test image, or for an even share of them."
-    test = load_split(r,"test"); texts = list(test.texts)
+    test = captions_for(r,"test"); texts = list(test.texts)
     by = {c:[i for i,d in enumerate(test.classes) if d==c] for c in dict.fromkeys(test.classes)}
     if r.gen_split=="train":
-        train = load_split(r,"train")
+        train = captions_for(r,"train")
         for c,ids in by.items():
             own = [t for t,d in zip(train.texts,train.classes) if d==c]
             if not own: raise ValueError(f"class {c} has {len(ids)} test images and no training image to take captions from. Use gen_split=test, or add images to {train.folder}.")
@@ -168,14 +169,14 @@ def real_beside_generated(
     fig.suptitle(f"{k} real test images{' ('+r.data+')' if r.data.startswith('phantom') else ''}, then {k} generated ({r.method}, {r.scale} scale)",fontsize=8)
     return fig
 
-# %% ../nbs/10_generation.ipynb #804ac136
+# %% ../nbs/10_generation.ipynb #8c76d3f1
 def before_and_after(
     r:Recipe,    # a trained run
     k:int=4,     # images of each class
     device="cpu" # where to paint
 ) -> dict:       # "real", "before", "after": (n,3,h,w) in -1..1, and "texts"
     "Real test images, and their captions painted by the untouched and by the fine-tuned model."
-    s = one_of_each(load_split(r,"test"),k)
+    s = one_of_each(captions_for(r,"test"),k)
     def all_blocks(model): return torch.cat([paint(model,r,s.texts[i:i+r.gen_block],range(i,min(len(s),i+r.gen_block))) for i in progress(range(0,len(s),r.gen_block),desc="painting")])
     return dict(real=unit(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)])), before=all_blocks(load_base(r,device)).cpu(), after=all_blocks(merge(load_model(r,adapters=run_dir(r),device=device))).cpu(),
                 texts=s.texts, classes=s.classes)

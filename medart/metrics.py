@@ -15,7 +15,7 @@ __all__ = ['LEAST', 'STATS', 'ALIASES', 'TONES', 'INCEPTION', 'VERSION', 'SAW', 
            'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure', 'copies_figure',
            'write_samples']
 
-# %% ../nbs/11_metrics.ipynb #53d835cb
+# %% ../nbs/11_metrics.ipynb #96a6a8a2
 import hashlib,io,json,zipfile,zlib
 from dataclasses import asdict,dataclass,replace
 from pathlib import Path
@@ -30,9 +30,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
 from .core import file_hash,image_grid,np_rng,outputs_dir,progress,stable_hash,write_atomic
-from .data import Split,crop,load_split,read_pixels,unit
+from .data import Split,crop,read_pixels,unit
 from .losses import channel_stats
 from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
+from .simplify import captions_for
 
 # %% ../nbs/11_metrics.ipynb #27052a78
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Images:
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return Images(self.x[list(i)],*(tuple(s[j] for j in i) for s in (self.classes,self.texts,self.files,self.index)))
 
-# %% ../nbs/11_metrics.ipynb #5f33cc32
+# %% ../nbs/11_metrics.ipynb #2e76bb01
 def real_images(
     r:Recipe,  # data and size
     split:str  # train or test
 ) -> Images:
     "Real images of one split."
-    s = load_split(r,split)
+    s = captions_for(r,split)
     return Images(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)]),s.classes,s.texts,s.files,tuple(range(len(s))))
 
 # %% ../nbs/11_metrics.ipynb #e458be82
