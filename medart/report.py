@@ -57,7 +57,7 @@ def over_seeds(
     text = g.apply(lambda x: f"{x['mean']:.3f} ± {x['std']:.3f}" if x["size"]>1 else f"{x['mean']:.3f}",axis=1)
     return text.unstack("measure")[list(measures)]
 
-# %% ../nbs/14_report.ipynb #6fc9862f
+# %% ../nbs/14_report.ipynb #4f51f53b
 def side_by_side(
     recipes:list,  # rows whose images are painted, one dataset and seed
     k:int=1        # captions of each class
@@ -68,7 +68,7 @@ def side_by_side(
     images = [unit(crop(p,recipes[0].size)) for p in read_pixels(shown,recipes[0].size)]
     for r in recipes:
         x,_ = load_samples(samples_dir(r)); images += [unit(x[i]) for i in at]
-    return image_grid(images,[""]*(len(images)-len(at))+list(shown.texts),ncol=len(at),cell=1.2,width=22,rows=["real"]+[r.method for r in recipes])
+    return image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,rows=["real"]+[r.method for r in recipes])
 
 # %% ../nbs/14_report.ipynb #b6121ce7
 def color_paths(
