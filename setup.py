@@ -21,5 +21,5 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=[cfg["lib_name"]],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "paper", "vllm")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "paper", "vllm", "small")},
 )
