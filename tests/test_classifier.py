@@ -1,0 +1,194 @@
+"The classifier on tasks whose answers are known: what it learns, what its scores say, what is kept, what is refused."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medart import classifier as C
+from medart import metrics as M
+from medart.phantom import write_phantoms
+from medart.recipes import DATASETS, classifier_dir, recipe, samples_dir
+
+CLASSES = list(DATASETS["skin"].counts)
+FEW = dict(train=dict.fromkeys(CLASSES, 4), test=dict.fromkeys(CLASSES, 3))
+
+
+@pytest.fixture
+def run(folders):
+    "A recipe on a few phantoms; its synthetic images are the training images, recoloured."
+    write_phantoms("skin", folders[0] / "few", counts=FEW)
+    r = recipe("skin", scale="tiny", data="few", classifier_epochs=1)
+    train = M.real_images(r, "train")
+    M.write_samples(samples_dir(C.synthetic_recipe(r)), replace(train, x=M.saturate(train.x, 1.3)))
+    return r
+
+
+def blobs(n, seed, dim=0.0):
+    "Images that are reddish (class 0) or bluish (class 1), in noise."
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 2
+    x = 110 + 40 * torch.randn(n, 3, 64, 64, generator=g)
+    x[y == 0, 0] += 60 - dim
+    x[y == 1, 2] += 60 - dim
+    return C.Labelled(x.clamp(0, 255).byte(), y)
+
+
+# Scores
+
+def test_scores_of_known_answers():
+    y = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    right, blind = np.eye(3)[y], np.tile([0.5, 0.25, 0.25], (8, 1))
+    assert C.scores(y, right) == dict.fromkeys(C.MEASURES, 1.0)
+    got = C.scores(y, blind)
+    f0 = 2 * 0.5 * 1 / 1.5  # precision 1/2, recall 1
+    assert got == pytest.approx(dict(weighted_f1=f0 / 2, macro_f1=f0 / 3, bacc=1 / 3, auc=0.5))
+
+
+def test_auc_asks_for_order_alone():
+    y, p = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    assert C.scores(y, p)["auc"] == 1 and C.scores(y, p)["bacc"] == 0.5
+
+
+def test_scores_by_hand():
+    "Each measure written out, on random answers of four unequal classes."
+    g = np.random.default_rng(0)
+    y = g.choice(4, 300, p=[0.6, 0.2, 0.15, 0.05])
+    p = g.dirichlet(np.ones(4), 300) + 0.5 * np.eye(4)[y]
+    p /= p.sum(1, keepdims=True)
+    d = p.argmax(1)
+    n = np.array([(y == c).sum() for c in range(4)])
+    hit = np.array([((y == c) & (d == c)).sum() for c in range(4)])
+    f1 = 2 * hit / (n + np.array([(d == c).sum() for c in range(4)]))
+    auc = [np.mean((p[y == c, c][:, None] > p[y != c, c]) + 0.5 * (p[y == c, c][:, None] == p[y != c, c])) for c in range(4)]
+    want = dict(weighted_f1=(n * f1).sum() / 300, macro_f1=f1.mean(), bacc=(hit / n).mean(), auc=np.mean(auc))
+    assert C.scores(y, p) == pytest.approx(want)
+
+
+def test_a_class_without_test_images_is_refused():
+    with pytest.raises(ValueError, match="no test image of class 2 of 3"):
+        C.scores(np.array([0, 1, 0]), np.eye(3)[[0, 1, 0]])
+
+
+# Training
+
+def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
+    train, test = blobs(64, 0), blobs(64, 1)
+    def accuracy(y, seed=0):
+        net = C.small_vit(("red", "blue"), width=32, layers=2)
+        losses = C.train_classifier(net, train.x, y, epochs=4, lr=2e-3, batch=16, seed=seed)
+        p = C.predict(net, test.x)
+        assert len(losses) == 16 and p.dtype == np.float64 and np.abs(p.sum(1) - 1).max() < 1e-12
+        return (p.argmax(1) == test.y.numpy()).mean(), p
+    right, p = accuracy(train.y)
+    assert right > 0.95
+    assert (accuracy(train.y)[1] == p).all(), "one seed, one answer"
+    assert (accuracy(train.y, seed=1)[1] != p).any()
+    turned, _ = accuracy(1 - train.y)
+    assert turned < 0.05
+
+
+def test_labels_may_be_shared_between_attributes():
+    "A picture that is half one thing and half another: the network says so."
+    net = C.small_vit(("a", "b", "c"), width=32, layers=1)
+    x, y = blobs(16, 0).x, torch.tensor([0.5, 0.5, 0.0]).repeat(16, 1)
+    C.train_classifier(net, x, y, epochs=12, lr=3e-3, batch=8)
+    assert np.abs(C.predict(net, x) - [0.5, 0.5, 0]).max() < 0.1
+
+
+def test_shapes_are_labelled_with_what_is_true():
+    x, y = C.shape_pictures(40, seed=5)
+    assert x.shape == (40, 3, 64, 64) and y.sum(1).allclose(torch.ones(40))
+    assert ((y > 0).sum(1) == len(C.GROUPS)).all()
+    at = C.ATTRIBUTES.index("on white"), C.ATTRIBUTES.index("on black")
+    corners = x[:, :, :4, :4].float().mean((1, 2, 3))
+    bright = [corners[y[:, k] > 0] for k in at]
+    assert bright[0].numel() == 0 or bright[1].numel() == 0 or bright[0].min() > bright[1].max()
+    truth = C.named_rightly(y.numpy(), y)
+    assert set(truth.values()) == {1.0}
+
+
+def test_the_small_vit_is_built_from_shapes_alone(tmp_path):
+    found = C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
+    assert set(found) == set(C.GROUPS)
+    first = (tmp_path / "vit" / "model.safetensors").read_bytes()
+    when = (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns
+    assert C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3) == found
+    assert (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns == when, "built once"
+    net = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
+    again = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
+    assert net.vit.classifier.out_features == 8 and net.key == again.key != C.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
+    (tmp_path / "vit" / "built.json").unlink()
+    C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
+    assert (tmp_path / "vit" / "model.safetensors").read_bytes() == first, "the same bytes from the same seed"
+
+
+def test_it_loads_as_its_big_sister_would(tmp_path):
+    "The published network is a ViTModel of another size with its own processor: the same call."
+    from transformers import ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16)).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(tmp_path)
+    net = C.load_vit(str(tmp_path), ("a", "b"))
+    big = blobs(4, 0)
+    small = torch.stack([torch.from_numpy(np.asarray(net.pre([a], do_rescale=False, do_normalize=False).pixel_values[0])) for a in big.x])
+    assert net.side == 32 and C.predict(net, small.byte()).shape == (4, 2)
+    with pytest.raises(FileNotFoundError, match="hf download google/none"):
+        C.load_vit("google/none", ("a", "b"))
+
+
+# A run's row
+
+def test_classify_once_and_again(run, monkeypatch):
+    rows = C.classify(run, seeds=(0, 1))
+    assert set(rows.training) == set(C.KINDS) and set(rows.measure) == set(C.MEASURES) and len(rows) == 3 * 2 * 4
+    res = C.classified(run)
+    assert res["n"] == dict(synthetic=32, real=32, both=64) and res["n_test"] == 24 and res["about"].startswith("skin, medart, tiny scale")
+    for c in res["confusion"].values():
+        assert np.sum(c) == 48 and np.sum(c, 1).tolist() == [6] * 8
+    assert C.scores_table(res).shape == (3, 5) and C.recalls(res).shape == (8, 3)
+    recall = C.recalls(res).mean()
+    bacc = rows[rows.measure == "bacc"].groupby("training").value.mean()
+    assert all(recall[k] == pytest.approx(bacc[k]) for k in C.KINDS), "balanced accuracy is the mean of the recalls"
+    file = classifier_dir(run) / "classifier.json"
+    before = file.read_bytes()
+    calls, fit = [], C.train_classifier
+    monkeypatch.setattr(C, "train_classifier", lambda *a, **k: calls.append(1) or fit(*a, **k))
+    C.classify(run, seeds=(0, 1))
+    assert not calls and file.read_bytes() == before, "what is trained is not trained again"
+    other = replace(run, seed=1)
+    train = M.real_images(run, "train")
+    M.write_samples(samples_dir(C.synthetic_recipe(other)), replace(train, x=M.saturate(train.x, 2.0)))
+    C.classify(other, seeds=(0,))
+    assert len(calls) == 2, "another run has other synthetic images, and the same real ones"
+
+
+def test_what_is_missing_is_named_with_its_command(folders, run):
+    folder = samples_dir(C.synthetic_recipe(run))
+    with pytest.raises(FileNotFoundError, match="Train the classifiers first: papermill nbs/classify.ipynb"):
+        C.classified(run)
+    m = pd.read_csv(folder / "metadata.csv")
+    file = folder / m.file_name[3]
+    good = file.read_bytes()
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="lacks 1 of its 32 images"):
+        C.classify(run, seeds=(0,))
+    file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot be read"):
+        C.classify(run, seeds=(0,))
+    file.write_bytes(good)
+    m[:20].to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="holds 20 images, and there are 32 training captions"):
+        C.classify(run, seeds=(0,))
+    (folder / "metadata.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="papermill nbs/generate.ipynb .*-p gen_split train -p gen_count 0"):
+        C.classify(run, seeds=(0,))
+    assert not (classifier_dir(run) / "classifier.json").exists()
+
+
+def test_results_are_json_without_the_clock(run):
+    C.classify(run, seeds=(0,))
+    text = (classifier_dir(run) / "classifier.json").read_text()
+    assert json.loads(text)["settings"] == dict(lr=run.classifier_lr, epochs=1, batch=run.classifier_batch) and str(samples_dir(run).parent) not in text
