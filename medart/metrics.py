@@ -822,14 +822,15 @@ def results_path(
     mark = samples_dir(r).name.removeprefix("samples")+("" if r.extractor==plain else f"+extractor={Path(r.extractor).name}~{stable_hash(r.extractor)[:4]}")
     return run_dir(r)/f"{Path(name).stem}{mark}{Path(name).suffix}"
 
-# %% ../nbs/11_metrics.ipynb #e655e1ad
+# %% ../nbs/11_metrics.ipynb #17121edf
 def evaluate(
     r:Recipe,          # a run whose images are generated
     spaces:tuple=(),   # further feature spaces, e.g. ("inception", "facebook/dinov2-base")
     rate:float=.01,    # of copies flagged among independent images
-    device="cpu"       # where networks run
+    device=None        # where networks run: a GPU if there is one
 ) -> pd.DataFrame:     # a row a measure
     "Measure a run's images, once: metrics.json, metrics.csv, the review sheet."
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sets = dict(gen=generated_images(samples_dir(r),r.size),test=real_images(r,"test"),train=real_images(r,"train"))
     check_classes(sets["gen"],sets["test"])
     base = base_recipe(r)
@@ -851,12 +852,12 @@ def distance_name(
     if name=="inception": return "FID"
     return dataset_of(r).distance if name==dataset_of(r).classifier else "FD"
 
-# %% ../nbs/11_metrics.ipynb #1821b979
+# %% ../nbs/11_metrics.ipynb #c69dadd0
 def _evaluate(r,sets,ex,more,rate,head,out):
     seen = {k:look(ex,s) for k,s in sets.items()}
     plan = floor_plan(seen["test"].classes,seen["train"].classes,seen["gen"].classes,seed=r.seed)
-    four = lambda s: (s["gen"],s["test"],s[plan.source],plan)
-    rows = compare(*four(seen),seen.get("base")).to_dict("records")+[infinity_row(*four(seen)),paired_row(seen["gen"],sets["gen"],seen[r.gen_split],sets[r.gen_split])]
+    four = lambda s: (s["gen"],s["test"],s[plan.source],plan); whose = "train" if r.gen_split=="train" else "test"
+    rows = compare(*four(seen),seen.get("base")).to_dict("records")+[infinity_row(*four(seen)),paired_row(seen["gen"],sets["gen"],seen[whose],sets[whose])]
     known = {c for l in ex.labels for c in label_classes(l)}>={category(c).lower() for c in seen["test"].classes}
     if known: rows.append(named_row(seen["gen"],seen["test"],ex.labels,seen.get("base")))
     rows = [dict(x,space=Path(r.extractor).name) for x in rows if x]

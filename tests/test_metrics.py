@@ -61,6 +61,28 @@ def test_frechet_is_the_usual_formula(n, m, d):
     assert M.frechet(a, a) == pytest.approx(0, abs=1e-9 * np.trace(s))
 
 
+def test_frechet_agrees_with_torchmetrics_and_its_formula():
+    "The metric of torchmetrics, given a network of our own, and torch-fidelity's formula, from the same features."
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Pooled(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, x):
+            return torch.nn.functional.adaptive_avg_pool2d(x.double(), 2).flatten(1)
+    g, net = torch.Generator().manual_seed(0), Pooled()
+    a, b = torch.randint(0, 256, (60, 3, 8, 8), generator=g).byte(), torch.randint(0, 200, (80, 3, 8, 8), generator=g).byte()
+    fid = FrechetInceptionDistance(feature=net).set_dtype(torch.float64)
+    fid.update(a, real=True)
+    fid.update(b, real=False)
+    f1, f2 = net(a).numpy(), net(b).numpy()
+    s, t = np.cov(f1, rowvar=False), np.cov(f2, rowvar=False)
+    root = sqrtm(s.dot(t))
+    formula = (f1.mean(0) - f2.mean(0)).dot(f1.mean(0) - f2.mean(0)) + np.trace(s) + np.trace(t) - 2 * np.trace(root.real)
+    assert M.frechet(f1, f2) == pytest.approx(formula, rel=1e-6)
+    assert M.frechet(f1, f2) == pytest.approx(fid.compute().item(), rel=1e-6)
+
+
 def test_frechet_with_fewer_images_than_dimensions():
     "The covariance is singular, which makes the general matrix root complex; ours stays real and at least zero."
     g = np_rng(0, "thin")
@@ -272,6 +294,32 @@ def test_evaluate_once_and_again(painted, monkeypatch):
     file.write_bytes(good)
     M.evaluate(painted)
     assert out.read_bytes() == first, "the same images give the same bytes"
+
+
+def test_further_spaces_are_measured_beside_the_first(painted, tmp_path, monkeypatch):
+    "DINOv2 goes through the same call: a random one of its class stands in, and a wrong name is refused before anything is computed."
+    from transformers import Dinov2Config, Dinov2Model
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(tmp_path / "dino")
+    BitImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)).save_pretrained(tmp_path / "dino")
+    with pytest.raises(FileNotFoundError, match="facebook/none"):
+        M.evaluate(painted, ("facebook/none",))
+    rows = M.evaluate(painted, (str(tmp_path / "dino"),))
+    both = rows[rows.space == "dino"].set_index("measure")
+    assert set(both.index) == {"frechet", "kid", "frechet_infinity"} and (both.low <= both.value).all() and both.value["frechet"] > 0
+    assert "28 px" in M.results(painted)["spaces"]["dino"] or "32 px" in M.results(painted)["spaces"]["dino"]
+
+
+def test_whose_captions_decide_the_pairs(run):
+    "An image stands beside the one its caption describes: a training image where captions are those of the training set."
+    r = replace(run, gen_split="train", gen_count=0)
+    M.write_samples(samples_dir(r), images(r, "train"))
+    rows = M.evaluate(r).set_index("measure")
+    assert rows.value["paired_color_gap"] == pytest.approx(0, abs=1e-12) and rows.value["color_gap"] > 0
+    assert M.results(r)["copies"]["flagged"] == 96, "these are copies"
+    s = replace(run, gen_split="sample")
+    M.write_samples(samples_dir(s), replace(images(s, "test"), texts=("another caption",) * 112))
+    assert "paired_color_gap" not in set(M.evaluate(s).measure)
 
 
 def test_bad_input_is_named(painted):
