@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup demo test notebooks readme clean
 
 help:
-	@echo "make demo       train, generate and evaluate at tiny scale: outputs/*-skin.ipynb"
+	@echo "make demo       train, generate, evaluate, classify and tables at tiny scale: outputs/*.ipynb"
 	@echo "make test       lint, then run every test and every numbered notebook"
 	@echo "make notebooks  write medart/ and re-execute the numbered notebooks in place"
 	@echo "make readme     write README.md from nbs/index.ipynb"
@@ -34,9 +34,14 @@ demo: $(READY)
 	$(IN_VENV) for run in train generate evaluate; do \
 	    papermill nbs/$$run.ipynb outputs/$$run-skin.ipynb -p dataset skin -p scale tiny || exit 1; \
 	done
+	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-train-skin.ipynb -p dataset skin -p scale tiny -p gen_split train -p gen_count 0
+	$(IN_VENV) papermill nbs/classify.ipynb outputs/classify-skin.ipynb -p dataset skin -p scale tiny
+	$(IN_VENV) papermill nbs/tables.ipynb outputs/tables.ipynb -p datasets skin -p scale tiny
 	@echo
 	@echo "Done, with small models on drawn images. Have a look at:"
-	@echo "  outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb"
+	@echo "  outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb,"
+	@echo "  outputs/classify-skin.ipynb, outputs/tables.ipynb"
+	@find outputs/tables -name 'table*-tiny.md' | sort | sed 's/^/  /'
 	@find outputs/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
 
 test: $(READY)

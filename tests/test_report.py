@@ -1,0 +1,166 @@
+"Tables and figures from made-up results: the paper's numbers in their places, ours under their own name, missing ones with a command."
+import csv
+import io
+import json
+import re
+
+
+import pandas as pd
+import pytest
+import torch
+
+from medart import classifier as C
+from medart import metrics as M
+from medart import report as R
+from medart.core import write_atomic
+from medart.phantom import write_phantoms
+from medart.recipes import DATASETS, PAPER, classifier_dir, recipe, run_dir, samples_dir
+
+CLASSES = list(DATASETS["skin"].counts)
+FEW = dict(train=dict.fromkeys(CLASSES, 2), test=dict.fromkeys(CLASSES, 2))
+
+
+def tiny(dataset, method, seed):
+    return recipe(dataset, method, scale="tiny", seed=seed)
+
+
+def paper(dataset, method, seed):
+    return recipe(dataset, method, scale="paper", seed=seed)
+
+
+def finish(r, fid=None, distance=None, kid=None, f1=None):
+    "Leave behind what a finished run would."
+    own = r.extractor.split("/")[-1]
+    write_atomic(run_dir(r) / "done.json", "{}")
+    write_atomic(samples_dir(r) / "metadata.csv", "")
+    rows = [dict(space=own, measure="frechet", value=distance, floor=1.25), dict(space=own, measure="kid", value=0.5, floor=0.0)]
+    if fid is not None:
+        rows += [dict(space="inception", measure="frechet", value=fid, floor=20.0), dict(space="inception", measure="kid", value=kid, floor=0.001)]
+    write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(rows=rows)))
+    if f1 is not None:
+        write_atomic(samples_dir(C.synthetic_recipe(r)) / "metadata.csv", "")
+        rows = [dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s) for i, k in enumerate(C.KINDS) for s in (0, 1) for m in C.MEASURES]
+        write_atomic(classifier_dir(r) / "classifier.json", json.dumps(dict(rows=rows)))
+
+
+def test_the_papers_rows_are_all_there():
+    "Counts and a few cells, straight from the paper's text."
+    assert {k: (len(t["rows"]), len(t["columns"])) for k, t in PAPER.items()} == {2: (6, 6), 3: (8, 3), 4: (7, 6)}
+    assert all(len(v) == len(t["columns"]) for t in PAPER.values() for v in t["rows"].values())
+    assert R.paper_value(2, "kvasir", "medart", "FID") == 51.99 and R.paper_value(2, "skin", "fast_dit", "HFD") == 3.95
+    assert R.paper_value(3, "kvasir", "ovis", "KID") == 0.013 and R.paper_value(4, "skin", "real", "BACC") == 0.508
+    assert R.paper_value(3, "skin", "medart", "FID") is None
+
+
+def test_a_tiny_number_never_stands_under_the_papers_name(folders):
+    finish(tiny("skin", "medart", 0), distance=21.5, f1=0.5)
+    for k in (2, 3, 4):
+        t, notes, text = R.write_table(k, tiny, ["skin"])
+        for top, name in t.columns:
+            assert (top == "the paper") != (top == "ours, tiny scale, drawn phantoms")
+            if top != "the paper":
+                assert not re.search(r"\b(KFD|HFD)\b", name), "distances of the small networks have names of their own"
+        assert "TINY SCALE" in text and "drawn phantoms" in text and "cannot be compared with the paper's" in text
+    made = {f.name for f in (folders[1] / "tables").iterdir()}
+    assert made == {f"table{k}-tiny.{e}" for k in (2, 3, 4) for e in ("csv", "md", "tex")}
+    for f in (folders[1] / "tables").iterdir():
+        said = f.read_text()
+        assert ("tiny,phantom/skin" if f.suffix == ".csv" else "TINY SCALE") in said
+    t, _, _ = R.write_table(2, tiny, ["skin"])
+    assert t.loc["Med-Art", ("ours, tiny scale, drawn phantoms", "skin FD (vit-skin)")] == "21.50"
+    assert t.loc["Med-Art", ("the paper", "skin HFD")] == "4.47"
+    assert t.loc["Real against real", ("ours, tiny scale, drawn phantoms", "skin FD (vit-skin)")] == "1.25"
+
+
+def test_full_size_numbers_stand_beside_the_papers(folders):
+    for s, fid in ((0, 50.0), (1, 54.0)):
+        finish(paper("kvasir", "medart", s), fid, 1.5, 0.01, f1=0.8)
+    finish(paper("kvasir", "no_hldf", 0), 70.0, 1.8, 0.03)
+    t, notes, text = R.write_table(2, paper, ["kvasir"], (0, 1))
+    ours = "ours, paper scale"
+    assert t.loc["Med-Art", (ours, "kvasir FID")] == "52.00 ± 2.83" and t.loc["Med-Art", (ours, "kvasir KFD")] == "1.50 ± 0.00"
+    assert t.loc["PixArt-alpha", (ours, "kvasir FID")].startswith("70.00 (1 of 2 seeds) [")
+    assert t.loc["Med-Art", ("the paper", "kvasir FID")] == "51.99" and t.loc["Med-Art", ("the paper", "kvasir KID")] == "0.012"
+    assert t.loc["Real against real", (ours, "kvasir FID")] == "20.00"
+    assert "PAPER SCALE" not in text and "a sample of the training set, as in the paper" in text
+    cells = pd.read_csv(folders[1] / "tables" / "table2-paper.csv")
+    got = cells[(cells.method == "medart") & (cells.measure == "FID")].iloc[0]
+    assert (got.ours, got.paper, got.seeds) == (52.0, 51.99, 2) and got.sd == pytest.approx(2.8284, abs=1e-3)
+    t, _, _ = R.write_table(4, paper, ["kvasir"], (0, 1))
+    assert t.loc["Med-Art", (ours, "kvasir F1")].startswith("0.8050") and t.loc["Real images", (ours, "kvasir F1")].startswith("0.9050")
+    assert t.loc["Real and Med-Art's images", (ours, "kvasir AUC")].startswith("1.0050") and t.loc["Real images", ("the paper", "kvasir AUC")] == "0.9962"
+
+
+def test_missing_cells_say_what_to_run(folders):
+    r = tiny("skin", "medart", 0)
+    assert R.to_run(r) == ["train", "generate", "evaluate"] and R.to_run(r, 4) == ["train", "generate", "classify"]
+    t, notes, _ = R.write_table(2, tiny, ["skin"])
+    ours = "ours, tiny scale, drawn phantoms"
+    cell = t.loc["Med-Art", (ours, "skin FD (vit-skin)")]
+    note = next(n for n in notes if n.startswith(cell.split()[1]))
+    assert [re.search(rf"papermill nbs/{n}.ipynb outputs/\S+ -p dataset skin -p method medart -p scale tiny", part) is not None for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
+    assert "not in this version" in " ".join(notes) and t.loc["SDXL", (ours, "skin FID")].startswith("run [")
+    write_atomic(run_dir(r) / "done.json", "{}")
+    assert R.to_run(r) == ["generate", "evaluate"] and R.to_run(r, 4) == ["generate", "classify"]
+    assert "-p gen_split train -p gen_count 0" in R.commands(r, 4).split(" && ")[0] and "gen_split" not in R.commands(r, 2)
+    finish(r, distance=20.0)
+    t, notes, _ = R.write_table(2, tiny, ["skin"])
+    assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00" and "[" in t.loc["Med-Art", (ours, "skin FID")]
+    assert any(n.endswith("-p method medart -p scale tiny -p spaces inception") and "train.ipynb" not in n for n in notes)
+
+
+def test_markdown_and_latex_hold_every_cell(folders):
+    finish(paper("skin", "medart", 0), 66.6, 4.4, 0.033)
+    t, notes, text = R.write_table(2, paper, ["kvasir", "skin"])
+    md = (folders[1] / "tables" / "table2-paper.md").read_text()
+    lines = [line for line in md.splitlines() if line.startswith("|")]
+    assert len(lines) == len(t) + 2 and len({line.count("|") for line in lines}) == 1
+    tex = (folders[1] / "tables" / "table2-paper.tex").read_text()
+    body = tex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(t) and {row.count("&") for row in body} == {len(t.columns)}
+    for cell in ("66.60", "67.45", "51.99", "PixArt-alpha"):
+        assert cell in md and cell in tex
+    assert not re.search(r"(?<!\\)[_%#]", tex), "characters that LaTeX reads as commands are escaped"
+    assert tex.count("{") == tex.count("}") and r"\begin{table}" in tex and r"\end{table}" in tex
+
+
+def test_csv_reads_back(folders):
+    finish(tiny("skin", "medart", 0), distance=20.0)
+    R.write_table(2, tiny, ["skin"])
+    rows = list(csv.DictReader(io.StringIO((folders[1] / "tables" / "table2-tiny.csv").read_text())))
+    assert {row["scale"] for row in rows} == {"tiny"} and {row["data"] for row in rows} == {"phantom/skin"}
+    for row in rows:
+        assert not (row["ours"] and row["paper"]), "at tiny scale no cell has both, since no measure is the same"
+        assert row["ours"] or row["paper"] or row["to_run"]
+
+
+@pytest.mark.parametrize("split", ["test", "train", "sample"])
+def test_figure_two(folders, split):
+    write_phantoms("skin", folders[0] / "few", counts=FEW)
+    rs = [recipe("skin", m, scale="tiny", data="few", gen_split=split, gen_count=0) for m in ("no_hldf", "dora", "medart")]
+    with pytest.raises(FileNotFoundError, match="has painted images"):
+        R.prompts_figure(rs)
+    from medart.generation import generation_plan
+    plan = generation_plan(rs[0])
+    for r, shade in ((rs[0], 40), (rs[2], 200)):
+        write_atomic(run_dir(r) / "done.json", "{}")
+        files = tuple(f"{c}/{i:05d}.png" for c, i in zip(plan.classes, plan.index))
+        M.write_samples(samples_dir(r), M.Images(torch.full((len(plan), 3, 64, 64), shade).byte(), plan.classes, plan.texts, files, plan.index))
+    fig = R.prompts_figure(rs, 3)
+    rows = [fig.axes[5 * i:5 * i + 5] for i in range(3)]
+    assert [ax.get_title() for ax in rows[0][1:]] == ["Real", "PixArt-alpha", "with DoRA", "Med-Art"]
+    for i, row in enumerate(rows):
+        at = plan.classes.index(CLASSES[i])
+        assert "".join(row[0].texts[0].get_text().split())[:30] == "".join(plan.texts[at].split())[:30]
+        assert row[3].texts[0].get_text().startswith("to run:") and not row[3].images
+        assert row[2].images[0].get_array().max() < 0.2 < 0.7 < row[4].images[0].get_array().min()
+        real = M.real_images(rs[0], "test" if split == "test" else "train")
+        same = [j for j, t in enumerate(real.texts) if t == plan.texts[at] and real.classes[j] == plan.classes[at]]
+        shown = torch.from_numpy(row[1].images[0].get_array().filled() if hasattr(row[1].images[0].get_array(), "filled") else row[1].images[0].get_array())
+        assert any((shown.permute(2, 0, 1) * 255 - real.x[j].float()).abs().max() < 1 for j in same), "the real image is the one the caption describes"
+    assert "drawn phantoms" not in fig.get_suptitle() and "tiny scale" in fig.get_suptitle()
+
+
+def test_wrong_rows_are_refused():
+    with pytest.raises(ValueError, match="medart2"):
+        R.write_table(2, lambda d, m, s: recipe(d, "medart2", scale="tiny"), ["skin"])
