@@ -153,7 +153,7 @@ def trainable(
     "Everything that training changes."
     return {f"{part}.{n}":p for part in ("transformer","text_encoder") for n,p in getattr(self,part).named_parameters() if p.requires_grad}
 
-# %% ../nbs/06_model.ipynb #ed0bfeff
+# %% ../nbs/06_model.ipynb #0066cdff
 def quantized_text(
     r:Recipe,     # text_bits says how many
     device="cpu"  # where T5 goes
@@ -162,7 +162,7 @@ def quantized_text(
     if r.text_bits==16: return {}
     try: import bitsandbytes  # noqa: F401
     except ImportError as e:
-        raise ImportError(f"text_bits={r.text_bits} needs the package bitsandbytes, which is not installed: pip install 'med-art[small]', or pass text_bits=16.") from e
+        raise ImportError(f"text_bits={r.text_bits} needs the package bitsandbytes, which is not installed: pip install -e '.[small]', or pass text_bits=16.") from e
     bits = dict(load_in_8bit=True) if r.text_bits==8 else dict(load_in_4bit=True,bnb_4bit_quant_type="nf4",bnb_4bit_compute_dtype=getattr(torch,r.dtype))
     return dict(text_encoder=T5EncoderModel.from_pretrained(locate(r.model),subfolder="text_encoder",quantization_config=BitsAndBytesConfig(**bits),dtype=getattr(torch,r.dtype),device_map={"":str(device)}))
 
