@@ -338,19 +338,19 @@ def recalls(
     "Share of each class's test images that were recognised, mean over seeds."
     return pd.DataFrame({k:np.diag(c)/np.sum(c,1) for k,c in res["confusion"].items()},index=[category(c) for c in res["classes"]]).rename_axis("recall")
 
-# %% ../nbs/12_classifier.ipynb #9f7ec01b
+# %% ../nbs/12_classifier.ipynb #67c1119e
 def confusion_figure(
     res:dict # of `classified`
 ):           # figure
     "What each class's test images were taken for, a panel a training set."
     names = [category(c) for c in res["classes"]]; k = len(names)
+    note = f"% of each class's test images; {len(res['seeds'])} seed{'s'*(len(res['seeds'])>1)}. {res['about']}"
     fig,axs = plt.subplots(1,3,figsize=(2+.3*k*3,1.6+.3*k),sharey=True,layout="constrained")
     for ax,(kind,c) in zip(axs,res["confusion"].items()):
         share = np.array(c)/np.sum(c,1,keepdims=True)
         sns.heatmap(share,vmin=0,vmax=1,cmap="mako_r",square=True,cbar=False,ax=ax,annot=np.vectorize(lambda v: f"{v:.0%}"[:-1] if v>=.005 else "")(share),fmt="",annot_kws=dict(size=6),xticklabels=names,yticklabels=names)
-        ax.set_title(f"trained on {kind} ({res['n'][kind]})",fontsize=8); ax.tick_params(labelsize=6.5,length=0); ax.set_xlabel("taken for",fontsize=8)
-    axs[0].set_ylabel("true class",fontsize=8)
-    fig.suptitle(f"% of each class's test images, {len(res['seeds'])} seeds. {res['about']}",fontsize=8); plt.close(fig)
+        ax.set_title((note if ax is axs[1] else "")+f"\ntrained on {kind} ({res['n'][kind]} images)",fontsize=8); ax.tick_params(labelsize=6.5,length=0); ax.set_xlabel("taken for",fontsize=8)
+    axs[0].set_ylabel("true class",fontsize=8); plt.close(fig)
     return fig
 
 def recall_figure(
