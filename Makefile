@@ -31,7 +31,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 # Papermill wants an existing folder and an explicit output path.
 demo: $(READY)
 	@mkdir -p outputs
-	$(IN_VENV) for run in train generate evaluate; do \
+	$(IN_VENV) for run in caption train generate evaluate; do \
 	    papermill nbs/$$run.ipynb outputs/$$run-skin.ipynb -p dataset skin -p scale tiny || exit 1; \
 	done
 	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-train-skin.ipynb -p dataset skin -p scale tiny -p gen_split train -p gen_count 0
@@ -39,10 +39,10 @@ demo: $(READY)
 	$(IN_VENV) papermill nbs/tables.ipynb outputs/tables.ipynb -p datasets skin -p scale tiny
 	@echo
 	@echo "Done, with small models on drawn images. Have a look at:"
-	@echo "  outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb,"
+	@echo "  outputs/caption-skin.ipynb, outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb,"
 	@echo "  outputs/classify-skin.ipynb, outputs/tables.ipynb"
 	@find outputs/tables -name 'table*-tiny.md' | sort | sed 's/^/  /'
-	@find outputs/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
+	@find outputs/skin-tiny/captions outputs/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
 
 test: $(READY)
 	$(IN_VENV) ruff check --output-format=concise medart tests tools setup.py

@@ -7,7 +7,8 @@ __all__ = ['load_tokenizer', 'count_tokens', 'limits', 'cut_at_sentence', 'Simpl
            'shorten_captions', 'write_captions', 'read_captions', 'captions_for', 'captions_used', 'captions_key',
            'length_figure', 'paths', 'samples_figure']
 
-# %% ../nbs/05_simplify.ipynb #469c7920
+# %% ../nbs/05_simplify.ipynb #b85c82e1
+import re
 from dataclasses import dataclass,replace
 
 import pandas as pd
@@ -16,7 +17,8 @@ from accelerate import PartialState
 
 from .core import image_grid,np_rng,stable_hash,write_atomic
 from .data import Split,load_split
-from .recipes import Recipe,captions_dir,locate
+from .phantom import simple_caption
+from .recipes import Recipe,captions_dir,category,dataset_of,locate
 from .vsg import caption_images,fill_store,open_image,tidy,weights_key
 
 # %% ../nbs/05_simplify.ipynb #42c240e1
@@ -87,19 +89,21 @@ def load_simplifier(
             f"or pass simplifier=FOLDER. The small embedded model is simplifier=data/tiny/simplifier. ({type(e).__name__}: {str(e)[:200]})") from e
     return Simplifier(model.to(device).eval(),tok,*limits(r))
 
-# %% ../nbs/05_simplify.ipynb #a5076b29
+# %% ../nbs/05_simplify.ipynb #f6f08e26
 def shortening_fault(
     short:str,   # what T5 made
+    long:str,    # of this caption
     simple:str,  # the simple caption: how it has to begin
     tokens:int,  # its length
     r:Recipe     # for the limits
-) -> str:        # opening, short or long; empty when there is none
+) -> str:        # opening, invents, short or long; empty when there is none
     "What is wrong with a shortened caption."
-    least,most = limits(r)
+    (least,most),words = limits(r),lambda t: set(re.findall(r"[\w-]+",t.lower()))
     if not short.lower().startswith(simple.lower()): return "opening"
+    if not words(short)<=words(long): return "invents"
     return "short" if tokens<least else "long" if tokens>most else ""
 
-# %% ../nbs/05_simplify.ipynb #dc6e5be5
+# %% ../nbs/05_simplify.ipynb #158db4b2
 def shorten_captions(
     r:Recipe,           # limits and T5
     table:pd.DataFrame, # file_name, class, simple, text
@@ -112,7 +116,7 @@ def shorten_captions(
     keys = {f:stable_hash([base,r.dtype,limits(r),text,simple]) for f,text,simple in zip(long.index,long.text,long.simple)}
     done = fill_store(store,keys,r.caption_block,lambda device: load_simplifier(r,device),lambda t5,names: [dict(text=x) for x in t5.shorten([long.text[n] for n in names])],f"shortening {r.dataset}")
     short = {f:d["text"] for f,d in done.items()}; n = dict(zip(short,count_tokens(tok,list(short.values()))))
-    fault = {f:shortening_fault(short[f],long.simple[f],n[f],r) for f in short}
+    fault = {f:shortening_fault(short[f],long.text[f],long.simple[f],n[f],r) for f in short}
     final = {f:cut_at_sentence(long.text[f],tok,r.max_tokens) if fault[f] else short[f] for f in short}
     t = t.assign(text=[final.get(f,x) for f,x in zip(t.file_name,t.text)],fault=[fault.get(f,"") for f in t.file_name],path=[p if f not in fault else "cut" if fault[f] else "t5" for f,p in zip(t.file_name,t.path)])
     return t.assign(tokens=count_tokens(tok,t.text))
@@ -151,7 +155,7 @@ def captions_for(
                          f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb -p dataset {r.dataset} -p scale {r.scale}")
     return replace(s,texts=tuple(text[f] for f in s.files))
 
-# %% ../nbs/05_simplify.ipynb #f07f0bfe
+# %% ../nbs/05_simplify.ipynb #96a87311
 def captions_used(
     r:Recipe # a recipe
 ) -> pd.DataFrame: # one row a split: how many captions, whose they are, how long, and one of them
@@ -159,7 +163,9 @@ def captions_used(
     rows,tok = [],load_tokenizer(r)
     for split in ("train","test"):
         s = captions_for(r,split); m = read_captions(r,split) if r.captions=="vsg" else None
-        whose = r.captions if r.captions!="vsg" else f"vsg, written by {r.vlm}" if m is not None else "vsg: the data set's own, since nbs/caption.ipynb has written none"
+        bare = {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
+        own = "simple ones" if bare else "the data set's own"
+        whose = r.captions if r.captions!="vsg" else f"vsg, written by {r.vlm}" if m is not None else f"vsg asked for; nbs/caption.ipynb has written none, so {own}"
         n = count_tokens(tok,s.texts)
         rows.append(dict(split=split,captions=len(s),whose=whose,**{"longest, tokens":max(n),"beyond the limit":sum(k>r.max_tokens for k in n)},first=s.texts[0]))
     return pd.DataFrame(rows)
@@ -170,7 +176,7 @@ def captions_key(
     "Changes when an image is added, or a caption reads otherwise."
     return stable_hash([s.files,s.texts])
 
-# %% ../nbs/05_simplify.ipynb #9268d0d6
+# %% ../nbs/05_simplify.ipynb #f33e0d4d
 def length_figure(
     tables:dict, # name -> table of finished captions
     r:Recipe     # for the limit
@@ -190,7 +196,7 @@ def paths(
     tables:dict # name -> table of finished captions
 ) -> pd.DataFrame: # one row a table
     "How many captions were kept, shortened by T5, or cut, and why T5's answer would not do."
-    rows = [dict(split=k,captions=len(t),**{p:int((t.path==p).sum()) for p in ("kept","t5","cut")},**{f"cut: {f}":int(((t.path=="cut")&(t.fault==f)).sum()) for f in ("opening","short","long")},
+    rows = [dict(split=k,captions=len(t),**{p:int((t.path==p).sum()) for p in ("kept","t5","cut")},**{f"cut: {f}":int(((t.path=="cut")&(t.fault==f)).sum()) for f in ("opening","invents","short","long")},
                  **{"longest before":t.tokens_before.max(),"longest after":t.tokens.max()}) for k,t in tables.items()]
     return pd.DataFrame(rows)
 

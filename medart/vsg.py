@@ -291,7 +291,7 @@ def fault_counts(
     "What was wrong with rejected drafts."
     return pd.Series(" ".join(table.faults).split(),dtype=str).value_counts().to_dict()
 
-# %% ../nbs/04_vsg.ipynb #8ba5915b
+# %% ../nbs/04_vsg.ipynb #a4c8c8dc
 def telling_words(
     table:pd.DataFrame, # with columns class and text
     k:int=6             # words a class
@@ -301,7 +301,7 @@ def telling_words(
     inside,n = used.mean(),used.size(); rows = []
     for c in inside.index:
         rest = (inside.drop(c).mul(n.drop(c),axis=0)).sum()/max(1,n.drop(c).sum())
-        gap = (inside.loc[c]-rest).drop(_words(category(c)),errors="ignore").nlargest(k)
+        gap = (inside.loc[c]-rest).drop([*_words(category(c)),"a","an"],errors="ignore").nlargest(k)
         rows += [(c,w,inside.loc[c,w],rest[w]) for w in gap.index]
     return pd.DataFrame(rows,columns=["class","word","in the class","elsewhere"]).round(2)
 

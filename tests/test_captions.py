@@ -1,6 +1,7 @@
 "Captioning when things go wrong: kills, torn files, changed inputs, several processes, other models and backends."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +15,15 @@ import torch
 from PIL import Image
 
 from medart.core import rng, stable_hash
+from medart.hldf import train
 from medart.phantom import phantom, simple_caption
-from medart.recipes import DATASETS, captions_dir, recipe
-from medart.simplify import captions_for, count_tokens, limits, load_tokenizer, write_captions
+from medart.recipes import DATASETS, captions_dir, recipe, run_dir
+from medart.simplify import captions_for, captions_key, captions_used, count_tokens, limits, load_tokenizer, read_captions, write_captions
 from medart.vsg import SeededSampler, Vlm, append_line, caption_fault, caption_images, gumbel, load_vlm, question, read_lines, tidy
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("melanoma", "common_nevus", "carcinoma")
-VLM = ROOT / "data" / "tiny" / "vlm"
-
-pytestmark = pytest.mark.skipif(not VLM.exists(), reason="the small VLM is not there: run nbs/tiny.ipynb")
+REAL = ROOT.parent / "shared" / "real"
 
 
 @pytest.fixture
@@ -80,9 +80,18 @@ def written():
     return (captions_dir(few()) / "train" / "metadata.csv").read_bytes()
 
 
-def test_two_processes_write_the_bytes_of_one(images, folders, tmp_path, monkeypatch):
-    finish(script(tmp_path))
-    one, lines = written(), drafts()
+@pytest.fixture
+def one_process(images):
+    "All captions, written by this very process, with one thread as the scripts have."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    write_captions(few(), "train")
+    torch.set_num_threads(threads)
+    return written(), drafts()
+
+
+def test_two_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch):
+    one, lines = one_process
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
     finish(script(tmp_path, processes=2))
     assert written() == one and drafts() == lines
@@ -90,9 +99,8 @@ def test_two_processes_write_the_bytes_of_one(images, folders, tmp_path, monkeyp
     assert len(files) == 2, "both processes had work"
 
 
-def test_killed_in_mid_captioning_only_the_missing_is_written(images, folders, tmp_path, monkeypatch):
-    finish(script(tmp_path))
-    whole, lines = written(), drafts()
+def test_killed_in_mid_captioning_only_the_missing_is_written(one_process, tmp_path, monkeypatch):
+    whole, lines = one_process
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "killed"))
     store = captions_dir(few()) / "train" / "drafts" / "0.jsonl"
     process = script(tmp_path, slow=.3)
@@ -132,8 +140,6 @@ def test_changed_inputs_and_only_those_are_captioned_again(images, monkeypatch):
 # Whose captions training reads
 
 def test_captions_of_two_models_do_not_meet(images, monkeypatch):
-    def says(word):
-        return lambda self, shown, asked, seeds: [q.split(". Please")[0] + f" shows a {word} patch with a smooth border." for q in asked]
     a, b = few(), few(vlm=str(ovis_folder(images.parent / "ovis")))
     monkeypatch.setattr(Vlm, "write", says("brown"))
     write_captions(a, "train")
@@ -161,6 +167,42 @@ def test_an_image_added_later_is_named(images, monkeypatch):
         Image.fromarray(phantom("skin", "melanoma", 0, i)[0]).save(images / "melanoma" / f"{i}.png")
     with pytest.raises(ValueError, match="caption.ipynb"):
         captions_for(r, "train")
+
+
+def says(word):
+    "A model that always says the same, after the opening it was asked for."
+    return lambda self, shown, asked, seeds: [q.split(". Please")[0] + f" shows a {word} patch with a smooth border." for q in asked]
+
+
+def test_a_run_reads_new_captions_and_starts_anew(images, monkeypatch, capsys):
+    r = few(epochs=.5, interval=0, checkpoint_every=1, gen_steps=2, sample_every=0)
+    monkeypatch.setattr(Vlm, "write", says("brown"))
+    write_captions(r, "train")
+    train(r)
+    first = (run_dir(r) / "transformer_lora" / "adapter_model.safetensors").read_bytes()
+    capsys.readouterr()
+    train(r)
+    assert "is complete" in capsys.readouterr().out
+    monkeypatch.setattr(Vlm, "write", says("purple"))
+    shutil.rmtree(captions_dir(r))
+    write_captions(r, "train")
+    train(r)
+    out = capsys.readouterr().out
+    assert "is complete" not in out and "their captions have changed since" in out
+    assert (run_dir(r) / "transformer_lora" / "adapter_model.safetensors").read_bytes() != first
+
+
+def test_whose_captions_are_read_is_shown(images, monkeypatch):
+    r = few()
+    before, key = captions_used(r), captions_key(captions_for(r, "train"))
+    assert list(before.split) == ["train", "test"] and before.whose.str.contains("simple").all()
+    monkeypatch.setattr(Vlm, "write", says("brown"))
+    for split in ("train", "test"):
+        write_captions(r, split)
+    assert captions_used(r).whose.str.contains("written by data/tiny/vlm").all()
+    assert captions_key(captions_for(r, "train")) != key
+    assert captions_used(few(captions="empty")).whose.tolist() == ["empty"] * 2
+    assert "the data set's own" in captions_used(recipe("skin", scale="tiny")).whose[0]
 
 
 # What models say
@@ -248,6 +290,21 @@ def test_every_caption_fits_and_says_how(images, monkeypatch):
     assert (table[table.path == "cut"].fault != "").all() and table[table.path == "cut"].text.str.endswith(".").all()
 
 
+# The run notebook
+
+def test_caption_notebook(images, folders, tmp_path):
+    yaml = "\n".join(f"{k}: {v}" for k, v in dict(dataset="skin", scale="tiny", data="few").items())
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / "caption.ipynb"), str(tmp_path / "caption.ipynb"), "-y", yaml, "--no-progress-bar"],
+                          cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    r = recipe("skin", scale="tiny", data="few")
+    made = {str(f.relative_to(captions_dir(r))) for f in captions_dir(r).rglob("*") if f.is_file()}
+    assert {"train/metadata.csv", "test/metadata.csv", "samples.png", "lengths.png", "words.png", "validity.csv", "paths.csv", "words.csv"} <= made
+    assert sum("image/png" in o.get("data", {}) for c in json.loads((tmp_path / "caption.ipynb").read_text())["cells"] for o in c.get("outputs", [])) == 3
+    assert captions_for(r, "train").texts == tuple(read_captions(r, "train").text)
+
+
 # Other models, other engines
 
 def ovis_folder(folder):
@@ -307,8 +364,22 @@ def test_vllm_gets_prompts_images_and_one_seed_each(images, monkeypatch):
     assert len(vlm.write([image] * 2, [question(DATASETS["skin"], "melanoma")] * 2, [5, 6])) == 2
     assert asked_for["model"].endswith("vlm") and asked_for["prompts"][0]["prompt"].count("<image>") == 1
     assert asked_for["prompts"][1]["multi_modal_data"]["image"] is image
-    how = vars(asked_for["params"][1])
-    assert how == dict(max_tokens=128, temperature=.8, top_k=50, top_p=.9, seed=6)
+    r = few()
+    assert vars(asked_for["params"][1]) == dict(max_tokens=r.caption_tokens, temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, seed=6)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real images here")
+def test_real_photographs_get_captions_that_fit(folders):
+    for cls in ("melanoma", "vascular_lesion", "dermatofibroma"):
+        (folders[0] / "few" / cls).mkdir(parents=True)
+        for file in sorted((REAL / "skin" / cls).iterdir())[:10]:
+            shutil.copy(file, folders[0] / "few" / cls)
+    r = few()
+    table = write_captions(r, "train")
+    assert len(table) == 24 and table.tokens.max() <= r.max_tokens
+    assert all(text.startswith(simple) for text, simple in zip(table.text, table.simple))
+    assert table.text.nunique() > 6, "it looks at them"
+    assert (read_captions(r, "train").text == table.text).all() and captions_for(r, "train").texts == tuple(table.text)
 
 
 def test_a_missing_model_is_explained(folders):
