@@ -267,7 +267,7 @@ def show_table(
     from IPython.display import HTML
     return HTML(f"<p><b>{escape(text)}</b></p>{t.to_html()}<p style='font-size:80%'>{'<br>'.join(map(escape,notes))}</p>")
 
-# %% ../nbs/14_report.ipynb #5539720e
+# %% ../nbs/14_report.ipynb #9c80b0ac
 def real_of(
     r:Recipe, # a run whose images are painted
     m         # a row of its metadata.csv
@@ -292,7 +292,7 @@ def prompts_figure(
         row[0].text(1,.5,textwrap.fill(m.text[i],34,max_lines=8,placeholder=" ..."),ha="right",va="center",fontsize=6); row[1].imshow(to_array(unit(crop(read_pixels(s,r.size)[0],r.size))))
         for ax,q in zip(row[2:],recipes):
             if q.method in painted: ax.imshow(to_array(unit(painted[q.method][i])))
-            else: ax.text(.5,.5,"to run:\n"+"\n".join(to_run(q)[:-1]),ha="center",va="center",fontsize=7)
+            else: ax.set_box_aspect(1); ax.text(.5,.5,"to run:\n"+"\n".join(to_run(q)[:-1]),ha="center",va="center",fontsize=7)
     for ax,t in zip(axs[0,1:],["Real",*[ROW_TITLES.get(q.method,q.method) for q in recipes]]): ax.set_title(t,fontsize=8)
     for ax in axs.flat: ax.axis("off")
     fig.suptitle(f"{r.dataset}: {made_at(r)}",fontsize=8); plt.close(fig)
