@@ -100,12 +100,12 @@ def dataset_of(
     "What is known of a recipe's data set."
     return dataset_named(r.dataset,r.data)
 
-# %% ../nbs/01_recipes.ipynb #58fd5a65
+# %% ../nbs/01_recipes.ipynb #aaaa1afd
 SCALES = dict(
     paper=dict(model="PixArt-alpha/PixArt-XL-2-512x512", size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", checkpointing=True,
                vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8, gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
     tiny=dict(model="data/tiny/pixart", size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}", extractor="data/tiny/vit-{dataset}", epochs=10,
-              interval=50, checkpointing=False, sample_every=200, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
+              interval=50, checkpointing=False, sample_every=500, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
 "Where models come from, and how large the pictures are."
 
 # %% ../nbs/01_recipes.ipynb #8593a4d5
