@@ -264,7 +264,7 @@ def said(
     found = {k:re.search(p,t) for k,p in SAID.items()}
     return {k:next((x for x in m.groups() if x),"") if m else "" for k,m in found.items()}
 
-# %% ../nbs/16_describers.ipynb #e329bb14
+# %% ../nbs/16_describers.ipynb #3dfcd746
 def truth_table(
     captions:list, # n, of the VLM
     truths:list,   # n, the true captions with all asides
@@ -293,7 +293,7 @@ def truth_figure(
         ax.hlines(y,t["commonest answer"],t.VLM,color=".8",lw=2)
         for k,m,c in (("commonest answer","o","white"),("commonest of the class","|","#0072b2"),("VLM","o","#d55e00")): ax.plot(t[k],y,m,ms=5,mfc=c,mec="#d55e00" if k=="VLM" else "#0072b2",label=k)
         ax.set(yticks=y,yticklabels=t.attribute,xlabel="share of right answers",title=d,xlim=(0,1.02)); ax.invert_yaxis()
-    axs[0,0].legend(frameon=False,fontsize=7,loc="lower left"); sns.despine(fig); plt.close(fig)
+    fig.legend(*axs[0,0].get_legend_handles_labels(),frameon=False,fontsize=8,ncol=3,loc="outside lower center"); sns.despine(fig); plt.close(fig)
     return fig
 
 def truthfulness(

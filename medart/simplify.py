@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['load_tokenizer', 'count_tokens', 'limits', 'cut_at_sentence', 'Simplifier', 'load_simplifier', 'shortening_fault',
            'shorten_captions', 'write_captions', 'read_captions', 'captions_for', 'captions_used', 'captions_key',
-           'length_figure', 'paths', 'samples_figure']
+           'main', 'length_figure', 'paths', 'samples_figure']
 
-# %% ../nbs/05_simplify.ipynb #b85c82e1
-import re
-from dataclasses import dataclass,replace
+# %% ../nbs/05_simplify.ipynb #df3c14ad
+import argparse,re
+from dataclasses import dataclass,fields,replace
 
 import pandas as pd
 import torch
-from accelerate import PartialState
+import yaml
 
 from .core import image_grid,np_rng,stable_hash,write_atomic
 from .data import Split,load_split
 from .phantom import simple_caption
-from .recipes import Recipe,captions_dir,category,dataset_of,locate
-from .vsg import caption_images,fill_store,open_image,tidy,weights_key
+from .recipes import Recipe,captions_dir,category,dataset_of,locate,recipe
+from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
 
 # %% ../nbs/05_simplify.ipynb #42c240e1
 def load_tokenizer(
@@ -121,7 +121,7 @@ def shorten_captions(
     t = t.assign(text=[final.get(f,x) for f,x in zip(t.file_name,t.text)],fault=[fault.get(f,"") for f in t.file_name],path=[p if f not in fault else "cut" if fault[f] else "t5" for f,p in zip(t.file_name,t.path)])
     return t.assign(tokens=count_tokens(tok,t.text))
 
-# %% ../nbs/05_simplify.ipynb #a32f5512
+# %% ../nbs/05_simplify.ipynb #238b5cd1
 def write_captions(
     r:Recipe,    # everything
     split:str    # train or test
@@ -129,8 +129,8 @@ def write_captions(
     "Caption the images of a split, bring the captions within the limit, and write metadata.csv. Run again to continue, or to find the work done."
     folder = captions_dir(r)/split
     table = shorten_captions(r,caption_images(r,split),folder/"shortened")
-    if PartialState().is_main_process: write_atomic(folder/"metadata.csv",table.to_csv(index=False))
-    PartialState().wait_for_everyone()
+    if processes().is_main_process: write_atomic(folder/"metadata.csv",table.to_csv(index=False))
+    processes().wait_for_everyone()
     return table
 
 def read_captions(
@@ -175,6 +175,18 @@ def captions_key(
 ) -> str:
     "Changes when an image is added, or a caption reads otherwise."
     return stable_hash([s.files,s.texts])
+
+# %% ../nbs/05_simplify.ipynb #8a41e968
+def main(
+    args=None # of the command line
+) -> None:
+    "Caption both splits, in as many processes as `accelerate launch` has started."
+    p = argparse.ArgumentParser(prog="accelerate launch -m medart.simplify",description="Caption the images of a data set; run again to continue.",allow_abbrev=False)
+    for f in fields(Recipe): p.add_argument(f"--{f.name}",type=yaml.safe_load,required=f.name=="dataset")
+    r = recipe(**{k:v for k,v in vars(p.parse_args(args)).items() if v is not None})
+    for split in ("train","test"): write_captions(r,split)
+
+if __name__=="__main__" and "__file__" in globals(): main()
 
 # %% ../nbs/05_simplify.ipynb #f33e0d4d
 def length_figure(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'MIN_WORDS', 'MAX_WORDS', 'REFUSALS', 'ECHO', 'question', 'gumbel', 'SeededSampler', 'chat', 'Vlm',
-           'load_vlm', 'VllmVlm', 'load_vllm', 'open_image', 'tidy', 'caption_fault', 'caption_block', 'append_line',
-           'read_lines', 'fill_store', 'weights_key', 'caption_images', 'captions_table', 'validity', 'fault_counts',
-           'telling_words', 'words_figure']
+           'load_vlm', 'processes', 'VllmVlm', 'load_vllm', 'open_image', 'tidy', 'caption_fault', 'caption_block',
+           'append_line', 'read_lines', 'fill_store', 'weights_key', 'caption_images', 'captions_table', 'validity',
+           'fault_counts', 'telling_words', 'words_figure']
 
 # %% ../nbs/04_vsg.ipynb #81371938
 import json,os,re
@@ -110,7 +110,12 @@ def load_vlm(
             f"`hf download {r.vlm}` and copy the cache, or pass vlm=FOLDER. The small embedded model is vlm=data/tiny/vlm, or scale=tiny. ({type(e).__name__}: {str(e)[:200]})") from e
     return Vlm(model.to(device).eval(),processor,**how)
 
-# %% ../nbs/04_vsg.ipynb #e58c1802
+# %% ../nbs/04_vsg.ipynb #3a39b166
+def processes(
+) -> PartialState: # how many, which is this, its device
+    "The processes that `accelerate launch` has started, on GPUs or, without one, on the CPU."
+    return PartialState(cpu=not torch.cuda.is_available())
+
 @dataclass
 class VllmVlm:
     "The same verb on vLLM's engine."
@@ -137,7 +142,7 @@ def load_vllm(
     "A VLM behind vLLM. One process: the engine spreads over GPUs itself."
     try: from vllm import LLM,SamplingParams
     except ImportError as e: raise ImportError("caption_backend='vllm' needs vLLM: pip install -e '.[vllm]' in an environment of its own, or use caption_backend='transformers'.") from e
-    if PartialState().num_processes>1: raise ValueError("vLLM spreads over GPUs by itself: start one process, without `accelerate launch`.")
+    if processes().num_processes>1: raise ValueError("vLLM spreads over GPUs by itself: start one process, without `accelerate launch`.")
     from transformers import AutoProcessor
     return VllmVlm(LLM(model=locate(name),dtype=dtype,limit_mm_per_prompt=dict(image=1)),AutoProcessor.from_pretrained(locate(name)),SamplingParams,**how)
 
@@ -222,7 +227,7 @@ def read_lines(
         if keys.get(rec["name"])==rec["key"]: found[rec["name"]] = rec
     return found
 
-# %% ../nbs/04_vsg.ipynb #99f768cf
+# %% ../nbs/04_vsg.ipynb #ae710525
 def fill_store(
     folder,       # of the store, one file a process
     keys:dict,    # name -> key, in a fixed order
@@ -232,7 +237,7 @@ def fill_store(
     desc:str      # on the progress bar
 ) -> dict:        # name -> record, all of them
     "Do what is missing, on as many processes as there are."
-    state,names = PartialState(),list(keys); done = read_lines(folder,keys)
+    state,names = processes(),list(keys); done = read_lines(folder,keys)
     state.wait_for_everyone()
     blocks = [names[i:i+block] for i in range(0,len(names),block)]
     todo = [b for b in blocks if any(n not in done for n in b)][state.process_index::state.num_processes]
@@ -244,7 +249,7 @@ def fill_store(
     found = read_lines(folder,keys)
     return {n:found[n] for n in names}
 
-# %% ../nbs/04_vsg.ipynb #55e05dd3
+# %% ../nbs/04_vsg.ipynb #4f1d2207
 def weights_key(
     name:str # hub id or folder
 ) -> str:
@@ -258,7 +263,8 @@ def caption_images(
     split:str    # train or test
 ) -> pd.DataFrame: # one row an image: file_name, class, simple, text, source, tries, faults
     "VSG captions of a split; run again to write only what is missing."
-    s = load_split(r,split); at = {f:i for i,f in enumerate(s.files)}
+    with processes().main_process_first(): s = load_split(r,split)  # images are prepared once
+    at = {f:i for i,f in enumerate(s.files)}
     how = {k:v for k,v in settings(r,"caption").items() if k not in ("vlm","simplifier")}
     base = [TEMPLATE,r.dataset,split,r.dtype,weights_key(r.vlm),how]
     keys = {f:stable_hash([base,f,c,file_hash(s.folder/f)]) for f,c in zip(s.files,s.classes)}

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from medart.core import rng, stable_hash
+from medart.data import load_split
 from medart.hldf import train
 from medart.phantom import phantom, simple_caption
 from medart.recipes import DATASETS, captions_dir, recipe, run_dir
@@ -55,13 +56,15 @@ write_captions(recipe("skin", scale="tiny", data="few", caption_block=4), "train
 """
 
 
-def script(tmp_path, slow=0., processes=1, **options):
+def start(tmp_path, *command):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def script(tmp_path, slow=0.):
     path = tmp_path / "captions.py"
     path.write_text(SCRIPT)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--main_process_port", "0"] if processes > 1 else []
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launch, str(path), str(slow)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    return start(tmp_path, path, slow)
 
 
 def finish(process):
@@ -93,7 +96,8 @@ def one_process(images):
 def test_two_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch):
     one, lines = one_process
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
-    finish(script(tmp_path, processes=2))
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    finish(start(tmp_path, *launch.split(), *"-m medart.simplify --dataset skin --scale tiny --data few --caption_block 4".split()))
     assert written() == one and drafts() == lines
     files = list((captions_dir(few()) / "train" / "drafts").glob("*.jsonl"))
     assert len(files) == 2, "both processes had work"
@@ -128,10 +132,11 @@ def test_changed_inputs_and_only_those_are_captioned_again(images, monkeypatch):
     monkeypatch.setattr(Vlm, "write", lambda self, *a: calls.append(1) or write(self, *a))
     caption_images(r, "train")
     assert not calls, "nothing to do"
-    name = first.index[0]
-    Image.fromarray(phantom("skin", "melanoma", 0, 77)[0]).save(images / name)
+    Image.fromarray(phantom("skin", "melanoma", 0, 77)[0]).save(images / "melanoma" / "1.png")
+    Image.fromarray(phantom("skin", "melanoma", 0, 78)[0]).save(images / "melanoma" / "2.png")
     second = caption_images(r, "train").set_index("file_name")
-    assert calls and (second.text.drop(name) == first.text.drop(name)).all()
+    same = first.index.intersection(second.index)
+    assert calls and 8 <= len(same) < 12 and (second.text[same] == first.text[same]).all()
     other = caption_images(few(caption_seed=1), "train").set_index("file_name")
     assert captions_dir(few(caption_seed=1)) != captions_dir(r)
     assert (other.text != second.text).any()
@@ -151,11 +156,15 @@ def test_captions_of_two_models_do_not_meet(images, monkeypatch):
     assert list(table.columns[:1]) == ["file_name"] and "text" in table
 
 
-def test_without_captions_those_of_the_data_set_are_read(folders):
-    s = captions_for(recipe("skin", scale="tiny"), "test")
-    assert len(set(s.texts)) > 100
-    assert set(captions_for(recipe("skin", scale="tiny", captions="empty"), "test").texts) == {""}
-    assert len(set(captions_for(recipe("skin", scale="tiny", captions="simple"), "test").texts)) == 8
+def test_without_captions_those_of_the_data_set_are_read(images):
+    r = few()
+    s = load_split(r, "test")
+    own = pd.read_csv(s.folder / "metadata.csv").assign(text=[f"caption {i} of its owner" for i in range(len(s))])
+    own.to_csv(s.folder / "metadata.csv", index=False)
+    assert captions_for(r, "test").texts == tuple(own.text)
+    assert captions_used(r).whose.str.contains("the data set's own").tolist() == [False, True]
+    assert set(captions_for(few(captions="empty"), "test").texts) == {""}
+    assert set(captions_for(few(captions="simple"), "test").texts) == {simple_caption("dermoscopic", c.replace("_", " ")) for c in CLASSES}
 
 
 def test_an_image_added_later_is_named(images, monkeypatch):
@@ -202,7 +211,6 @@ def test_whose_captions_are_read_is_shown(images, monkeypatch):
     assert captions_used(r).whose.str.contains("written by data/tiny/vlm").all()
     assert captions_key(captions_for(r, "train")) != key
     assert captions_used(few(captions="empty")).whose.tolist() == ["empty"] * 2
-    assert "the data set's own" in captions_used(recipe("skin", scale="tiny")).whose[0]
 
 
 # What models say
@@ -278,7 +286,7 @@ def test_torn_and_strange_lines_are_passed_over(tmp_path):
 # Long captions
 
 def test_every_caption_fits_and_says_how(images, monkeypatch):
-    long = " It has black spots and a blue veil and a white center." * 8
+    long = " It has black spots and a blue veil and a white center." * 5
     monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [q.split(". Please")[0] + " shows a brown patch with a jagged border." + long * (s % 2) for q, s in zip(asked, seeds)])
     r = few()
     table = write_captions(r, "train")
