@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'word_tokenizer', 'web_pictures', 'fit', 'tiny_vae', 'recolor', 'vae_loss',
-           'train_vae', 'encode_all', 'tiny_t5', 'tiny_transformer', 'train_pixart', 'min_snr', 'assemble', 'machine',
-           'tiny_vit', 'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card',
-           'save_losses', 'build_pixart', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts']
+           'train_vae', 'encode_all', 'tiny_t5', 'tiny_transformer', 'captions_only', 'Reader', 'learn_to_read',
+           'read_colors', 'noise_weights', 'train_pixart', 'few_words', 'assemble', 'machine', 'tiny_vit',
+           'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card', 'save_losses',
+           'build_pixart', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts', 'guess_errors']
 
-# %% ../nbs/15_embedded.ipynb #485edfe7
+# %% ../nbs/15_embedded.ipynb #f9d5ac71
 import json,platform
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from transformers import T5Config,T5EncoderModel,T5TokenizerFast
 
 from .core import np_rng,progress,rng,write_atomic
-from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,phantom,web_picture
+from .losses import add_noise
+from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,describe_shape,phantom,random_shape,web_picture
 from .recipes import DATASETS
 
 # %% ../nbs/15_embedded.ipynb #d4e9490e
@@ -145,12 +148,16 @@ def encode_all(
     qs = [vae.encode(pictures[i:i+batch]/127.5-1).latent_dist for i in progress(range(0,len(pictures),batch),desc="encoding")]
     return torch.cat([q.mean for q in qs]),torch.cat([q.std for q in qs])
 
-# %% ../nbs/15_embedded.ipynb #f8e750a6
+# %% ../nbs/15_embedded.ipynb #1480777f
 def tiny_t5(
     vocab:int # size of the tokenizer
 ) -> T5EncoderModel:
-    "An untrained T5 v1.1 encoder."
-    return T5EncoderModel(T5Config(vocab_size=vocab, d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=3, feed_forward_proj="gated-gelu", dropout_rate=.1, tie_word_embeddings=False))
+    "An untrained T5 v1.1 encoder, whose heads begin by looking left, right, at both sides, and everywhere."
+    t5 = T5EncoderModel(T5Config(vocab_size=vocab, d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=3, feed_forward_proj="gated-gelu", dropout_rate=.1, tie_word_embeddings=False))
+    d,bias = torch.arange(16.),torch.zeros(32,4) # rows: 16 distances to the left, then 16 to the right
+    bias[:16,0],bias[16:,0] = -(d-1).abs(),-8; bias[:16,1],bias[16:,1] = -8,-(d-1).abs(); bias[:16,2],bias[16:,2] = -d/2,-d/2
+    t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data.copy_(bias)
+    return t5
 
 def tiny_transformer(
 ) -> PixArtTransformer2DModel:
@@ -161,6 +168,62 @@ def tiny_transformer(
 SCHEDULE = dict(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=.02)
 "PixArt-alpha's noise schedule."
 
+# %% ../nbs/15_embedded.ipynb #c937bed3
+def captions_only(
+    seed:int, # of the collection
+    i:int     # which picture
+) -> tuple:   # attributes as strings, and the caption
+    "What a picture of the web holds and what is said of it, without drawing it."
+    g = np_rng(seed,"web",i); s = random_shape(g)
+    return {k:str(v) for k,v in asdict(s).items()},describe_shape(g,s)
+
+class Reader(torch.nn.Module):
+    "T5 and a layer that tells attributes from the mean of its tokens."
+    def __init__(self, t5, tokenizer, seed=0):
+        super().__init__()
+        seen = [captions_only(seed,i)[0] for i in range(3000)]
+        self.values = {k:sorted({a[k] for a in seen}) for k in seen[0]}
+        self.t5,self.tokenizer,self.tell = t5,tokenizer,torch.nn.Linear(t5.config.d_model,sum(map(len,self.values.values())))
+    def forward(self, texts): # n captions -> attribute: (n,number of values)
+        tok = self.tokenizer([t.lower() for t in texts],padding=True,truncation=True,return_tensors="pt")
+        h,m = self.t5(tok.input_ids,attention_mask=tok.attention_mask).last_hidden_state,tok.attention_mask[...,None]
+        return dict(zip(self.values,self.tell((h*m).sum(1)/m.sum(1)).split([len(v) for v in self.values.values()],1)))
+
+# %% ../nbs/15_embedded.ipynb #d881e849
+def learn_to_read(
+    t5,              # trained in place
+    tokenizer,       # its tokenizer
+    steps:int=500,   # updates
+    batch:int=64,    # captions each, never the same twice
+    seed:int=0       # of the captions
+) -> tuple:          # Reader, losses
+    "Tell from a caption what is in the picture."
+    torch.manual_seed(seed); reader = Reader(t5,tokenizer,seed)
+    def loss_of(step):
+        rows = [captions_only(seed+1,step*batch+j) for j in range(batch)]; z = reader([c for _,c in rows])
+        return sum(F.cross_entropy(z[k],torch.tensor([v.index(a[k]) if a[k] in v else -100 for a,_ in rows])) for k,v in reader.values.items())/len(z)
+    return reader,fit(reader,loss_of,steps,warmup=50,ema=.99,desc="T5 reads")
+
+@torch.no_grad()
+def read_colors(
+    reader,       # Reader
+    captions:list # n captions
+) -> list:        # n pairs: colour of the shape, of the background
+    "Which colours a T5 has read."
+    z = reader(captions)
+    return list(zip(*([reader.values[k][i].split()[-1] for i in z[k].argmax(1)] for k in ("color","background"))))
+
+# %% ../nbs/15_embedded.ipynb #e8364e91
+def noise_weights(
+    abar:torch.Tensor, # signal left, (T,)
+    high:float=np.inf, # signal-to-noise ratio above which a time counts less
+    low:float=0.,      # ratio below which it counts more
+    most:float=30.     # times as much at most
+) -> torch.Tensor:     # weights of mean 1, (T,)
+    "Weights of the loss on noise: 1 between the two ratios, else as if the loss were on the image, at a fixed ratio."
+    snr = abar/(1-abar); w = (high/snr).clamp(max=1)*(low/snr).clamp(1,most)
+    return w/w.mean()
+
 def train_pixart(
     moments:tuple,     # mean and std of the latents, unscaled
     captions:list,     # one a picture
@@ -168,19 +231,20 @@ def train_pixart(
     scale:float,       # the autoencoder's scaling factor
     steps:int=2700,    # updates
     batch:int=48,      # pictures each
-    drop:float=.1,     # share of captions emptied, for guidance
     lr:float=1e-3,     # peak learning rate
     seed:int=0,        # of everything drawn
-    gamma:float=0.,    # min-SNR weighting, 0 for the plain loss
-    net=None           # continue from these two networks
+    weights=None,      # of the loss, (T,); all alike unless given
+    often=(),          # numbers of pictures that make up half of each batch, if any
+    net=None,          # continue from these two networks; new ones unless given
+    drop:float=.1      # share of captions emptied, for guidance
 ):                     # ModuleDict of transformer and text_encoder, and losses
     "Pretrain both from scratch on captioned latents: the objective of Eq. 1."
     torch.manual_seed(seed)
     net = (net or torch.nn.ModuleDict(dict(transformer=tiny_transformer(), text_encoder=tiny_t5(len(tokenizer))))).eval()
     abar = DDPMScheduler(**SCHEDULE).alphas_cumprod
-    weight = min_snr(abar,gamma) if gamma else torch.ones_like(abar)
     def loss_of(step):
-        g = rng(seed,"pixart",step); i = torch.randint(len(captions),(batch,),generator=g)
+        g = rng(seed,"pixart",step); half = batch//2 if len(often) else 0
+        i = torch.cat([torch.randint(len(captions),(batch-half,),generator=g), torch.as_tensor(often,dtype=torch.long)[torch.randint(max(1,len(often)),(half,),generator=g)]])
         z0 = (moments[0][i]+moments[1][i]*torch.randn(moments[0][i].shape,generator=g))*scale
         texts = ["" if d else captions[j].lower() for j,d in zip(i.tolist(), (torch.rand(batch,generator=g)<drop).tolist())]
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
@@ -188,16 +252,17 @@ def train_pixart(
         a = abar[t][:,None,None,None]; zt = a.sqrt()*z0+(1-a).sqrt()*eps
         emb = net["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         out = net["transformer"](zt, encoder_hidden_states=emb, timestep=t, encoder_attention_mask=tokens.attention_mask, added_cond_kwargs=dict(resolution=None,aspect_ratio=None)).sample
-        return (weight[t]*(out.chunk(2,dim=1)[0]-eps).pow(2).mean((1,2,3))).mean()
+        err = (out.chunk(2,dim=1)[0]-eps).pow(2).mean((1,2,3))
+        return (err if weights is None else weights[t]*err).mean()
     return net,fit(net, loss_of, steps, lr=lr, warmup=200, desc="PixArt-alpha")
 
-def min_snr(
-    abar:torch.Tensor, # signal left, (T,)
-    gamma:float        # largest signal-to-noise ratio that counts in full
-) -> torch.Tensor:     # weights of mean 1, (T,)
-    "Min-SNR weights for predicted noise: less for times with hardly any noise. https://arxiv.org/abs/2303.09556"
-    snr = abar/(1-abar); w = snr.clamp(max=gamma)/snr
-    return w/w.mean()
+# %% ../nbs/15_embedded.ipynb #38136f3c
+def few_words(
+    captions:list, # of the web
+    most:int=12    # words
+) -> list:         # their numbers
+    "Captions that say hardly more than what, in which colour, and on which background."
+    return [i for i,c in enumerate(captions) if len(c.split())<=most and "background" in c and not any(w in c for w in ("ring","spots","center","lines"))]
 
 # %% ../nbs/15_embedded.ipynb #d62564c8
 def assemble(
@@ -291,7 +356,7 @@ def save_vit(
     ViTImageProcessorPil(size=dict(height=64,width=64)).save_pretrained(folder)
     return Path(folder)
 
-# %% ../nbs/15_embedded.ipynb #f5969598
+# %% ../nbs/15_embedded.ipynb #7c3805e3
 def save_card(
     folder,        # of the model
     title:str,     # first line
@@ -314,28 +379,29 @@ def build_pixart(
     folder,            # receives the pipeline, losses.csv and README.md
     pictures:int=20000,# of the drawn web
     vae_steps:int=1500,# updates of the autoencoder
-    steps:int=2700,    # updates of the transformer and T5 with the plain loss
-    more:int=2600,     # further updates with min-SNR weights
+    steps:tuple=(2700,2600,2600), # updates of the transformer and T5 in the three lessons
     seed:int=0         # of everything
 ) -> Path:
     "Draw the web, train the autoencoder, then the transformer with its T5, and write a pipeline."
     import time
-    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=steps,more=more,seed=seed)
+    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=list(steps),seed=seed)
     if (folder/"built.json").exists() and json.loads((folder/"built.json").read_text())==wanted: return folder
     x,captions = web_pictures(pictures,seed)
     tokenizer = word_tokenizer(WEB_WORDS+MEDICAL_WORDS)
     t0 = time.time(); vae,vae_losses = train_vae(x,vae_steps,seed=seed)
     t1 = time.time(); moments = encode_all(vae,x)
-    net,losses = train_pixart(moments,captions,tokenizer,vae.config.scaling_factor,steps,seed=seed)
-    net,losses2 = train_pixart(moments,captions,tokenizer,vae.config.scaling_factor,more,batch=32,seed=seed+1,gamma=5.,net=net)
-    t2,(transformer,text_encoder) = time.time(),(net["transformer"],net["text_encoder"])
-    size = lambda m: f"{sum(p.numel() for p in m.parameters())/1e6:.2f} M parameters"
-    assemble(vae,transformer,text_encoder,tokenizer,folder)
-    save_losses(folder,autoencoder=vae_losses,pixart=losses,**{"pixart, min-SNR":losses2})
+    t5 = tiny_t5(len(tokenizer)); reader,reading = learn_to_read(t5,tokenizer,seed=seed)
+    learn,abar = partial(train_pixart,moments,captions,tokenizer,vae.config.scaling_factor),DDPMScheduler(**SCHEDULE).alphas_cumprod
+    net,plain = learn(steps[0],seed=seed,net=torch.nn.ModuleDict(dict(transformer=tiny_transformer(),text_encoder=t5)))
+    net,min_snr = learn(steps[1],batch=32,seed=seed+1,weights=noise_weights(abar,5.),net=net)
+    net,truncated = learn(steps[2],lr=8e-4,seed=seed+2,weights=noise_weights(abar,5.,.05),often=few_words(captions),net=net)
+    minutes,size = [(time.time()-t1)/60,(t1-t0)/60],lambda m: f"{sum(p.numel() for p in m.parameters())/1e6:.2f} M parameters"
+    assemble(vae,net["transformer"],net["text_encoder"],tokenizer,folder)
+    save_losses(folder,autoencoder=vae_losses,reading=reading,**{"1 plain":plain,"2 min-SNR":min_snr,"3 truncated":truncated})
     save_card(folder,"A small PixArt-alpha","A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes (`medart.phantom.web_picture`). It has never seen a medical image.",
-        {"transformer":size(transformer),"T5 encoder":size(text_encoder),"autoencoder":size(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{(t1-t0)/60:.0f}",
-         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","PixArt steps":f"{steps} at batch 48, {more} at batch 32 with min-SNR weights","PixArt minutes":f"{(t2-t1)/60:.0f}",
-         "PixArt loss, last 100 steps of each":f"{np.mean(losses[-100:]):.4f}, {np.mean(losses2[-100:]):.4f}","machine":machine(),"seed":seed})
+        {"transformer":size(net["transformer"]),"T5 encoder":size(net["text_encoder"]),"autoencoder":size(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
+         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
+         "PixArt loss, last 100 steps of each":", ".join(f"{np.mean(l[-100:]):.4f}" for l in (plain,min_snr,truncated)),"machine":machine(),"seed":seed})
     write_atomic(folder/"built.json",json.dumps(wanted)+"\n")
     return folder
 
@@ -359,7 +425,7 @@ def build_vit(
     write_atomic(folder/"built.json",json.dumps(dict(settings=wanted,accuracy=accuracy))+"\n")
     return accuracy
 
-# %% ../nbs/15_embedded.ipynb #b8a645c0
+# %% ../nbs/15_embedded.ipynb #c0579dc0
 def nearest_color(
     rgb:np.ndarray, # in 0..1, (...,3)
     names=tuple(BRIGHT) # to choose from
@@ -370,14 +436,18 @@ def nearest_color(
 
 def obeyed(
     images:torch.Tensor, # (n,3,h,w) in -1..1
-    asked:list           # n pairs: shape colour, background colour
-) -> tuple:              # share of shapes and of backgrounds painted in the colour asked for
-    "How often a picture's middle and corners have the colours that its caption names."
-    x = ((images.clamp(-1,1)+1)/2).permute(0,2,3,1).numpy(); n,h = x.shape[:2]; k = h//8
-    middle = np.median(x[:,h//2-k:h//2+k,h//2-k:h//2+k].reshape(n,-1,3),1)
-    corners = np.median(np.concatenate([x[:,a,b].reshape(n,-1,3) for a in (slice(0,k),slice(-k,None)) for b in (slice(0,k),slice(-k,None))],1),1)
-    near = [nearest_color(v)==np.array([p[i] for p in asked]) for i,v in enumerate((middle,corners))]
-    return near[0].mean(),near[1].mean(),(near[0]&near[1]).mean()
+    asked:list,          # n pairs: shape colour, background colour
+    far:float=.3,        # distance in RGB from the background at which a pixel belongs to the shape
+    least:float=.03      # share of such pixels without which there is no shape
+) -> tuple:              # share of shapes and of backgrounds painted in the colour asked for, and of both
+    "How often corners, and what differs from them, have the colours that a caption names."
+    x = ((images.clamp(-1,1)+1)/2).permute(0,2,3,1).numpy(); k = x.shape[1]//8; right = []
+    for im,(shape,ground) in zip(x,asked):
+        corners = np.median(np.concatenate([im[a,b].reshape(-1,3) for a in (slice(0,k),slice(-k,None)) for b in (slice(0,k),slice(-k,None))]),0)
+        other = im[np.linalg.norm(im-corners,axis=2)>far]
+        right.append((len(other)>=least*im[...,0].size and nearest_color(np.median(other,0))==shape, nearest_color(corners)==ground))
+    right = np.array(right)
+    return right[:,0].mean(),right[:,1].mean(),right.all(1).mean()
 
 def color_prompts(
     n:int,     # how many
@@ -388,3 +458,21 @@ def color_prompts(
     pairs = [tuple(g.choice(names,2,replace=False)) for _ in range(n)]
     shapes = [("circle","oval","square","large irregular patch")[g.integers(4)] for _ in range(n)]
     return [f"{article(a)} {a} {s} on {article(b)} {b} background" for (a,b),s in zip(pairs,shapes)],pairs
+
+# %% ../nbs/15_embedded.ipynb #24292eb7
+@torch.no_grad()
+def guess_errors(
+    model,          # of `load_base`
+    x:torch.Tensor, # images in -1..1, (n,3,h,w)
+    texts:list,     # n captions
+    times=tuple(range(50,1000,50)), # of the noise
+    seed:int=0      # of the noise
+) -> list:          # rows: time, "caption" or "no caption", mean squared error in latents
+    "How wrong the model's guess of the clean latents is."
+    z0 = model.encode_image(x).mean; rows = []
+    for t in map(torch.tensor,times):
+        eps = torch.randn(z0.shape,generator=rng(seed,"guess",t.item())); zt = add_noise(z0,eps,model.abar[t].expand(len(z0)))
+        for name,cond in (("caption",model.encode_text(texts)),("no caption",model.encode_text([""]*len(texts)))):
+            guess = (zt-(1-model.abar[t]).sqrt()*model.predict(zt,t,cond))/model.abar[t].sqrt()
+            rows.append((t.item(),name,(guess-z0).pow(2).mean().item()))
+    return rows
