@@ -188,7 +188,7 @@ def main(
 
 if __name__=="__main__" and "__file__" in globals(): main()
 
-# %% ../nbs/05_simplify.ipynb #f33e0d4d
+# %% ../nbs/05_simplify.ipynb #c85c5c58
 def length_figure(
     tables:dict, # name -> table of finished captions
     r:Recipe     # for the limit
@@ -196,10 +196,10 @@ def length_figure(
     "How many tokens captions have, before and after, against the limit."
     import matplotlib.pyplot as plt
     import seaborn as sns
-    d = pd.concat(tables.values()); bins = range(0,int(max(d.tokens_before.max(),r.max_tokens))+4,2)
+    d = pd.concat(tables.values()); bins = range((r.max_tokens+1)%2,int(max(d.tokens_before.max(),r.max_tokens))+4,2)
     fig,axs = plt.subplots(2,1,figsize=(5,3.2),layout="constrained",sharex=True,sharey=True)
     for ax,n,word,color in zip(axs,(d.tokens_before,d.tokens),("as the VLM wrote them","after simplification"),("#d55e00","#0072b2")):
-        sns.histplot(x=n,bins=bins,ax=ax,color=color,lw=0); ax.axvline(r.max_tokens+.5,c="k",ls="--",lw=1)
+        sns.histplot(x=n,bins=bins,ax=ax,color=color,lw=0); ax.axvline(r.max_tokens+1,c="k",ls="--",lw=1)
         ax.set(ylabel="captions",xlabel="T5 tokens"); ax.set_title(f"{word}: {(n>r.max_tokens).mean():.1%} beyond {r.max_tokens}",fontsize=9)
     sns.despine(fig); plt.close(fig)
     return fig
