@@ -80,7 +80,7 @@ def order(
     first = step*r.batch_size
     return [int(np_rng(r.seed,"order",p//n).permutation(n)[p%n]) for p in range(first,first+r.batch_size)]
 
-# %% ../nbs/09_hldf.ipynb #a08be05d
+# %% ../nbs/09_hldf.ipynb #91362672
 @dataclass
 class Batch:
     "What one step sees: a process's share of it."
@@ -104,7 +104,7 @@ def draw_batch(
     "Everything random about a step, from (seed, stream, step) alone."
     i,n = order(r,len(ts),step),r.batch_size//world
     mine,g,wide = slice(rank*n,rank*n+n),lambda stream: rng(r.seed,stream,step),torch.promote_types(model.dtype,torch.float32)
-    def randn(stream): return put(torch.randn((len(i),*model.latent_shape),generator=g(stream),dtype=wide)[mine],model.device)
+    def randn(stream): return put(torch.randn((r.batch_size,*model.latent_shape),generator=g(stream),dtype=wide)[mine],model.device)
     at = [(.5,.5)]*n if ts.moments is not None else torch.rand(len(i),2,generator=g("crop")).tolist()[mine]
     drop = (torch.rand(len(i),generator=g("drop"))<r.caption_dropout).tolist()[mine]
     t = put(torch.randint(len(model.abar),(len(i),),generator=g("time"))[mine],model.device)
@@ -269,7 +269,7 @@ class Waits(TorchDispatchMode):
         if func.overloadpacket.__name__ in ("_local_scalar_dense","nonzero","is_nonzero","equal","masked_select","unique_dim","_unique2"): self.names.append(str(func))
         return func(*args,**(kwargs or {}))
 
-# %% ../nbs/09_hldf.ipynb #e56c7b08
+# %% ../nbs/09_hldf.ipynb #ef7f78cf
 def checkpoint_files(
     model:Model,  # its adapters
     opt,          # torch optimizer
@@ -280,6 +280,8 @@ def checkpoint_files(
     files = {"adapters.safetensors":cpu(t), "optimizer.safetensors":cpu({f"{n}|{k}":v for n,p in t.items() for k,v in opt.state.get(p,{}).items()})}
     if model.ema: files["ema.safetensors"] = cpu(model.ema)
     return files|{"log.json":json.dumps(log.rows).encode(), "clock.json":json.dumps(log.clock).encode()}
+
+def _seal(manifest): return hashlib.sha256(json.dumps({k:v for k,v in manifest.items() if k!="seal"},sort_keys=True).encode()).hexdigest()
 
 def _put(path,data):
     with open(path,"wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
@@ -305,6 +307,7 @@ def save_checkpoint(
     folder = Path(folder); final,tmp = folder/f"step-{step:07d}",folder/f".step-{step:07d}.{os.getpid()}"
     files = checkpoint_files(model,opt,log)
     manifest = dict(step=step,hash=recipe_hash(r),captions=captions,files={n:hashlib.sha256(d).hexdigest() for n,d in files.items()})
+    manifest["seal"] = _seal(manifest)
     try:
         shutil.rmtree(tmp,ignore_errors=True); tmp.mkdir(parents=True)
         for n,d in files.items(): _put(tmp/n,d)
@@ -316,13 +319,14 @@ def save_checkpoint(
         raise OSError(e.errno,f"{e.strerror}: checkpoint {final.name} could not be written, those before it are kept. Make room, or set MEDART_OUTPUTS to another disk and move the run there; then run the same command again to continue",str(folder)) from e
     return final
 
-# %% ../nbs/09_hldf.ipynb #2735edd9
+# %% ../nbs/09_hldf.ipynb #eff3fa06
 def checkpoint_fault(
     path # a checkpoint's folder
 ) -> str: # what is wrong with it, empty when nothing is
     "Check a checkpoint against its manifest."
-    try: m = json.loads((path/"manifest.json").read_text()); files = m["files"].items(); m["step"],m["hash"]
+    try: m = json.loads((path/"manifest.json").read_text()); files = m["files"].items(); sealed = m["seal"]==_seal(m)
     except (OSError,ValueError,KeyError,AttributeError,TypeError) as e: return f"manifest.json is damaged ({type(e).__name__})"
+    if not sealed: return "manifest.json is damaged (its contents do not match its seal)"
     for name,sha in files:
         if not (path/name).exists(): return f"{name} is missing"
         if hashlib.sha256((path/name).read_bytes()).hexdigest()!=sha: return f"{name} is damaged"
@@ -454,7 +458,7 @@ def finished(
     f = run_dir(r)/"done.json"; done = json.loads(f.read_text()) if f.exists() else {}
     return (done.get("hash"),done.get("captions"))==(recipe_hash(r),captions)
 
-# %% ../nbs/09_hldf.ipynb #4db43433
+# %% ../nbs/09_hldf.ipynb #2ba37950
 def train(
     r:Recipe,           # everything
     stop_after:int=None # stop early after so many steps done, with a checkpoint
@@ -487,7 +491,7 @@ def train(
                 bar.set_postfix(shown(log.rows,_rate(log.clock,r)))
                 if r.tracker: [acc.log({k:v for k,v in row.items() if k!="images"},step=row["step"]) for row in new]
             if main and due: save_checkpoint(out/"checkpoints",model,opt,step+1,log,r,key); saved = time.time()
-            if main and r.sample_every and ((step+1)%r.sample_every==0 or step==0 and steps>=r.sample_every):
+            if main and r.sample_every and (step+1)%r.sample_every==0:
                 t1 = time.perf_counter(); window.show(save_figure(sample_grid(model,r,ts),out/"grids"/f"step-{step+1:07d}.png")); in_grids += time.perf_counter()-t1
             if stop: acc.wait_for_everyone(); raise KeyboardInterrupt(f"{(asked or ['another process'])[0]}: stopped after step {step+1} of {steps}, checkpoint saved. Run the same command again to continue.")
             if step+1==stop_after and stop_after<steps: return out
