@@ -24,9 +24,9 @@ from transformers.utils.logging import disable_progress_bar as disable_loading_b
 from .core import seed_of,write_atomic
 from .recipes import DIT_TARGETS,Recipe,locate,recipe
 
-# %% ../nbs/06_model.ipynb #1b445e94
-# peft asks transformers for a name that transformers renamed; nothing follows from it
-warnings.filterwarnings("ignore",message=".*is_gradient_checkpointing.*",category=FutureWarning)
+# %% ../nbs/06_model.ipynb #26c5459f
+# names that transformers is renaming; nothing follows from it
+warnings.filterwarnings("ignore",message=".*gradient_checkpointing.*",category=FutureWarning)
 
 # %% ../nbs/06_model.ipynb #b0360351
 @dataclass
