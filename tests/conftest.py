@@ -30,6 +30,20 @@ def folders(tmp_path, monkeypatch):
     return data, outputs
 
 
+@pytest.fixture
+def made(folders):
+    "Twelve made images of two classes in the data folder `made`: eight to train on, four to test on."
+    import numpy as np
+    from PIL import Image
+
+    g = np.random.default_rng(0)
+    for cls in ("melanoma", "common_nevus"):
+        (folders[0] / "made" / cls).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(g.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(folders[0] / "made" / cls / f"{i}.png")
+    return folders[0] / "made"
+
+
 @pytest.fixture(scope="session")
 def files():
     "The repository's files, relative to its root: what git tracks and what it would track."

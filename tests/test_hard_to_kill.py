@@ -11,10 +11,8 @@ import sys
 import traceback
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from medart import hldf
 from medart.hldf import Log,checkpoint_fault,launch,load_checkpoint,make_optimizer,save_checkpoint,train
@@ -25,12 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=3,log_every=2,t5_dropout=True,caption_dropout=.2,ema=.9)
 
 @pytest.fixture
-def small(folders):
-    "Twelve made images of two classes, eight to train on: eight steps over two epochs, a colour loss at the third and the sixth."
-    g = np.random.default_rng(0)
-    for c in ("melanoma","common_nevus"):
-        (folders[0]/"made"/c).mkdir(parents=True)
-        for i in range(6): Image.fromarray(g.integers(0,255,(70,80,3),dtype=np.uint8)).save(folders[0]/"made"/c/f"{i}.png")
+def small(made):
+    "Eight steps over two epochs, a colour loss at the third and the sixth."
     return lambda **k: recipe("skin",data="made",**(SMALL|k))
 
 def checkpoints(r): return sorted((run_dir(r)/"checkpoints").glob("step-*"))

@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,12 +26,8 @@ from medart.simplify import captions_for
 SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=1,log_every=1,gen_steps=2,gen_block=2)
 
 @pytest.fixture
-def small(folders):
-    "Twelve made images of two classes: eight to train on, so eight steps over two epochs with two colour losses."
-    g = np.random.default_rng(0)
-    for c in ("melanoma","common_nevus"):
-        (folders[0]/"made"/c).mkdir(parents=True)
-        for i in range(6): Image.fromarray(g.integers(0,255,(70,80,3),dtype=np.uint8)).save(folders[0]/"made"/c/f"{i}.png")
+def small(made):
+    "Eight steps over two epochs with two colour losses."
     return lambda **k: recipe("skin",data="made",**(SMALL|k))
 
 def result(r):
