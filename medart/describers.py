@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['ASIDE_WORDS', 'PHRASES', 'SAID', 'Whole', 'SayAll', 'findings', 'asides', 'full_caption', 'cased_unigram',
-           'vlm_processor', 'tiny_vlm', 'vlm_phantoms', 'views_of', 'turned', 'ticks', 'sharpen', 'Eye', 'see',
-           'lesson', 'prompt_ids', 'train_vlm', 'save_vlm', 'said', 'truth_table', 'truth_figure', 'truthfulness',
-           'build_vlm', 'simplifier_tokenizer', 'tiny_simplifier', 'shortened', 'simplifier_pairs', 'swapped',
-           'train_simplifier', 'faithfulness', 'build_simplifier']
+           'vlm_processor', 'tiny_vlm', 'views_of', 'turned', 'ticks', 'sharpen', 'Eye', 'see', 'lesson', 'prompt_ids',
+           'train_vlm', 'save_vlm', 'said', 'truth_table', 'truth_figure', 'truthfulness', 'build_vlm',
+           'simplifier_tokenizer', 'tiny_simplifier', 'shortened', 'simplifier_pairs', 'swapped', 'train_simplifier',
+           'faithfulness', 'build_simplifier']
 
-# %% ../nbs/16_describers.ipynb #5d42e446
+# %% ../nbs/16_describers.ipynb #9a996b16
 import json,re,time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from tokenizers import Tokenizer,decoders,models,pre_tokenizers,processors
 from transformers import T5Config,T5TokenizerFast
 
 from .core import np_rng,progress,rng,save_table,write_atomic
-from .embedded import MEDICAL_WORDS,WEB_WORDS,fit,machine,save_card,save_losses
-from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,caption,describe_phantom,phantom,simple_caption
+from .embedded import MEDICAL_WORDS,WEB_WORDS,feature_phantoms,fit,machine,save_card,save_losses
+from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,caption,describe_phantom,simple_caption
 from .recipes import DATASETS,category,recipe
 from .simplify import count_tokens,limits,load_simplifier,load_tokenizer,shortening_fault
 from .vsg import TEMPLATE,caption_fault,chat,load_vlm,question,tidy
@@ -101,10 +100,10 @@ def vlm_processor(
     talk = "{% for m in messages %}<{{ m.role }}>{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     return LlavaNextProcessor(look,tok,patch_size=8,vision_feature_select_strategy="default",num_additional_image_tokens=1,chat_template=talk)
 
-# %% ../nbs/16_describers.ipynb #023c3548
+# %% ../nbs/16_describers.ipynb #fe4dd22e
 def tiny_vlm(
     processor # LlavaNextProcessor
-):            # LlavaNextForConditionalGeneration, about 1.2 M parameters
+):            # LlavaNextForConditionalGeneration, 0.85 M parameters
     "An untrained VLM: three layers of vision of width 128, four of language of width 96."
     from transformers import CLIPVisionConfig,LlamaConfig,LlavaNextConfig,LlavaNextForConditionalGeneration
     tok = processor.tokenizer; ids = dict(bos_token_id=None,eos_token_id=tok.eos_token_id,pad_token_id=tok.pad_token_id)
@@ -113,20 +112,7 @@ def tiny_vlm(
     return LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision,text_config=text,image_token_index=processor.image_token_id,vision_feature_layer=-1,image_grid_pinpoints=[[64,64]],image_seq_length=16,
                                                              tie_word_embeddings=True,**ids))
 
-# %% ../nbs/16_describers.ipynb #cd46184a
-def _study(job): return phantom(*job[:2],FEATURE_SEED,job[2])
-
-def vlm_phantoms(
-    each:int,      # of each class
-    first:int=0,   # number of the first
-    workers:int=2  # processes that draw
-) -> list:         # (dataset, class, picture, attributes), classes in turn
-    "Phantoms to learn from, or to be examined on."
-    jobs = [(d.name,c,i) for i in range(first,first+each) for d in DATASETS.values() for c in d.counts]
-    with ProcessPoolExecutor(workers) as pool:
-        got = list(progress(pool.map(_study,jobs,chunksize=50),total=len(jobs),desc="drawing phantoms",mininterval=5))
-    return [(d,c,x,p) for (d,c,_),(x,p,_) in zip(jobs,got)]
-
+# %% ../nbs/16_describers.ipynb #e04d1557
 def views_of(
     processor,    # LlavaNextProcessor
     pictures:list # uint8 arrays (64,64,3)
@@ -191,7 +177,7 @@ def see(
         return F.binary_cross_entropy_with_logits(eye(turned(views[i]/127.5-1,k%4,k>3)),table[i])
     return fit(eye,loss_of,steps,lr=1e-3,warmup=50,ema=.99,desc="eyes")
 
-# %% ../nbs/16_describers.ipynb #07e11935
+# %% ../nbs/16_describers.ipynb #494cc147
 def lesson(
     processor,     # LlavaNextProcessor
     prompts:dict,  # (dataset, class) -> token ids of the question, image tokens among them
@@ -225,7 +211,7 @@ def train_vlm(
 ) -> tuple:             # LlavaNextForConditionalGeneration, its processor, losses of the lessons
     "Train the small VLM from nothing."
     torch.manual_seed(seed); processor = vlm_processor(); vlm = tiny_vlm(processor)
-    study = vlm_phantoms(each); views,people = views_of(processor,[x for _,_,x,_ in study]),[p for *_,p in study]
+    study = feature_phantoms(DATASETS,each); views,people = views_of(processor,[x for _,_,x,_ in study]),[p for *_,p in study]
     sharpen(vlm,views); seen = see(vlm,views,people,see_steps,seed=seed)
     prompts = {(d,c):prompt_ids(processor,d,c) for d,c in {s[:2] for s in study}}
     size,often = torch.full((batch,2),64),torch.tensor([2. if p.feature in ("bump","bed","streaks") else 1. for p in people])
@@ -264,7 +250,7 @@ def said(
     found = {k:re.search(p,t) for k,p in SAID.items()}
     return {k:next((x for x in m.groups() if x),"") if m else "" for k,m in found.items()}
 
-# %% ../nbs/16_describers.ipynb #3dfcd746
+# %% ../nbs/16_describers.ipynb #33f2e6f6
 def truth_table(
     captions:list, # n, of the VLM
     truths:list,   # n, the true captions with all asides
@@ -302,7 +288,7 @@ def truthfulness(
     block:int=64     # captions at once
 ) -> tuple:          # table of `truth_table`, share of captions that would have to be replaced, captions
     "Let the VLM describe phantoms it has never seen, as `caption_images` would, and compare."
-    r = r or recipe("skin",scale="tiny"); vlm = load_vlm(r); exam = vlm_phantoms(each,first=TEST_FROM)
+    r = r or recipe("skin",scale="tiny"); vlm = load_vlm(r); exam = feature_phantoms(DATASETS,each,first=TEST_FROM)
     texts,left = [""]*len(exam),list(range(len(exam)))
     for attempt in range(1+r.caption_retries):
         for b in progress([left[i:i+block] for i in range(0,len(left),block)],desc="examining"):

@@ -6,10 +6,10 @@
 __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'word_tokenizer', 'web_pictures', 'fit', 'tiny_vae', 'recolor', 'vae_loss',
            'train_vae', 'encode_all', 'tiny_t5', 'tiny_transformer', 'captions_only', 'Reader', 'learn_to_read',
            'read_colors', 'noise_weights', 'train_pixart', 'few_words', 'assemble', 'machine', 'tiny_vit',
-           'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card', 'save_losses',
-           'build_pixart', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts', 'guess_errors']
+           'feature_phantoms', 'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card',
+           'save_losses', 'build_pixart', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts', 'guess_errors']
 
-# %% ../nbs/15_embedded.ipynb #f9d5ac71
+# %% ../nbs/15_embedded.ipynb #341f6bbe
 import json,platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from transformers import T5Config,T5EncoderModel,T5TokenizerFast
 
 from .core import np_rng,progress,rng,write_atomic
+from .hldf import min_snr_weight
 from .losses import add_noise
 from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,describe_shape,phantom,random_shape,web_picture
 from .recipes import DATASETS
@@ -213,7 +214,7 @@ def read_colors(
     z = reader(captions)
     return list(zip(*([reader.values[k][i].split()[-1] for i in z[k].argmax(1)] for k in ("color","background"))))
 
-# %% ../nbs/15_embedded.ipynb #e8364e91
+# %% ../nbs/15_embedded.ipynb #d99f9649
 def noise_weights(
     abar:torch.Tensor, # signal left, (T,)
     high:float=np.inf, # signal-to-noise ratio above which a time counts less
@@ -221,7 +222,7 @@ def noise_weights(
     most:float=30.     # times as much at most
 ) -> torch.Tensor:     # weights of mean 1, (T,)
     "Weights of the loss on noise: 1 between the two ratios, else as if the loss were on the image, at a fixed ratio."
-    snr = abar/(1-abar); w = (high/snr).clamp(max=1)*(low/snr).clamp(1,most)
+    w = min_snr_weight(abar,high)*(low*(1-abar)/abar).clamp(1,most)
     return w/w.mean()
 
 def train_pixart(
@@ -284,7 +285,7 @@ def machine(
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return f"{gpu or cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
-# %% ../nbs/15_embedded.ipynb #e03c4cdc
+# %% ../nbs/15_embedded.ipynb #ee970148
 def tiny_vit(
     classes # class folder names, in order
 ):          # ViTForImageClassification for images of 64 pixels
@@ -294,21 +295,28 @@ def tiny_vit(
     return ViTForImageClassification(ViTConfig(hidden_size=96, num_hidden_layers=6, num_attention_heads=4, intermediate_size=192, image_size=64, patch_size=8, hidden_dropout_prob=0., attention_probs_dropout_prob=0.,
                                                id2label=names, label2id={c:i for i,c in names.items()}))
 
+def feature_phantoms(
+    datasets,      # names
+    each:int,      # phantoms of each class
+    first:int=0,   # number of the first
+    workers:int=2  # processes that draw
+) -> list:         # (dataset, class, picture, attributes), classes in turn
+    "Phantoms of the seed that no data set uses: to learn from, or to be examined on."
+    jobs = [(d,c,i) for i in range(first,first+each) for d in datasets for c in DATASETS[d].counts]
+    with ProcessPoolExecutor(workers) as pool:
+        got = list(progress(pool.map(_feature_phantom,jobs,chunksize=50),total=len(jobs),desc="drawing phantoms",mininterval=5))
+    return [(d,c,x,p) for (d,c,_),(x,p,_) in zip(jobs,got)]
+
+def _feature_phantom(job): return phantom(*job[:2],FEATURE_SEED,job[2])
+
 def vit_phantoms(
     dataset:str,   # skin or kvasir
     each:int,      # phantoms of each class
-    first:int=0,   # index of the first
-    workers:int=2  # processes that draw
+    first:int=0    # number of the first
 ) -> tuple:        # uint8 (n,3,64,64) and labels (n,)
-    "Labelled phantoms of the seed that belongs to feature extractors."
-    classes = list(DATASETS[dataset].counts)
-    jobs = [(c,i) for i in range(first,first+each) for c in classes]
-    with ProcessPoolExecutor(workers) as pool:
-        got = pool.map(partial(_draw_phantom,dataset), jobs, chunksize=100)
-        x = np.stack(list(progress(got, total=len(jobs), desc=f"drawing {dataset} phantoms")))
-    return torch.from_numpy(x).permute(0,3,1,2).contiguous(), torch.tensor([classes.index(c) for c,_ in jobs])
-
-def _draw_phantom(dataset,job): return phantom(dataset,job[0],FEATURE_SEED,job[1])[0]
+    "Labelled phantoms, as tensors."
+    classes,got = list(DATASETS[dataset].counts),feature_phantoms([dataset],each,first)
+    return torch.from_numpy(np.stack([x for _,_,x,_ in got])).permute(0,3,1,2).contiguous(), torch.tensor([classes.index(c) for _,c,_,_ in got])
 
 # %% ../nbs/15_embedded.ipynb #a9033207
 def turn_and_shift(
@@ -356,7 +364,7 @@ def save_vit(
     ViTImageProcessorPil(size=dict(height=64,width=64)).save_pretrained(folder)
     return Path(folder)
 
-# %% ../nbs/15_embedded.ipynb #7c3805e3
+# %% ../nbs/15_embedded.ipynb #06cde8cb
 def save_card(
     folder,        # of the model
     title:str,     # first line
@@ -391,6 +399,7 @@ def build_pixart(
     t0 = time.time(); vae,vae_losses = train_vae(x,vae_steps,seed=seed)
     t1 = time.time(); moments = encode_all(vae,x)
     t5 = tiny_t5(len(tokenizer)); reader,reading = learn_to_read(t5,tokenizer,seed=seed)
+    prompts,asked = color_prompts(200,seed)
     learn,abar = partial(train_pixart,moments,captions,tokenizer,vae.config.scaling_factor),DDPMScheduler(**SCHEDULE).alphas_cumprod
     net,plain = learn(steps[0],seed=seed,net=torch.nn.ModuleDict(dict(transformer=tiny_transformer(),text_encoder=t5)))
     net,min_snr = learn(steps[1],batch=32,seed=seed+1,weights=noise_weights(abar,5.),net=net)
@@ -400,7 +409,7 @@ def build_pixart(
     save_losses(folder,autoencoder=vae_losses,reading=reading,**{"1 plain":plain,"2 min-SNR":min_snr,"3 truncated":truncated})
     save_card(folder,"A small PixArt-alpha","A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes (`medart.phantom.web_picture`). It has never seen a medical image.",
         {"transformer":size(net["transformer"]),"T5 encoder":size(net["text_encoder"]),"autoencoder":size(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
-         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
+         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{np.mean([r==tuple(a) for r,a in zip(read_colors(reader,prompts),asked)]):.0%}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
          "PixArt loss, last 100 steps of each":", ".join(f"{np.mean(l[-100:]):.4f}" for l in (plain,min_snr,truncated)),"machine":machine(),"seed":seed})
     write_atomic(folder/"built.json",json.dumps(wanted)+"\n")
     return folder
