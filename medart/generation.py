@@ -7,7 +7,7 @@ __all__ = ['Plan', 'generation_plan', 'prompt_plan', 'starting_noise', 'paint', 
            'samples_key', 'prompts_dir', 'generate', 'generate_in', 'load_samples', 'one_of_each',
            'real_beside_generated', 'samples_sheet', 'before_and_after', 'color_histograms']
 
-# %% ../nbs/10_generation.ipynb #70663fa1
+# %% ../nbs/10_generation.ipynb #f0f05d5e
 import gc,io,json,os,shutil,subprocess,sys,tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
-from accelerate import PartialState
 from PIL import Image,PngImagePlugin
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from .model import PARTS,Cond,Model,cat_cond,load_base,load_model,merge
 from .recipes import Recipe,category,command,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
 from .simplify import captions_for
+from .vsg import processes
 
 # %% ../nbs/10_generation.ipynb #c2bdecd1
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def prompts_dir(
     "The folder of the images of one's own prompts."
     return run_dir(r)/(f"prompts~{stable_hash(plan.texts)[:6]}"+samples_dir(r).name.removeprefix("samples"))
 
-# %% ../nbs/10_generation.ipynb #dcfba95c
+# %% ../nbs/10_generation.ipynb #5522fbd4
 def generate(
     r:Recipe,      # a trained run and generation settings
     prompts:str="" # a prompt, or a file of them, in place of the data set's captions
@@ -140,7 +140,7 @@ def generate(
     "Paint one image for every caption; run again to paint only what is missing."
     plan = prompt_plan(prompts) if prompts else generation_plan(r); out = prompts_dir(r,plan) if prompts else samples_dir(r)
     if not (run_dir(r)/"done.json").exists(): raise FileNotFoundError(f"{run_dir(r)} holds no finished training. Train first: {command(r,'train')}")
-    key,stamp,state = samples_key(r,plan.texts),out/"key.json",PartialState(cpu=not torch.cuda.is_available())
+    key,stamp,state = samples_key(r,plan.texts),out/"key.json",processes()
     if state.is_main_process and stamp.exists() and json.loads(stamp.read_text())["key"]!=key: shutil.rmtree(out)
     state.wait_for_everyone()
     if state.is_main_process: write_atomic(stamp,json.dumps(dict(key=key,**settings(r,"generate"))))
@@ -155,14 +155,14 @@ def generate(
     return out
 
 def _paint_blocks(r,out,plan,names,todo,device):
-    model,at = merge(load_model(r,adapters=run_dir(r),device=device)),lambda c,where: Cond(c.emb.to(where),c.mask.to(where))
+    model = merge(load_model(r,adapters=run_dir(r),device=device))
     full = {b:[*b]+[b[-1]]*(r.gen_block-len(b)) for b in todo}
-    with torch.no_grad(): conds = {b:at(cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])),"cpu") for b in todo}
+    with torch.no_grad(): conds = {b:cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])).to("cpu") for b in todo}
     model.text_encoder = None; gc.collect()
     if device.type=="cuda": torch.cuda.empty_cache()
     about = dict(seed=r.seed,recipe=recipe_hash(r,"train","generate"),model=r.model,method=r.method,scale=r.scale,note="synthetic image, not for diagnosis")
     for b in progress(todo,desc=f"painting {r.dataset} {r.method}"):
-        for j,x in zip(b,to_uint8(paint(model,r,at(conds[b],device),[plan.index[j] for j in full[b]]))):
+        for j,x in zip(b,to_uint8(paint(model,r,conds[b].to(device),[plan.index[j] for j in full[b]]))):
             save_png(out/names[j],x,dict(caption=plan.texts[j],index=plan.index[j],**about))
 
 # %% ../nbs/10_generation.ipynb #aa6626e0

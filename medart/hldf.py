@@ -10,7 +10,7 @@ __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'd
            'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main', 'read_losses', 'loss_figure',
            'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #9f96016b
+# %% ../nbs/09_hldf.ipynb #e8293b8c
 import argparse,ast,hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field,fields
@@ -31,7 +31,7 @@ from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss
 from .model import Cond,Model,Moments,load_model,put,save_loras
 from .recipes import Recipe,recipe,recipe_hash,run_dir,save_recipe,settings
-from .sampler import checkpointing,sample
+from .sampler import checkpointing,sample,unwrapped
 from .simplify import captions_for,captions_key
 
 # %% ../nbs/09_hldf.ipynb #04c64821
@@ -241,7 +241,7 @@ def update(model,r,opt,params,grads,log):
     if model.ema: torch._foreach_add_(list(model.ema.values()),torch._foreach_mul(torch._foreach_sub(params,list(model.ema.values())),(1-r.ema)*(1-bad.float())))
     return bad
 
-# %% ../nbs/09_hldf.ipynb #911d72fb
+# %% ../nbs/09_hldf.ipynb #86d30823
 def make_optimizer(
     model:Model, # its trainable parameters
     r:Recipe     # learning rates, weight decay, ema
@@ -257,8 +257,7 @@ def compile_blocks(
     backend:str="inductor"   # of torch.compile
 ) -> Model:
     "Compile each network's blocks, one program for all blocks of a kind and a caption length."
-    net = lambda n: n.base_model.model if hasattr(n,"peft_config") and hasattr(n.base_model,"model") else n
-    for b in (*net(model.transformer).transformer_blocks,*net(model.text_encoder).encoder.block): b.compile(backend=backend,dynamic=False)
+    for b in (*unwrapped(model.transformer).transformer_blocks,*unwrapped(model.text_encoder).encoder.block): b.compile(backend=backend,dynamic=False)
     return model
 
 # %% ../nbs/09_hldf.ipynb #33ff64f3

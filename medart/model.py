@@ -28,7 +28,7 @@ from .recipes import DIT_TARGETS,Recipe,locate,recipe
 # names that transformers is renaming; nothing follows from it
 warnings.filterwarnings("ignore",message=".*gradient_checkpointing.*",category=FutureWarning)
 
-# %% ../nbs/06_model.ipynb #b0360351
+# %% ../nbs/06_model.ipynb #ef8ea3cf
 @dataclass
 class Cond:
     "Captions as the transformer sees them."
@@ -37,6 +37,7 @@ class Cond:
 
     def __len__(self): return len(self.emb)
     def __getitem__(self, i): return Cond(self.emb[i],self.mask[i])
+    def to(self, where): return Cond(self.emb.to(where),self.mask.to(where))
     def expand(self, n:int): return Cond(self.emb.expand(n,-1,-1),self.mask.expand(n,-1))
 
 def cat_cond(
