@@ -113,8 +113,8 @@ def image_grid(
     import textwrap
     images = list(images); nrow = -(-len(images)//ncol)
     wrapped = ["\n".join(textwrap.wrap(c,width)) for c in captions] if captions is not None else [""]*len(images)
-    lines = max((w.count("\n")+1 if w else 0) for w in wrapped)
-    fig,axs = plt.subplots(nrow, ncol, figsize=(ncol*cell, nrow*(cell+.115*lines)), squeeze=False, layout="constrained")
+    lines = sum(max(w.count("\n")+1 if w else 0 for w in wrapped[i:i+ncol]) for i in range(0,len(images),ncol))
+    fig,axs = plt.subplots(nrow, ncol, figsize=(ncol*cell, nrow*cell+.115*lines), squeeze=False, layout="constrained")
     for ax in axs.flat: ax.axis("off")
     for ax,img,w in zip(axs.flat,images,wrapped):
         ax.imshow(to_array(img), interpolation="nearest"); ax.text(.5,-.03,w,transform=ax.transAxes,ha="center",va="top",fontsize=6)
