@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from .core import np_rng,progress,seed_of,stable_hash,write_atomic
+from .core import built,mark_built,np_rng,progress,seed_of,stable_hash,write_atomic
 from .data import Split,crop,load_split,read_pixels
 from .metrics import origin,pixel_hash,weights_hash
 from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
@@ -183,9 +183,7 @@ def build_shapes_vit(
 ) -> dict:            # group -> share of unseen pictures whose word it finds
     "Pretrain the small ViT on bright shapes alone, and write it without its last layer."
     folder = Path(folder); wanted = dict(pictures=pictures,epochs=epochs,seed=seed,lr=lr)
-    if (folder/"built.json").exists():
-        done = json.loads((folder/"built.json").read_text())
-        if done["settings"]==wanted: return done["found"]
+    if done := built(folder,wanted): return done["found"]
     net = small_vit(ATTRIBUTES,seed=seed); x,y = shape_pictures(pictures,seed); losses = []
     for k,(part,by) in enumerate(((.5,1.),(.25,.3),(.25,.1))): losses += train_classifier(net,x,y,max(1,round(part*epochs)),by*lr,64,seed_of(seed,"shapes",k))
     far,truth = shape_pictures(500,seed+1); found = named_rightly(predict(net,far),truth)
@@ -194,7 +192,7 @@ def build_shapes_vit(
     write_atomic(folder/"README.md","# A small ViT for shapes\n\nA `ViTModel` for 64-pixel images, pretrained on drawn, brightly coloured shapes to name their attributes: the stand-in of a ViT-B/16 pretrained on everyday images. It has never seen a "
         "phantom or a medical image.\n\n| attribute | found in unseen pictures |\n|---|---|\n"+"".join(f"| {k} | {v:.0%} |\n" for k,v in found.items())+
         f"\n{sum(p.numel() for p in net.vit.vit.parameters())/1e6:.2f} M parameters, {pictures} pictures, {epochs} epochs, seed {seed}. For teaching and tests; it means nothing medically. Apache-2.0.\n")
-    write_atomic(folder/"built.json",json.dumps(dict(settings=wanted,found=found),indent=1)+"\n")
+    mark_built(folder,wanted,found=found)
     return found
 
 # %% ../nbs/12_classifier.ipynb #a8310302

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['progress', 'root', 'data_dir', 'outputs_dir', 'seed_of', 'rng', 'np_rng', 'write_atomic', 'file_hash', 'stable_hash',
-           'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
+           'built', 'mark_built', 'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
 
 # %% ../nbs/00_core.ipynb #094ee96d
 import hashlib,json,os
@@ -87,6 +87,22 @@ def stable_hash(
 ) -> str:    # 16 hexadecimal digits
     "A hash that depends on content alone, not on key order or process."
     return hashlib.blake2b(json.dumps(obj,sort_keys=True,default=str).encode(), digest_size=8).hexdigest()
+
+def built(
+    folder,       # of a small model
+    settings:dict # that it should have been built with
+):                # what was noted when it was, or None: not there, or built otherwise
+    "Is a small model there, built with these settings?"
+    f = Path(folder)/"built.json"; done = json.loads(f.read_text()) if f.exists() else {}
+    return done if done.get("settings")==json.loads(json.dumps(settings)) else None
+
+def mark_built(
+    folder,        # of a small model
+    settings:dict, # that it was built with
+    **marks        # to note beside them
+) -> Path:
+    "Note that a small model is complete."
+    return write_atomic(Path(folder)/"built.json",json.dumps(dict(settings=settings,**marks),indent=1)+"\n")
 
 # %% ../nbs/00_core.ipynb #3e8f0403
 progress = partial(tqdm, delay=2, mininterval=1, dynamic_ncols=False, ncols=100)

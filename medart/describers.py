@@ -9,8 +9,8 @@ __all__ = ['ASIDE_WORDS', 'PHRASES', 'SAID', 'Whole', 'SayAll', 'findings', 'asi
            'simplifier_tokenizer', 'tiny_simplifier', 'shortened', 'simplifier_pairs', 'swapped', 'train_simplifier',
            'faithfulness', 'build_simplifier']
 
-# %% ../nbs/16_describers.ipynb #9a996b16
-import json,re,time
+# %% ../nbs/16_describers.ipynb #274294fe
+import re,time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image
 from tokenizers import Tokenizer,decoders,models,pre_tokenizers,processors
 from transformers import T5Config,T5TokenizerFast
 
-from .core import np_rng,progress,rng,save_table,write_atomic
+from .core import built,mark_built,np_rng,progress,rng,save_table
 from .embedded import MEDICAL_WORDS,WEB_WORDS,feature_phantoms,fit,machine,save_card,save_losses
 from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,caption,describe_phantom,simple_caption
 from .recipes import DATASETS,category,recipe
@@ -307,8 +307,8 @@ def build_vlm(
     seed:int=0          # of everything
 ) -> pd.DataFrame:      # of `truth_table`
     "Draw phantoms, train the small VLM, examine it on others, and write it."
-    folder = Path(folder); wanted = dict(each=each,see_steps=see_steps,steps=steps,more=list(more),seed=seed)
-    if not ((folder/"built.json").exists() and json.loads((folder/"built.json").read_text())["settings"]==wanted):
+    folder = Path(folder); wanted = dict(each=each,see_steps=see_steps,steps=steps,more=more,seed=seed)
+    if not built(folder,wanted):
         t = time.time(); vlm,processor,losses = train_vlm(each,see_steps,steps,more,seed=seed); minutes = (time.time()-t)/60
         save_vlm(vlm,processor,folder); save_losses(folder,**losses)
         table,replaced,_ = truthfulness(recipe("skin",scale="tiny",vlm=str(folder))); save_table(table,folder/"truthfulness.csv"); mean = table.mean(numeric_only=True)
@@ -316,7 +316,7 @@ def build_vlm(
             {"parameters":f"{sum(q.numel() for q in vlm.parameters())/1e6:.2f} M","phantoms":16*each,"steps":f"{see_steps}, {steps} and {sum(more)}","minutes":f"{minutes:.0f}","caption loss, last 100 steps":f"{np.mean(losses['full captions'][-100:]):.4f}",
              "right answers, mean over attributes":f"{mean.VLM:.3f}","commonest answer":f"{mean['commonest answer']:.3f}","commonest answer of the class":f"{mean['commonest of the class']:.3f}",
              "captions that would have to be replaced":f"{replaced:.1%}","machine":machine(),"seed":seed})
-        write_atomic(folder/"built.json",json.dumps(dict(settings=wanted,replaced=replaced))+"\n")
+        mark_built(folder,wanted,replaced=replaced)
     return pd.read_csv(folder/"truthfulness.csv")
 
 # %% ../nbs/16_describers.ipynb #426dfee7
@@ -404,12 +404,12 @@ def build_simplifier(
 ) -> pd.DataFrame:    # of `faithfulness`
     "Train the small T5, examine it, and write it."
     folder = Path(folder); wanted = dict(n=n,steps=steps,seed=seed)
-    if not ((folder/"built.json").exists() and json.loads((folder/"built.json").read_text())["settings"]==wanted):
+    if not built(folder,wanted):
         t = time.time(); t5,tok,losses = train_simplifier(n,steps,seed=seed); minutes = (time.time()-t)/60
         t5.half().save_pretrained(folder); tok.save_pretrained(folder); save_losses(folder,simplifier=losses)
         marks = save_table(faithfulness(recipe("skin",scale="tiny",simplifier=str(folder))),folder/"faithfulness.csv").iloc[0]
         save_card(folder,"A small T5 that shortens captions","A `T5ForConditionalGeneration` trained from scratch to drop the least important sentences of wordy captions of phantoms (`medart.phantom`).",
             {"parameters":f"{sum(q.numel() for q in t5.parameters())/1e6:.2f} M","steps":steps,"minutes":f"{minutes:.0f}","loss, last 100 steps":f"{np.mean(losses[-100:]):.4f}","answers that pass the checks":f"{marks.passes:.1%}",
              "of those, with a sentence that was not there":f"{marks.invents:.1%}","machine":machine(),"seed":seed})
-        write_atomic(folder/"built.json",json.dumps(dict(settings=wanted))+"\n")
+        mark_built(folder,wanted)
     return pd.read_csv(folder/"faithfulness.csv")

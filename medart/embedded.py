@@ -24,7 +24,7 @@ from tokenizers import Tokenizer,decoders,models,pre_tokenizers,processors
 from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from transformers import T5Config,T5EncoderModel,T5TokenizerFast
 
-from .core import np_rng,progress,rng,write_atomic
+from .core import built,mark_built,np_rng,progress,rng,write_atomic
 from .hldf import min_snr_weight
 from .losses import add_noise
 from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,describe_shape,phantom,random_shape,web_picture
@@ -392,8 +392,8 @@ def build_pixart(
 ) -> Path:
     "Draw the web, train the autoencoder, then the transformer with its T5, and write a pipeline."
     import time
-    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=list(steps),seed=seed)
-    if (folder/"built.json").exists() and json.loads((folder/"built.json").read_text())==wanted: return folder
+    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=steps,seed=seed)
+    if built(folder,wanted): return folder
     x,captions = web_pictures(pictures,seed)
     tokenizer = word_tokenizer(WEB_WORDS+MEDICAL_WORDS)
     t0 = time.time(); vae,vae_losses = train_vae(x,vae_steps,seed=seed)
@@ -411,7 +411,7 @@ def build_pixart(
         {"transformer":size(net["transformer"]),"T5 encoder":size(net["text_encoder"]),"autoencoder":size(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
          "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{np.mean([r==tuple(a) for r,a in zip(read_colors(reader,prompts),asked)]):.0%}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
          "PixArt loss, last 100 steps of each":", ".join(f"{np.mean(l[-100:]):.4f}" for l in (plain,min_snr,truncated)),"machine":machine(),"seed":seed})
-    write_atomic(folder/"built.json",json.dumps(wanted)+"\n")
+    mark_built(folder,wanted)
     return folder
 
 # %% ../nbs/15_embedded.ipynb #35b56ebf
@@ -424,14 +424,12 @@ def build_vit(
     "Draw labelled phantoms, train a feature extractor, and write it."
     import time
     folder = Path(folder); wanted = dict(dataset=dataset,steps=steps,seed=seed)
-    if (folder/"built.json").exists():
-        done = json.loads((folder/"built.json").read_text())
-        if done["settings"]==wanted: return done["accuracy"]
+    if done := built(folder,wanted): return done["accuracy"]
     t = time.time(); vit,losses,accuracy = train_vit(dataset,steps=steps,seed=seed); minutes = (time.time()-t)/60
     save_vit(vit,folder); save_losses(folder,vit=losses)
     save_card(folder,f"A small ViT for {dataset} phantoms","A `ViTForImageClassification` for 64-pixel images: the stand-in of the classifiers behind KFD and HFD. Trained on labelled drawn phantoms of a seed that no data set uses.",
         {"parameters":f"{sum(p.numel() for p in vit.parameters())/1e6:.2f} M","steps":steps,"minutes":f"{minutes:.0f}","accuracy on unseen phantoms":f"{accuracy:.3f}","machine":machine(),"seed":seed})
-    write_atomic(folder/"built.json",json.dumps(dict(settings=wanted,accuracy=accuracy))+"\n")
+    mark_built(folder,wanted,accuracy=accuracy)
     return accuracy
 
 # %% ../nbs/15_embedded.ipynb #c0579dc0
