@@ -10,8 +10,8 @@ __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'd
            'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main', 'read_losses', 'loss_figure',
            'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #e8293b8c
-import argparse,ast,hashlib,json,os,resource,shutil,signal,threading,time
+# %% ../nbs/09_hldf.ipynb #e3772159
+import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field,fields
 from pathlib import Path
@@ -30,7 +30,7 @@ from .core import image_grid,outputs_dir,progress,rng,np_rng,save_figure,seed_of
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss
 from .model import Cond,Model,Moments,load_model,put,save_loras
-from .recipes import Recipe,recipe,recipe_hash,run_dir,save_recipe,settings
+from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
 from .sampler import checkpointing,sample,unwrapped
 from .simplify import captions_for,captions_key
 
@@ -544,17 +544,11 @@ def _forked(r):
     try: train(r)
     except KeyboardInterrupt as e: raise InterruptedError(str(e)) from None  # which the parent gets to see, unlike an interrupt
 
-def _literal(s):
-    try: return ast.literal_eval(s)
-    except (ValueError,SyntaxError): return s
-
 def main(
     args=None # of the command line
 ) -> Path:    # the run's folder
     "`accelerate launch -m medart.hldf --dataset skin --interval 50`"
-    p = argparse.ArgumentParser(prog="accelerate launch -m medart.hldf",description="Fine-tune PixArt-alpha with HLDF; run again to continue.",allow_abbrev=False)
-    for f in fields(Recipe): p.add_argument(f"--{f.name}",metavar=str(getattr(f.type,"__name__",f.type)),help=f.metadata.get("stage",""),required=f.name=="dataset")
-    return train(recipe(**{k:_literal(v) for k,v in vars(p.parse_args(args)).items() if v is not None}))
+    return train(recipe_from_line("medart.hldf","Fine-tune PixArt-alpha with HLDF; run again to continue.",args))
 
 # %% ../nbs/09_hldf.ipynb #6147258f
 if __name__=="__main__" and "__file__" in globals():

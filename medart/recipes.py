@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'YAML_KEYS', 'SCALES', 'DIT_TARGETS', 'PROFILES', 'METHODS', 'ROW_TITLES', 'PAPER', 'Dataset', 'category',
-           'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate', 'Recipe',
-           'detect_scale', 'recipe', 'settings', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_dir',
-           'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'command', 'describe']
+           'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate', 'no_weights',
+           'Recipe', 'detect_scale', 'recipe', 'settings', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_dir',
+           'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'command', 'recipe_from_line',
+           'describe']
 
-# %% ../nbs/01_recipes.ipynb #9e1ea2a7
-import ast,difflib,json,re,shlex
+# %% ../nbs/01_recipes.ipynb #ea5d1dd0
+import argparse,ast,difflib,json,re,shlex
 from dataclasses import asdict,dataclass,field,fields,replace
 from math import ceil
 from pathlib import Path
@@ -387,6 +388,21 @@ def describe(
 # %% ../nbs/01_recipes.ipynb #a00e47d3
 ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha", medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption",
               simple_caption="Only simple caption", no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps", base="Before fine-tuning")
+def recipe_from_line(
+    module:str,   # that `accelerate launch -m` starts
+    about:str,    # what it does
+    args=None     # words of the command line; the process's own unless given
+) -> Recipe:
+    "A recipe from a shell: every setting is an option, `--lr 1e-4`."
+    p = argparse.ArgumentParser(prog=f"accelerate launch -m {module}",description=about,allow_abbrev=False)
+    for f in fields(Recipe): p.add_argument(f"--{f.name}",metavar=str(getattr(f.type,"__name__",f.type)),help=f.metadata.get("stage",""),required=f.name=="dataset")
+    return recipe(**{k:_literal(v) for k,v in vars(p.parse_args(args)).items() if v is not None})
+
+def _literal(s):
+    if s in ("true","false"): return s=="true"
+    try: return ast.literal_eval(s)
+    except (ValueError,SyntaxError): return s
+
 "What rows are called in tables."
 PAPER = {
     2:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID"),("skin","FID"),("skin","HFD"),("skin","KID")], rows=dict(

@@ -7,18 +7,17 @@ __all__ = ['load_tokenizer', 'count_tokens', 'limits', 'cut_at_sentence', 'Simpl
            'shorten_captions', 'write_captions', 'read_captions', 'captions_for', 'captions_used', 'captions_key',
            'main', 'length_figure', 'paths', 'samples_figure']
 
-# %% ../nbs/05_simplify.ipynb #df3c14ad
-import argparse,re
-from dataclasses import dataclass,fields,replace
+# %% ../nbs/05_simplify.ipynb #966789c2
+import re
+from dataclasses import dataclass,replace
 
 import pandas as pd
 import torch
-import yaml
 
 from .core import image_grid,np_rng,stable_hash,write_atomic
 from .data import Split,load_split
 from .phantom import simple_caption
-from .recipes import Recipe,captions_dir,category,dataset_of,locate,recipe
+from .recipes import Recipe,captions_dir,category,dataset_of,locate,no_weights,recipe_from_line
 from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
 
 # %% ../nbs/05_simplify.ipynb #42c240e1
@@ -181,9 +180,7 @@ def main(
     args=None # of the command line
 ) -> None:
     "Caption both splits, in as many processes as `accelerate launch` has started."
-    p = argparse.ArgumentParser(prog="accelerate launch -m medart.simplify",description="Caption the images of a data set; run again to continue.",allow_abbrev=False)
-    for f in fields(Recipe): p.add_argument(f"--{f.name}",type=yaml.safe_load,required=f.name=="dataset")
-    r = recipe(**{k:v for k,v in vars(p.parse_args(args)).items() if v is not None})
+    r = recipe_from_line("medart.simplify","Caption the images of a data set; run again to continue.",args)
     for split in ("train","test"): write_captions(r,split)
 
 if __name__=="__main__" and "__file__" in globals(): main()
