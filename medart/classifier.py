@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'ATTRIBUTES', 'MEASURES', 'KINDS', 'VERSION', 'LABELS', 'Ne
            'training_sets', 'opinion', 'classify', 'classified', 'scores_table', 'recalls', 'confusion_figure',
            'recall_figure']
 
-# %% ../nbs/12_classifier.ipynb #207d9c84
+# %% ../nbs/12_classifier.ipynb #9c7d511d
 import io,json
 from dataclasses import dataclass,replace
 from pathlib import Path
@@ -27,9 +27,9 @@ from .core import built,mark_built,np_rng,progress,seed_of,stable_hash,write_ato
 from .data import Split,crop,load_split,read_pixels
 from .metrics import origin,pixel_hash,weights_hash
 from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
-from .recipes import Recipe,category,classifier_dir,command,locate,run_dir,samples_dir
+from .recipes import Recipe,category,classifier_dir,command,locate,no_weights,run_dir,samples_dir
 
-# %% ../nbs/12_classifier.ipynb #ce8dc468
+# %% ../nbs/12_classifier.ipynb #47c3b5ed
 @dataclass
 class Net:
     "A vision transformer and how it wants its images."
@@ -57,8 +57,7 @@ def load_vit(
             vit = transformers.AutoModelForImageClassification.from_pretrained(where,id2label=names,label2id={c:i for i,c in names.items()},ignore_mismatched_sizes=True,dtype=torch.float32)
         pre = transformers.AutoImageProcessor.from_pretrained(where,backend="pil")
     except (OSError,ValueError) as e:
-        raise FileNotFoundError(f"No pretrained ViT at {name!r}. With a network it comes from the Hugging Face hub by itself; on another machine run `hf download {name}` and copy the cache, "
-                                f"or pass classifier=FOLDER. ({type(e).__name__}: {str(e)[:200]})") from e
+        raise no_weights("pretrained ViT",name,"classifier",e) from e
     finally: say.set_verbosity(level)
     return Net(vit.to(device),pre,tuple(classes),weights_hash(vit,str(pre.resample),dict(pre.size),pre.image_mean,pre.image_std))
 
@@ -173,7 +172,7 @@ def named_rightly(
         out[g] = float((p[:,s].argmax(1)==y[:,s].argmax(1).numpy()).mean())
     return out
 
-# %% ../nbs/12_classifier.ipynb #2174b1de
+# %% ../nbs/12_classifier.ipynb #4005b0f0
 def build_shapes_vit(
     folder,           # receives the network
     pictures:int=4000,# bright shapes

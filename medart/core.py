@@ -62,7 +62,7 @@ def np_rng(
     "A fresh numpy generator for one draw."
     return np.random.default_rng(seed_of(seed,stream,*index))
 
-# %% ../nbs/00_core.ipynb #b2456898
+# %% ../nbs/00_core.ipynb #5c39a286
 def write_atomic(
     path,            # final name
     data:bytes|str   # whole contents
@@ -108,7 +108,7 @@ def mark_built(
 progress = partial(tqdm, delay=2, mininterval=1, dynamic_ncols=False, ncols=100)
 "A progress bar that appears only when it is worth looking at: `for x in progress(xs, desc='painting')`."
 
-# %% ../nbs/00_core.ipynb #fc4a933e
+# %% ../nbs/00_core.ipynb #a9f515b0
 def to_array(
     img          # PIL image, uint8 or 0..1 array (h,w,3), or tensor (3,h,w) in -1..1
 ) -> np.ndarray: # float (h,w,3) in 0..1

@@ -250,7 +250,7 @@ def said(
     found = {k:re.search(p,t) for k,p in SAID.items()}
     return {k:next((x for x in m.groups() if x),"") if m else "" for k,m in found.items()}
 
-# %% ../nbs/16_describers.ipynb #33f2e6f6
+# %% ../nbs/16_describers.ipynb #16bc65c3
 def truth_table(
     captions:list, # n, of the VLM
     truths:list,   # n, the true captions with all asides
@@ -368,7 +368,7 @@ def swapped(
     swap = {a:b for names in (BRIGHT,BORDERS,TEXTURES) for a,b in zip(names,g.permutation(list(names)))}
     return tuple(re.sub("[a-z-]+",lambda m: swap.get(m[0],m[0]),t) for t in texts)
 
-# %% ../nbs/16_describers.ipynb #6e0f6c59
+# %% ../nbs/16_describers.ipynb #2a50ed26
 def train_simplifier(
     n:int=4000,      # pairs
     steps:int=1300,  # updates

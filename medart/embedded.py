@@ -9,7 +9,7 @@ __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'word_tokenizer', 'web_pict
            'feature_phantoms', 'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card',
            'save_losses', 'build_pixart', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts', 'guess_errors']
 
-# %% ../nbs/15_embedded.ipynb #341f6bbe
+# %% ../nbs/15_embedded.ipynb #55a898c1
 import json,platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -364,7 +364,7 @@ def save_vit(
     ViTImageProcessorPil(size=dict(height=64,width=64)).save_pretrained(folder)
     return Path(folder)
 
-# %% ../nbs/15_embedded.ipynb #06cde8cb
+# %% ../nbs/15_embedded.ipynb #3c65b2d0
 def save_card(
     folder,        # of the model
     title:str,     # first line
@@ -414,7 +414,7 @@ def build_pixart(
     mark_built(folder,wanted)
     return folder
 
-# %% ../nbs/15_embedded.ipynb #35b56ebf
+# %% ../nbs/15_embedded.ipynb #94ace906
 def build_vit(
     folder,         # receives the classifier
     dataset:str,    # skin or kvasir

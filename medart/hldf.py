@@ -13,7 +13,7 @@ __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'd
 # %% ../nbs/09_hldf.ipynb #e3772159
 import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager
-from dataclasses import dataclass,field,fields
+from dataclasses import dataclass,field
 from pathlib import Path
 
 import pandas as pd
@@ -525,7 +525,7 @@ def _finish(out,model,r,log,steps,key):
     device = torch.cuda.get_device_name(model.device) if model.device.type=="cuda" else "CPU"
     write_atomic(out/"done.json", json.dumps(dict(hash=recipe_hash(r),captions=key,steps=steps,device=device,peak_memory_gb=round(peak_memory(model.device),2)))+"\n")
 
-# %% ../nbs/09_hldf.ipynb #56449c52
+# %% ../nbs/09_hldf.ipynb #0a261d78
 def launch(
     r:Recipe # num_processes says how many
 ) -> Path:   # the run's folder

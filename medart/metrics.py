@@ -15,7 +15,7 @@ __all__ = ['LEAST', 'STATS', 'ALIASES', 'TONES', 'INCEPTION', 'VERSION', 'SAW', 
            'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure', 'copies_figure',
            'write_samples']
 
-# %% ../nbs/11_metrics.ipynb #96a6a8a2
+# %% ../nbs/11_metrics.ipynb #6997f6d5
 import hashlib,io,json,zipfile,zlib
 from dataclasses import asdict,dataclass,replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from torch.nn.functional import avg_pool2d,interpolate,normalize
 from .core import file_hash,image_grid,np_rng,outputs_dir,progress,stable_hash,write_atomic
 from .data import Split,crop,read_pixels,unit
 from .losses import channel_stats
-from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
+from .recipes import Recipe,category,dataset_of,locate,no_weights,recipe,recipe_hash,run_dir,samples_dir,settings
 from .simplify import captions_for
 
 # %% ../nbs/11_metrics.ipynb #27052a78
@@ -116,7 +116,7 @@ def weights_hash(
     for k,v in sorted(net.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/11_metrics.ipynb #8b6a2e3a
+# %% ../nbs/11_metrics.ipynb #56595bad
 def load_extractor(
     name:str,    # folder or hub id of a ViT classifier or backbone
     device="cpu" # where it runs
@@ -128,8 +128,7 @@ def load_extractor(
         cls = getattr(transformers,transformers.AutoConfig.from_pretrained(where).architectures[0])
         net,pre = cls.from_pretrained(where,dtype=torch.float32).eval().to(device),transformers.AutoImageProcessor.from_pretrained(where,backend="pil")
     except (OSError,ValueError,EnvironmentError) as e:
-        raise FileNotFoundError(f"No feature extractor at {name!r}. With a network it comes from the Hugging Face hub by itself; on another machine run `hf download {name}` and copy the cache, "
-                                f"or pass extractor=FOLDER. ({type(e).__name__}: {str(e)[:200]})") from e
+        raise no_weights("feature extractor",name,"extractor",e) from e
     size = pre.size.get("height") or pre.size["shortest_edge"]
     about = f"{size} px, {Image.Resampling(pre.resample).name.lower()} with antialias (Pillow)"
     labels = tuple(net.config.id2label[i] for i in sorted(net.config.id2label)) if hasattr(net,"classifier") else ()

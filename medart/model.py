@@ -7,7 +7,7 @@ __all__ = ['PIXART_512', 'T5_XXL', 'PARTS', 'Cond', 'cat_cond', 'Moments', 'Mode
            'quantized_text', 'load_base', 'load_model', 'full_size_counts', 'save_loras', 'load_loras', 'merge',
            'merge_and_save']
 
-# %% ../nbs/06_model.ipynb #63625fb3
+# %% ../nbs/06_model.ipynb #255faa0a
 import copy,json,warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers import BitsAndBytesConfig,T5Config,T5EncoderModel
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
 from .core import seed_of,write_atomic
-from .recipes import DIT_TARGETS,Recipe,locate,recipe
+from .recipes import DIT_TARGETS,Recipe,locate,no_weights,recipe
 
 # %% ../nbs/06_model.ipynb #26c5459f
 # names that transformers is renaming; nothing follows from it
@@ -154,7 +154,7 @@ def trainable(
     "Everything that training changes."
     return {f"{part}.{n}":p for part in ("transformer","text_encoder") for n,p in getattr(self,part).named_parameters() if p.requires_grad}
 
-# %% ../nbs/06_model.ipynb #0066cdff
+# %% ../nbs/06_model.ipynb #342d7fda
 def quantized_text(
     r:Recipe,     # text_bits says how many
     device="cpu"  # where T5 goes
@@ -176,8 +176,7 @@ def load_base(
     disable_progress_bar(); disable_loading_bar()
     try: pipe = PixArtAlphaPipeline.from_pretrained(locate(r.model), dtype=getattr(torch,r.dtype), **quantized_text(r,device))
     except (OSError,ValueError,HfHubHTTPError) as e:
-        raise FileNotFoundError(f"No PixArt-alpha weights at {r.model!r}. With a network they come from the Hugging Face hub by themselves (about 22 GB); on another machine run "
-            f"`hf download {r.model}` and copy the cache, or pass model=FOLDER. To run on the small embedded models pass scale=tiny. ({type(e).__name__}: {str(e)[:200]})") from e
+        raise no_weights("PixArt-alpha (22 GB)",r.model,"model",e," To run on the small embedded models pass scale=tiny.") from e
     return Model(pipe.transformer,pipe.vae,pipe.text_encoder,pipe.tokenizer,pipe.scheduler.alphas_cumprod.double(),r.max_tokens,r.pad_to).to(device)
 
 def load_model(

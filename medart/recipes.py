@@ -109,7 +109,7 @@ SCALES = dict(
               interval=50, checkpointing=False, sample_every=500, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
 "Where models come from, and how large the pictures are."
 
-# %% ../nbs/01_recipes.ipynb #8593a4d5
+# %% ../nbs/01_recipes.ipynb #ea1dbb0c
 def locate(
     name:str # a hub id, or a folder relative to the repository
 ) -> str:    # a folder if there is one, else the id
@@ -117,6 +117,17 @@ def locate(
     for p in (Path(name),root()/name):
         if p.is_dir(): return str(p)
     return name
+
+def no_weights(
+    what:str,      # is missing
+    name:str,      # hub id or folder that was asked for
+    setting:str,   # that names it
+    error,         # what loading raised
+    more:str=""    # how else to go on
+) -> FileNotFoundError:
+    "What to say when weights cannot be had."
+    return FileNotFoundError(f"No {what} at {name!r}. With a network it comes from the Hugging Face hub by itself; on another machine run `hf download {name}` and copy the cache, or pass {setting}=FOLDER."
+                             f"{more} ({type(error).__name__}: {str(error)[:200]})")
 
 # %% ../nbs/01_recipes.ipynb #aad7aa7a
 DIT_TARGETS = ("to_q","to_k","to_v","to_out.0","proj_out","ff.net.0.proj","ff.net.2","proj","linear","linear_1","linear_2")
@@ -366,7 +377,7 @@ def recipe_from(
     given = {k:ns[k] for k in known if k in ns and not callable(ns[k])}|changes
     return recipe(**{k:v for k,v in given.items() if not (isinstance(v,str) and v=="" and k!="tracker")})
 
-# %% ../nbs/01_recipes.ipynb #ac7c2b33
+# %% ../nbs/01_recipes.ipynb #5ac901b6
 def command(
     r:Recipe,     # what it should make
     notebook:str  # train, generate, evaluate, classify
@@ -377,17 +388,6 @@ def command(
     words = "".join(f" -p {k} {shlex.quote(str(v))}" for k,v in (named|changed).items())
     return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
-# %% ../nbs/01_recipes.ipynb #96b322bb
-def describe(
-    r:Recipe # a recipe
-):           # pandas DataFrame, one row a setting
-    "A recipe as a table to read."
-    import pandas as pd
-    return pd.DataFrame([(f.metadata.get("stage","train"), f.name, str(getattr(r,f.name))) for f in fields(r)], columns=["stage","setting","value"]).set_index("setting")
-
-# %% ../nbs/01_recipes.ipynb #a00e47d3
-ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha", medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption",
-              simple_caption="Only simple caption", no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps", base="Before fine-tuning")
 def recipe_from_line(
     module:str,   # that `accelerate launch -m` starts
     about:str,    # what it does
@@ -403,6 +403,17 @@ def _literal(s):
     try: return ast.literal_eval(s)
     except (ValueError,SyntaxError): return s
 
+# %% ../nbs/01_recipes.ipynb #96b322bb
+def describe(
+    r:Recipe # a recipe
+):           # pandas DataFrame, one row a setting
+    "A recipe as a table to read."
+    import pandas as pd
+    return pd.DataFrame([(f.metadata.get("stage","train"), f.name, str(getattr(r,f.name))) for f in fields(r)], columns=["stage","setting","value"]).set_index("setting")
+
+# %% ../nbs/01_recipes.ipynb #a00e47d3
+ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha", medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption",
+              simple_caption="Only simple caption", no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps", base="Before fine-tuning")
 "What rows are called in tables."
 PAPER = {
     2:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID"),("skin","FID"),("skin","HFD"),("skin","KID")], rows=dict(

@@ -20,7 +20,7 @@ from .phantom import simple_caption
 from .recipes import Recipe,captions_dir,category,dataset_of,locate,no_weights,recipe_from_line
 from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
 
-# %% ../nbs/05_simplify.ipynb #42c240e1
+# %% ../nbs/05_simplify.ipynb #12418cac
 def load_tokenizer(
     r:Recipe  # names PixArt-alpha
 ):            # the tokenizer of its T5
@@ -28,7 +28,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
     try: return AutoTokenizer.from_pretrained(locate(r.model),subfolder="tokenizer")
     except (OSError,ValueError) as e:
-        raise FileNotFoundError(f"No tokenizer at {r.model!r}. With a network it comes from the Hugging Face hub by itself; otherwise pass model=FOLDER, or scale=tiny for the embedded models. ({type(e).__name__}: {str(e)[:200]})") from e
+        raise no_weights("tokenizer",r.model,"model",e," To run on the small embedded models pass scale=tiny.") from e
 
 def count_tokens(
     tokenizer,   # of the text encoder
@@ -58,7 +58,7 @@ def cut_at_sentence(
         if fits: return fits[-1]
     return ""
 
-# %% ../nbs/05_simplify.ipynb #e30aa6ab
+# %% ../nbs/05_simplify.ipynb #f9de5ca8
 @dataclass
 class Simplifier:
     "A T5 and its tokenizer."
@@ -84,8 +84,7 @@ def load_simplifier(
     from transformers import AutoTokenizer,T5ForConditionalGeneration
     try: model,tok = T5ForConditionalGeneration.from_pretrained(locate(r.simplifier),dtype=getattr(torch,r.dtype)),AutoTokenizer.from_pretrained(locate(r.simplifier))
     except (OSError,ValueError) as e:
-        raise FileNotFoundError(f"No T5 at {r.simplifier!r}. With a network it comes from the Hugging Face hub by itself (t5-large: 3 GB); on another machine run `hf download {r.simplifier}` and copy the cache, "
-            f"or pass simplifier=FOLDER. The small embedded model is simplifier=data/tiny/simplifier. ({type(e).__name__}: {str(e)[:200]})") from e
+        raise no_weights("T5 (t5-large: 3 GB)",r.simplifier,"simplifier",e," The small embedded one is simplifier=data/tiny/simplifier.") from e
     return Simplifier(model.to(device).eval(),tok,*limits(r))
 
 # %% ../nbs/05_simplify.ipynb #f6f08e26
@@ -175,7 +174,7 @@ def captions_key(
     "Changes when an image is added, or a caption reads otherwise."
     return stable_hash([s.files,s.texts])
 
-# %% ../nbs/05_simplify.ipynb #8a41e968
+# %% ../nbs/05_simplify.ipynb #6bd95f42
 def main(
     args=None # of the command line
 ) -> None:

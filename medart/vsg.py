@@ -8,7 +8,7 @@ __all__ = ['TEMPLATE', 'MIN_WORDS', 'MAX_WORDS', 'REFUSALS', 'ECHO', 'FILLERS', 
            'caption_block', 'append_line', 'read_lines', 'fill_store', 'weights_key', 'caption_images',
            'captions_table', 'validity', 'fault_counts', 'telling_words', 'words_figure']
 
-# %% ../nbs/04_vsg.ipynb #81371938
+# %% ../nbs/04_vsg.ipynb #0a1d1e5d
 import json,os,re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from transformers import LogitsProcessor
 from .core import file_hash,progress,seed_of,stable_hash
 from .data import Split,load_split
 from .phantom import simple_caption
-from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,settings
+from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,no_weights,settings
 
 # %% ../nbs/04_vsg.ipynb #9298fbe5
 TEMPLATE = ("{simple}. Please describe the {modality} image of {category} using the following visual features: {features}. "
@@ -93,7 +93,7 @@ class Vlm:
         out = self.model.generate(**inputs,max_new_tokens=self.tokens,do_sample=False,temperature=None,top_k=None,top_p=None,logits_processor=[sampler])
         return self.processor.batch_decode(out[:,inputs["input_ids"].shape[1]:],skip_special_tokens=True)
 
-# %% ../nbs/04_vsg.ipynb #4f75fa58
+# %% ../nbs/04_vsg.ipynb #d477f673
 def load_vlm(
     r:Recipe,     # names the model, its precision and its sampling
     device="cpu"  # where to
@@ -106,8 +106,7 @@ def load_vlm(
         processor = AutoProcessor.from_pretrained(locate(r.vlm),padding_side="left")
         model = AutoModelForImageTextToText.from_pretrained(locate(r.vlm),dtype=getattr(torch,r.dtype))
     except (OSError,ValueError) as e:
-        raise FileNotFoundError(f"No vision-language model at {r.vlm!r}. With a network it comes from the Hugging Face hub by itself (llava-hf/llama3-llava-next-8b-hf: about 17 GB); on another machine run "
-            f"`hf download {r.vlm}` and copy the cache, or pass vlm=FOLDER. The small embedded model is vlm=data/tiny/vlm, or scale=tiny. ({type(e).__name__}: {str(e)[:200]})") from e
+        raise no_weights("vision-language model (llava-hf/llama3-llava-next-8b-hf: 17 GB)",r.vlm,"vlm",e," The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny.") from e
     return Vlm(model.to(device).eval(),processor,**how)
 
 # %% ../nbs/04_vsg.ipynb #3a39b166
