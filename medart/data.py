@@ -784,7 +784,7 @@ def _locked(out):
     try: out.mkdir(parents=True,exist_ok=True); lock.acquire(); lock.release(); return lock
     except OSError as e: raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, and name the images' own folder with data=FOLDER.") from e
 
-# %% ../nbs/03_data.ipynb #595ff8b4
+# %% ../nbs/03_data.ipynb #0a28f779
 @dataclass(frozen=True)
 class Split:
     "Images of one split, not yet read."
@@ -818,7 +818,7 @@ def load_split(
     folder,d = find_data(r)/split,dataset_of(r)
     m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
     classes = [Path(f).parts[0] for f in m.file_name]
-    texts = dict(vsg=m.text,simple=[simple_caption(d.modality,category(c)) for c in classes],empty=[""]*len(m))[r.captions]
+    texts = {"vsg":m.text,"simple":[simple_caption(d.modality,category(c)) for c in classes],"class":[category(c) for c in classes],"empty":[""]*len(m)}[r.captions]
     return Split(folder,tuple(m.file_name),tuple(classes),tuple(texts))
 
 # %% ../nbs/03_data.ipynb #ef97cafc

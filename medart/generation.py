@@ -7,7 +7,7 @@ __all__ = ['Plan', 'generation_plan', 'prompt_plan', 'starting_noise', 'paint', 
            'samples_key', 'prompts_dir', 'generate', 'generate_in', 'load_samples', 'one_of_each',
            'real_beside_generated', 'samples_sheet', 'before_and_after', 'color_histograms']
 
-# %% ../nbs/10_generation.ipynb #f0f05d5e
+# %% ../nbs/10_generation.ipynb #7883997a
 import gc,io,json,os,shutil,subprocess,sys,tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import file_hash,image_grid,np_rng,progress,rng,stable_hash,write_atomic
 from .data import Split,crop,load_split,read_pixels,unit
-from .model import PARTS,Cond,Model,cat_cond,load_base,load_model,merge
+from .model import Cond,Model,cat_cond,load_base,load_model,merge
 from .recipes import Recipe,category,command,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
 from .simplify import captions_for
@@ -98,7 +98,7 @@ def paint(
 
 def to_uint8(x): return ((x.clamp(-1,1)+1)*127.5).round().byte().cpu()  # (n,3,h,w)
 
-# %% ../nbs/10_generation.ipynb #c07c7cbf
+# %% ../nbs/10_generation.ipynb #47cf6829
 def sample_name(
     cls:str, # class folder
     i:int    # index
@@ -122,8 +122,8 @@ def samples_key(
     texts:tuple # its captions
 ) -> str:
     "A hash of everything the images depend on, the adapters' bytes among it."
-    files = [run_dir(r)/n/"adapter_model.safetensors" for n in PARTS.values()]
-    return stable_hash([recipe_hash(r,"train","generate"),texts,[file_hash(f) for f in files if f.exists()]])
+    files = [run_dir(r)/d for d in ("transformer_lora","unet_lora","text_encoder_lora","text_encoder_2_lora","transformer")]
+    return stable_hash([recipe_hash(r,"train","generate"),texts,[file_hash(f) for d in files for f in sorted(d.glob("*.safetensors"))]])
 
 def prompts_dir(
     r:Recipe, # a trained run and generation settings
@@ -132,7 +132,7 @@ def prompts_dir(
     "The folder of the images of one's own prompts."
     return run_dir(r)/(f"prompts~{stable_hash(plan.texts)[:6]}"+samples_dir(r).name.removeprefix("samples"))
 
-# %% ../nbs/10_generation.ipynb #5522fbd4
+# %% ../nbs/10_generation.ipynb #9b3d31f6
 def generate(
     r:Recipe,      # a trained run and generation settings
     prompts:str="" # a prompt, or a file of them, in place of the data set's captions
@@ -158,7 +158,8 @@ def _paint_blocks(r,out,plan,names,todo,device):
     model = merge(load_model(r,adapters=run_dir(r),device=device))
     full = {b:[*b]+[b[-1]]*(r.gen_block-len(b)) for b in todo}
     with torch.no_grad(): conds = {b:cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])).to("cpu") for b in todo}
-    model.text_encoder = None; gc.collect()
+    for p in [*model.parts][1:]: setattr(model,p,None)
+    gc.collect()
     if device.type=="cuda": torch.cuda.empty_cache()
     about = dict(seed=r.seed,recipe=recipe_hash(r,"train","generate"),model=r.model,method=r.method,scale=r.scale,note="synthetic image, not for diagnosis")
     for b in progress(todo,desc=f"painting {r.dataset} {r.method}"):

@@ -10,7 +10,7 @@ __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'd
            'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main', 'read_losses', 'loss_figure',
            'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #e3772159
+# %% ../nbs/09_hldf.ipynb #926bd6ea
 import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
@@ -20,18 +20,21 @@ import pandas as pd
 import torch
 from accelerate import Accelerator,debug_launcher,notebook_launcher
 from accelerate.state import AcceleratorState
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
 from filelock import FileLock
 from safetensors.torch import load_file,save
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_,get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import image_grid,outputs_dir,progress,rng,np_rng,save_figure,seed_of,write_atomic
 from .data import Split,crop,read_pixels,unit
-from .losses import add_noise,color_due,color_loss,color_weight,latent_loss
-from .model import Cond,Model,Moments,load_model,put,save_loras
+from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
+from .model import Cond,Model,Moments,load_model,put
 from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
-from .sampler import checkpointing,sample,unwrapped
+from .sampler import checkpointing,sample
 from .simplify import captions_for,captions_key
 
 # %% ../nbs/09_hldf.ipynb #04c64821
@@ -80,7 +83,7 @@ def order(
     first = step*r.batch_size
     return [int(np_rng(r.seed,"order",p//n).permutation(n)[p%n]) for p in range(first,first+r.batch_size)]
 
-# %% ../nbs/09_hldf.ipynb #91362672
+# %% ../nbs/09_hldf.ipynb #cb69bb50
 @dataclass
 class Batch:
     "What one step sees: a process's share of it."
@@ -91,6 +94,7 @@ class Batch:
     t:Tensor      # times, (n,)
     noise:Tensor  # where HLDF's sampling starts, as z0
 
+    def __getitem__(self, i): return Batch(self.texts[i],self.crops[i],self.z0[i],self.eps[i],self.t[i],self.noise[i])  # of a slice
     def x(self): return unit(put(torch.stack(self.crops),self.z0.device))  # pixels in -1..1, (n,3,h,w)
 
 def draw_batch(
@@ -114,14 +118,15 @@ def draw_batch(
         with torch.no_grad(): m = model.encode_image(unit(put(torch.stack(crops),model.device)))
     return Batch(["" if d else ts.texts[j] for d,j in zip(drop,i)],crops,m.sample(randn("latent")),randn("noise"),t,randn("start"))
 
-# %% ../nbs/09_hldf.ipynb #57d4a66a
+# %% ../nbs/09_hldf.ipynb #3f3ac860
 def min_snr_weight(
     abar:Tensor, # signal left at each sample's time, (n,)
-    gamma:float  # the largest signal-to-noise ratio that counts in full
+    gamma:float, # the largest signal-to-noise ratio that counts in full
+    v:bool=False # the loss is on v, not on the noise
 ) -> Tensor:     # (n,)
-    "Min-SNR weighting of a noise loss. https://arxiv.org/abs/2303.09556"
+    "Min-SNR weighting. https://arxiv.org/abs/2303.09556"
     snr = abar/(1-abar)
-    return snr.clamp(max=gamma)/snr
+    return snr.clamp(max=gamma)/(snr+1 if v else snr)
 
 def diffusion_loss(
     model:Model,  # the four verbs
@@ -129,11 +134,11 @@ def diffusion_loss(
     b:Batch       # what the step sees
 ) -> Tensor:      # scalar
     "Eq. 3: noise the latents, predict the noise from the caption."
-    abar = model.abar[b.t]; zt = add_noise(b.z0,b.eps,abar)
-    eps = model.predict(zt,b.t,model.encode_text(b.texts,raw=not r.lowercase))
-    if not r.min_snr: return latent_loss(b.eps,eps)
-    w = min_snr_weight(abar,r.min_snr).sqrt().to(eps.dtype)[:,None,None,None]
-    return latent_loss(w*b.eps,w*eps)
+    abar,v = model.abar[b.t],model.predicts=="v"; zt = add_noise(b.z0,b.eps,abar)
+    out,target = model.predict(zt,b.t,model.encode_text(b.texts,raw=not r.lowercase)),velocity(b.z0,b.eps,abar) if v else b.eps
+    if not r.min_snr: return latent_loss(target,out)
+    w = min_snr_weight(abar,r.min_snr,v).sqrt().to(out.dtype)[:,None,None,None]
+    return latent_loss(w*target,w*out)
 
 # %% ../nbs/09_hldf.ipynb #cabe27b9
 def hldf_cond(
@@ -156,28 +161,34 @@ def hldf_loss(
         z0 = sample(model,b.noise,c[:-1],c[-1:],r.solver_steps,r.guidance,r.backprop_last_k)
         return color_loss(model.decode(z0),b.x(),r.color_reduction)
 
-# %% ../nbs/09_hldf.ipynb #7c71153b
+# %% ../nbs/09_hldf.ipynb #afa20fae
 def color_gradients(
     model:Model,  # the four verbs
-    r:Recipe,     # offload, weight
+    r:Recipe,     # color_batch, offload, weight
     b:Batch,      # what the step sees
-    params:list   # the transformer's, then T5's
+    params:list   # the denoiser's, then the text encoders'
 ) -> tuple:       # colour loss, gradients of its weighted value
     "Eq. 4 and its gradients."
+    n,k = len(b.texts),r.color_batch or len(b.texts)
+    if k>=n: return _color_gradients(model,r,b,params)
+    shares = [(min(k,n-i)/n,*_color_gradients(model,r,b[i:i+k],params)) for i in range(0,n,k)]
+    return sum(w*c for w,c,_ in shares),[sum(w*g for w,g in zip((w for w,*_ in shares),gs)) for gs in zip(*(g for *_,g in shares))]
+
+def _color_gradients(model,r,b,params):
     weight = color_weight(r.solver_steps,r.lambda_color)
     if not (r.offload and r.lora_text):
         color = hldf_loss(model,r,b)
         return color.detach(),torch.autograd.grad(weight*color,params)
-    names = list(model.trainable()); k = sum(n.startswith("transformer") for n in names); home = model.device
-    with torch.no_grad(): c = hldf_cond(model,r,b)
-    emb = c.emb.detach().requires_grad_()
-    model.text_encoder.to("cpu")
+    k,home = sum(p.requires_grad for p in model.denoiser.parameters()),model.device
+    with torch.no_grad(): c = hldf_cond(model,r,b).map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
+    read = lambda c: [x for x in c.tensors() if x.is_floating_point()]
+    for e in model.text_encoders: e.to("cpu")
     try:
-        color = hldf_loss(model,r,b,Cond(emb,c.mask))
-        to_emb,*grads = torch.autograd.grad(weight*color,[emb,*params[:k]])
-    finally: model.text_encoder.to(home)
-    with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): again = hldf_cond(model,r,b).emb
-    return color.detach(),(*grads,*torch.autograd.grad(again,params[k:],to_emb))
+        color = hldf_loss(model,r,b,c)
+        grads = torch.autograd.grad(weight*color,[*params[:k],*read(c)])
+    finally: [e.to(home) for e in model.text_encoders]
+    with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): again = read(hldf_cond(model,r,b))
+    return color.detach(),(*grads[:k],*torch.autograd.grad(again,params[k:],grads[k:]))
 
 # %% ../nbs/09_hldf.ipynb #5b0b14a3
 def across(
@@ -201,7 +212,7 @@ def between(a,b): # seconds from a to b, of `mark`
     b.synchronize()
     return a.elapsed_time(b)/1e3
 
-# %% ../nbs/09_hldf.ipynb #fd5f3383
+# %% ../nbs/09_hldf.ipynb #e576eb85
 def training_step(
     model:Model,       # trained in place
     r:Recipe,          # everything
@@ -214,14 +225,14 @@ def training_step(
     "Eq. 5, one update."
     params = [p for g in opt.param_groups for p in g["params"]]
     torch.manual_seed(seed_of(r.seed,"dropout",step,acc.process_index))
-    model.text_encoder.train(r.t5_dropout)
+    for e in model.text_encoders: e.train(r.t5_dropout)
     with acc.autocast(),checkpointing(model,r.checkpoint_all,text=True):
         loss = diffusion_loss(model,r,b)
         grads = torch.autograd.grad(loss,params)
     *grads,loss = across(acc,[*grads,loss.detach()])
     log = dict(loss=loss)
     if color_due(step,r.interval,r.color_at_start):
-        model.text_encoder.eval(); t0 = mark(model.device)
+        [e.eval() for e in model.text_encoders]; t0 = mark(model.device)
         with acc.autocast(): color,more = color_gradients(model,r,b,params)
         *more,color = across(acc,[*more,color]); norm = get_total_norm(more)
         if r.clip_color: more = torch._foreach_mul(more,(r.clip_color/(norm+1e-6)).clamp(max=1))
@@ -241,15 +252,15 @@ def update(model,r,opt,params,grads,log):
     if model.ema: torch._foreach_add_(list(model.ema.values()),torch._foreach_mul(torch._foreach_sub(params,list(model.ema.values())),(1-r.ema)*(1-bad.float())))
     return bad
 
-# %% ../nbs/09_hldf.ipynb #86d30823
+# %% ../nbs/09_hldf.ipynb #e022705a
 def make_optimizer(
     model:Model, # its trainable parameters
     r:Recipe     # learning rates, weight decay, ema
 ):
     "AdamW over both LoRAs, in one kernel; and the average of the adapters, `model.ema`."
     t = model.trainable(); model.ema = {n:p.detach().clone() for n,p in t.items()} if r.ema else {}
-    rates = dict(transformer=r.lr,text_encoder=r.lr if r.lr_text is None else r.lr_text)
-    groups = [dict(params=[p for n,p in t.items() if n.startswith(part)],lr=lr) for part,lr in rates.items()]
+    rates = {part:r.lr if i==0 or r.lr_text is None else r.lr_text for i,part in enumerate(model.parts)}
+    groups = [dict(params=[p for n,p in t.items() if n.split(".")[0]==part],lr=lr) for part,lr in rates.items()]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=r.lr, weight_decay=r.weight_decay, fused=True)
 
 def compile_blocks(
@@ -257,7 +268,9 @@ def compile_blocks(
     backend:str="inductor"   # of torch.compile
 ) -> Model:
     "Compile each network's blocks, one program for all blocks of a kind and a caption length."
-    for b in (*unwrapped(model.transformer).transformer_blocks,*unwrapped(model.text_encoder).encoder.block): b.compile(backend=backend,dynamic=False)
+    for net in (model.denoiser,*model.text_encoders):
+        for b in net.modules():
+            if isinstance(b,(GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock)): b.compile(backend=backend,dynamic=False)
     return model
 
 # %% ../nbs/09_hldf.ipynb #33ff64f3
@@ -412,7 +425,7 @@ class Votes:
         if self.acc.device.type=="cuda": before[1].synchronize()
         return before[0].item()>0
 
-# %% ../nbs/09_hldf.ipynb #d6a63ab1
+# %% ../nbs/09_hldf.ipynb #01b29641
 def sample_grid(
     model:Model,    # paints as it is now
     r:Recipe,       # seed, solver steps, guidance
@@ -422,11 +435,10 @@ def sample_grid(
     "Some training captions, painted from fixed noise."
     kinds = {Path(f).parent:i for i,f in reversed([*enumerate(ts.files)])}; ids = sorted(kinds.values())[:many]
     z = put(torch.stack([torch.randn(model.latent_shape,generator=rng(r.seed,"grid",k)) for k in range(len(ids))]),model.device)
-    was = model.text_encoder.training; model.text_encoder.eval()
+    for e in model.text_encoders: e.eval()
     with torch.no_grad():
         c = model.encode_text([*(ts.texts[i] for i in ids),""],raw=not r.lowercase)
         x = model.decode(sample(model,z.to(torch.promote_types(model.dtype,torch.float32)),c[:-1],c[-1:],r.solver_steps,r.guidance))
-    model.text_encoder.train(was)
     return image_grid(x,[Path(ts.files[i]).parent.name for i in ids],ncol=len(ids),cell=1)
 
 class Window:
@@ -499,7 +511,7 @@ def train(
     acc.wait_for_everyone()
     return out
 
-# %% ../nbs/09_hldf.ipynb #66085fff
+# %% ../nbs/09_hldf.ipynb #281606ec
 def _writable(out):
     try: out.mkdir(parents=True,exist_ok=True); write_atomic(out/".probe",""); (out/".probe").unlink()
     except OSError as e: raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to.") from e
@@ -519,7 +531,7 @@ def peak_memory(
 
 def _finish(out,model,r,log,steps,key):
     for n,p in model.trainable().items(): p.data.copy_(model.ema.get(n,p))
-    save_loras(model,out)
+    model.save(out)
     write_atomic(out/"losses.csv", pd.DataFrame(log.rows,columns=["step","loss","grad_norm","color","color_grad_norm","skipped","images"]).to_csv(index=False))
     write_atomic(out/"timing.csv", pd.DataFrame(log.clock,columns=["step","seconds","seconds_in_color","seconds_in_grids"]).to_csv(index=False))
     device = torch.cuda.get_device_name(model.device) if model.device.type=="cuda" else "CPU"

@@ -16,7 +16,7 @@ import torch
 
 from medart import hldf
 from medart.hldf import Log,checkpoint_fault,launch,load_checkpoint,make_optimizer,save_checkpoint,train
-from medart.model import load_model
+from medart.model import Model,load_model
 from medart.recipes import recipe,run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,9 +49,9 @@ def end_in_child(r):
     assert in_child(lambda: train(r))==0
     return result(r)
 
-def raising(name,when,sig=signal.SIGKILL,after=False,rank=None):
+def raising(name,when,sig=signal.SIGKILL,after=False,rank=None,of=hldf):
     "A run in which a function of the training loop, at one of its calls, sends its process a signal."
-    true,calls = getattr(hldf,name),iter(range(10**6))
+    true,calls = getattr(of,name),iter(range(10**6))
     def call(*a,**k):
         now = next(calls)==when and (rank is None or torch.distributed.get_rank()==rank)
         if now and not after: os.kill(os.getpid(),sig)
@@ -77,7 +77,7 @@ def test_killed_at_every_step(small,monkeypatch,where,after):
 def test_killed_while_it_finishes(small,monkeypatch,after):
     r = small(epochs=.5); want = end_in_child(r); shutil.rmtree(run_dir(r))
     def run():
-        monkeypatch.setattr(hldf,"save_loras",raising("save_loras",0,after=after)); train(r)
+        monkeypatch.setattr(Model,"save",raising("save",0,after=after,of=Model)); train(r)
     assert in_child(run)==-signal.SIGKILL and not (run_dir(r)/"done.json").exists()
     assert end_in_child(r)==want
 

@@ -6,7 +6,7 @@ from peft import PeftModel
 
 from medart.core import rng
 from medart.generation import paint
-from medart.model import load_model,merge_and_save,save_loras
+from medart.model import load_model,merge_and_save
 from medart.recipes import locate,recipe
 
 R = recipe("skin",scale="tiny",gen_steps=8)
@@ -17,7 +17,7 @@ def shaken(tmp_path_factory):
     "A model whose LoRAs change something, and the folder they were saved to."
     model = load_model(R)
     for i,p in enumerate(model.trainable().values()): p.data.add_(torch.randn(p.shape,generator=rng(0,"shake",i))*.03)
-    return model,save_loras(model,tmp_path_factory.mktemp("run"))
+    return model,model.save(tmp_path_factory.mktemp("run"))
 
 def stock(pipe, z):
     return pipe(CAPTIONS,num_inference_steps=R.gen_steps,guidance_scale=R.gen_guidance,latents=z.clone(),use_resolution_binning=False,clean_caption=False,
@@ -49,7 +49,7 @@ def test_merged_pipeline_paints_the_same(shaken,tmp_path):
 
 def test_saved_adapters_are_the_same_bytes_and_name_no_folder(shaken,tmp_path):
     model,folder = shaken
-    again = save_loras(load_model(R,adapters=folder),tmp_path)
+    again = load_model(R,adapters=folder).save(tmp_path)
     for f in ("transformer_lora","text_encoder_lora"):
         for name in ("adapter_model.safetensors","adapter_config.json"): assert (again/f/name).read_bytes()==(folder/f/name).read_bytes()
         assert "/" not in (folder/f/"adapter_config.json").read_text()
