@@ -37,7 +37,7 @@ from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,set
 from .sampler import checkpointing,sample
 from .simplify import captions_for,captions_key
 
-# %% ../nbs/09_hldf.ipynb #04c64821
+# %% ../nbs/09_hldf.ipynb #50074f7c
 def cached_moments(
     model:Model, # encodes
     pixels:list, # uint8 crops, (3,size,size)
@@ -50,7 +50,7 @@ def cached_moments(
     with FileLock(f"{path}.lock"):  # of several processes one computes
         if not path.exists():
             with torch.no_grad(): ms = [model.encode_image(unit(put(torch.stack(pixels[i:i+batch]),model.device))) for i in progress(range(0,len(pixels),batch),desc="encoding images",leave=False)]
-            write_atomic(path,save({k:torch.cat([getattr(m,k) for m in ms]).cpu() for k in ("mean","std")}))
+            write_atomic(path,save({k:torch.cat([getattr(m,k) for m in ms]).cpu().contiguous() for k in ("mean","std")}))
     return Moments(**{k:v.to(model.device) for k,v in load_file(path).items()})
 
 @dataclass

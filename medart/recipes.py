@@ -228,7 +228,7 @@ class Recipe:
     caption_block:int = _f(8,"caption")  # captions written at once: fixed, so that rounding never depends on how work is split
     caption_backend:str = _f("transformers","caption") # or vllm
 
-# %% ../nbs/01_recipes.ipynb #946ac2eb
+# %% ../nbs/01_recipes.ipynb #4773fdcd
 METHODS = dict(
     medart=dict(),
     medart_k5=dict(backprop_last_k=5),
@@ -244,10 +244,13 @@ METHODS = dict(
     hunyuan=dict(family="hunyuan", interval=0, lora_text=False),
     fast_dit=dict(family="fast_dit", interval=0, captions="class", caption_dropout=.1, ema=dict(paper=.9999,tiny=.995), dit_layers=dict(paper=12,tiny=4), dit_heads=dict(paper=6,tiny=2)),
     sd15_hldf=dict(family="sd15"),
+    often=dict(interval=dict(paper=200,tiny=20)),
+    short_chain=dict(solver_steps=10),
+    mean_color=dict(color_reduction="mean"),
     base=dict(epochs=0, interval=0))
-"Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each. `no_hldf` is the paper's PixArt-alpha row; `medart_k5`, `sd15_hldf` and `base` (the model before any fine-tuning) are ours."
+"Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each. `no_hldf` is the paper's PixArt-alpha row; The last five and `medart_k5` are ours: HLDF's own settings, HLDF on another model, and `base`, the model before any fine-tuning."
 
-# %% ../nbs/01_recipes.ipynb #403d0ee5
+# %% ../nbs/01_recipes.ipynb #496d6059
 def _oneof(what, value, allowed):
     if value in allowed: return value
     near = difflib.get_close_matches(str(value), list(allowed), 1)
@@ -302,6 +305,7 @@ def _check(r):
     if r.ema>=1 or r.caption_dropout>1: raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
     if r.lr_text is not None and r.lr_text<0: raise ValueError(f"setting lr_text={r.lr_text} must not be negative; None takes lr.")
     if r.text_bits not in (4,8,16): raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
+    if r.family!="pixart" and r.text_bits<16: raise ValueError(f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. Pass text_bits=16 for family {r.family}.")
     if r.offload and r.text_bits<16: raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights stay where they are. Choose one of the two.")
     if r.batch_size%r.num_processes: raise ValueError(f"num_processes={r.num_processes} cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//r.num_processes)*r.num_processes}: another recipe, with fewer updates an epoch; nothing else is scaled.")
     if r.temperature<=0 or not 0<r.top_p<=1: raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} above 0 and at most 1.")
@@ -431,9 +435,9 @@ def describe(
     import pandas as pd
     return pd.DataFrame([(f.metadata.get("stage","train"), f.name, str(getattr(r,f.name))) for f in fields(r)], columns=["stage","setting","value"]).set_index("setting")
 
-# %% ../nbs/01_recipes.ipynb #a91bae00
+# %% ../nbs/01_recipes.ipynb #804abaed
 ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha", medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption",
-              simple_caption="Only simple caption", no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps", sd15_hldf="SD1.5 with HLDF", base="Before fine-tuning")
+              simple_caption="Only simple caption", no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps", sd15_hldf="SD1.5 with HLDF", often="HLDF more often (N=200, tiny 20)", short_chain="HLDF with M=10", mean_color="HLDF, mean over channels", base="Before fine-tuning")
 "What rows are called in tables."
 PAPER = {
     2:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID"),("skin","FID"),("skin","HFD"),("skin","KID")], rows=dict(
