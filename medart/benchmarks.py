@@ -281,7 +281,7 @@ def one_optimizer(model:Model, r:Recipe, **kw):
     opt = torch.optim.AdamW(ps,lr=1e-3,**kw)
     yield lambda k: opt.step()
 
-# %% ../nbs/17_benchmarks.ipynb #051ce5de
+# %% ../nbs/17_benchmarks.ipynb #9e128036
 def measure(
     case:Case,    # what to time
     model:Model,  # trained on noise, so of no use afterwards
@@ -293,8 +293,8 @@ def measure(
         with case.ready(model,case.r) as run: t = timed(run,model.device,repeats)
     except torch.OutOfMemoryError: pass  # what it held is let go below, once the error is gone
     if cuda: gc.collect(); torch.cuda.empty_cache()
-    s = t and t["seconds"]
-    return dict(what=case.what,whose=case.whose,variant=case.variant,settings=", ".join(f"{k}={v}" for k,v in case.changes.items()),seconds=s and median(s),fastest=s and min(s),
+    s,settings = t and t["seconds"],None if isinstance(case.ready,partial) else ", ".join(f"{k}={v}" for k,v in case.changes.items())  # None: it takes more than settings
+    return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,seconds=s and median(s),fastest=s and min(s),
                 seconds_per_image=s and median(s)/case.r.batch_size,peak_gb=t and t["memory"],fits=t is not None)
 
 def header(model:Model, r:Recipe) -> dict:
@@ -316,7 +316,7 @@ def benchmark(
     out = header(model,r)|dict(flops=floor_flops(model,r,bench_set(model,r)),matmul_flops_per_second=matmul_rate(device,model.dtype))
     out |= dict(floor_seconds={k:f/out["matmul_flops_per_second"] for k,f in out["flops"].items()},complete=False,left_out=[f"{c.what}: {c.variant}" for c in todo],rows=[])
     for c in todo:
-        if time.monotonic()-t0>60*minutes: break
+        if out["rows"] and time.monotonic()-t0>60*minutes: break
         out["rows"].append(measure(c,model,max(2,repeats//4) if c.what=="colour loss" else repeats)); out["left_out"] = out["left_out"][1:]; out["complete"] = not out["left_out"]
         if keep: write_atomic(outputs_dir()/"benchmark"/f"{r.scale}-{device.type}.json",json.dumps(out,indent=1)+"\n")
     return out
@@ -388,7 +388,7 @@ def full_size_floors(
     n = {"step":continued(count_flops,one_step,r,models)(),"colour loss":continued(count_flops,one_event,r,models,event=True)(r.solver_steps)}
     return pd.DataFrame({k:{"TFLOP":v/1e12}|{f"{d}, ms":1e3*v/p for d,p in peak.items()} for k,v in n.items()}).T.round(2)
 
-# %% ../nbs/17_benchmarks.ipynb #98703d00
+# %% ../nbs/17_benchmarks.ipynb #955574a0
 class Alive(TorchDispatchMode):
     "Inside, adds up the bytes of tensors that operations make, for as long as they live; `peak` is the most."
     def __init__(self): super().__init__(); self.now = self.peak = 0; self.living = set()
@@ -397,9 +397,10 @@ class Alive(TorchDispatchMode):
         out = func(*args,**(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in tree_leaves((args,kwargs)) if isinstance(t,torch.Tensor)}
         for t in tree_leaves(out):
-            if not isinstance(t,torch.Tensor) or (s := t.untyped_storage())._cdata in given|self.living: continue
-            self.living.add(s._cdata); self.now += s.nbytes(); self.peak = max(self.peak,self.now)
-            weakref.finalize(s,self.drop,s._cdata,s.nbytes())
+            if not isinstance(t,torch.Tensor): continue
+            s = t.untyped_storage(); key,n = s._cdata,s.nbytes()
+            if key in given or key in self.living: continue
+            self.living.add(key); self.now += n; self.peak = max(self.peak,self.now); weakref.finalize(s,self.drop,key,n)
         return out
 
 @contextmanager
@@ -469,7 +470,7 @@ def weight_bytes(
     small = {id(m.weight) for n,m in net.named_modules() if isinstance(m,torch.nn.Linear) and not m.weight.requires_grad and "wo" not in n.split(".")} if bits<16 else ()
     return sum(p.numel()*({8:1,4:.5+4/64}[bits] if id(p) in small else p.element_size()) for p in net.parameters())
 
-# %% ../nbs/17_benchmarks.ipynb #221847cf
+# %% ../nbs/17_benchmarks.ipynb #95976621
 def memory_table(
     r:Recipe=None, # of full size unless given
     out:dict=None  # of `benchmark` on a GPU, if there is one
@@ -490,7 +491,7 @@ def memory_table(
 
 def _with_measured(t,out):
     t["total"] = t.weights+t.optimizer+t.made; t[["weights","optimizer","made","total"]] /= 1e9
-    seen = {(x["what"],x["settings"]):x["peak_gb"] for x in (out or dict(rows=[]))["rows"] if x["whose"]!="plain loop" and x["variant"]!="loss read at each step"}
+    seen = {(x["what"],x["settings"]):x["peak_gb"] for x in (out or dict(rows=[]))["rows"] if x["settings"] is not None}
     t["measured"] = [seen.get((w,s)) or "awaits a GPU" for w,s in zip(t.what,t.settings)]
     return t.rename(columns=dict(weights="weights, computed",optimizer="optimizer, computed",made="made on the way, computed",total="total, computed")).round(2)
 
