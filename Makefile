@@ -46,7 +46,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(IN_VENV) ruff check --output-format=concise medart tests tools setup.py
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest -n auto --maxprocesses 4
 
 notebooks: $(READY)
 	$(IN_VENV) nbdev_export

@@ -14,7 +14,7 @@ os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
+    os.environ.setdefault(name, "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture
