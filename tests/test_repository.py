@@ -157,7 +157,7 @@ def test_sizes(files):
     tiny = sum(n for path, n in size.items() if path.parts[:2] == ("data", "tiny"))
     numbered = sum(n for path, n in size.items() if re.match(r"nbs/\d\d_.*\.ipynb$", path.as_posix()))
     assert sum(size.values()) < 48 * MB
-    assert tiny < 16 * MB
+    assert tiny < 32 * MB
     assert numbered < 12 * MB
 
 
