@@ -100,7 +100,7 @@ def test_missing_cells_say_what_to_run(folders):
     note = next(n for n in notes if n.startswith(cell.split()[1]))
     assert [re.search(rf"papermill nbs/{n}.ipynb outputs/\S+ -p dataset skin -p method medart -p scale tiny", part) is not None for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
     sdxl = t.loc["SDXL", (ours, "skin FID")]
-    assert sdxl.startswith("none [") and f"{sdxl.split()[1]} not in this version" in notes
+    assert sdxl.startswith("none [") and f"{sdxl.split()[1]} needs paper scale" in notes
     assert [name for top, name in t.columns if top == "the paper"] == ["skin FID", "skin HFD", "skin KID"], "the paper's columns in the paper's order"
     write_atomic(run_dir(r) / "done.json", "{}")
     assert R.to_run(r) == ["generate", "evaluate"] and R.to_run(r, 4) == ["generate", "classify"]
