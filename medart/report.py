@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_ONLY', 'CAPTIONS', 'TIMES', 'run_row', 'closed', 'add_closed', 'over_seeds', 'side_by_side', 'color_paths',
-           'to_run', 'runnable', 'executed', 'words', 'commands', 'distances', 'learned', 'table_rows', 'paper_value',
-           'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex', 'write_table', 'show_table', 'real_of',
-           'prompts_figure', 'lacks_captions', 'left', 'read_times', 'note_time', 'guess', 'expected', 'start',
-           'last_words', 'ask', 'stop', 'Row', 'rows_table', 'Work', 'todo', 'begin', 'collect', 'span', 'Display',
-           'reproduce', 'all_done', 'rows_of']
+           'to_run', 'runnable', 'executed', 'words', 'commands', 'distances', 'learned', 'row_title', 'table_rows',
+           'paper_value', 'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex', 'write_table', 'show_table',
+           'real_of', 'prompts_figure', 'lacks_captions', 'repaint', 'left', 'read_times', 'note_time', 'guess',
+           'expected', 'start', 'last_words', 'ask', 'stop', 'Row', 'rows_table', 'Work', 'todo', 'begin', 'collect',
+           'span', 'Display', 'reproduce', 'all_done', 'rows_of']
 
 # %% ../nbs/14_report.ipynb #2b51cae3
 import csv,fcntl,gc,io,os,re,shlex,signal,subprocess,sys,textwrap,time
@@ -71,7 +71,7 @@ def over_seeds(
     text = g.apply(lambda x: f"{x['mean']:.3f} ± {x['std']:.3f}" if x["size"]>1 else f"{x['mean']:.3f}",axis=1)
     return text.unstack("measure")[list(measures)]
 
-# %% ../nbs/14_report.ipynb #4f51f53b
+# %% ../nbs/14_report.ipynb #0601a795
 def side_by_side(
     recipes:list,  # rows whose images are painted, one dataset and seed
     k:int=1        # captions of each class
@@ -82,7 +82,9 @@ def side_by_side(
     images = [unit(crop(p,recipes[0].size)) for p in read_pixels(shown,recipes[0].size)]
     for r in recipes:
         x,_ = load_samples(samples_dir(r)); images += [unit(x[i]) for i in at]
-    return image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,rows=["real"]+[r.method for r in recipes])
+    fig = image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,rows=["real"]+[r.method for r in recipes])
+    fig.suptitle(f"{recipes[0].dataset}, test images and the same captions painted: {made_at(recipes[0])}",fontsize=8)
+    return fig
 
 # %% ../nbs/14_report.ipynb #b6121ce7
 def color_paths(
@@ -99,7 +101,7 @@ def color_paths(
     axs[1].legend(frameon=False,fontsize=7); sns.despine(fig); plt.close(fig)
     return fig
 
-# %% ../nbs/14_report.ipynb #7a82fdb7
+# %% ../nbs/14_report.ipynb #ff48ed73
 def to_run(
     r:Recipe,  # a row
     k:int=2    # which table: 2 and 3 show distances, 4 shows classifiers
@@ -111,14 +113,14 @@ def to_run(
     if k==4: return [] if (classifier_dir(r)/"classifier.json").exists() else ["classify"]
     return [] if results_path(r,"metrics.json").exists() else ["evaluate"]
 
+PAPER_ONLY = "needs paper scale"
+"What is said of a row without weights at its scale."
+
 def runnable(
     r:Recipe  # a row
 ) -> bool:    # whether there are weights for it at its scale
     "Some models have no small version among the embedded ones."
     return bool(r.model and (r.vlm or r.captions!="vsg"))
-
-PAPER_ONLY = "needs paper scale"
-"What is said of a row without weights at its scale."
 
 # %% ../nbs/14_report.ipynb #2510f3c4
 def executed(
@@ -167,14 +169,19 @@ def learned(
     t = pd.DataFrame(classified(r)["rows"]); t = t[t.training==kind].groupby("measure").value.mean()
     return {k:(t[m],None) for k,m in zip(("F1","macro F1","BACC","AUC"),MEASURES)}
 
-# %% ../nbs/14_report.ipynb #15b8b05d
+# %% ../nbs/14_report.ipynb #cd4269ba
+def row_title(k, m): return "w/o HLDF (PixArt-alpha)" if k==3 and m=="no_hldf" else ROW_TITLES[m]  # what table k calls a row
+
 def table_rows(
     k:int,     # which table
     made       # (dataset, method, seed) -> Recipe
 ) -> list:     # methods
     "The paper's rows, and after them those of ours that exist."
     rows = list(PAPER[k]["rows"]); datasets = dict.fromkeys(d for d,_ in PAPER[k]["columns"])
-    return rows+[m for m in METHODS if m not in rows and any(run_dir(made(d,m,0)).exists() for d in datasets)]
+    def exists(d, m):
+        try: return run_dir(made(d,m,0)).exists()
+        except ValueError: return False  # the settings given do not go with this row: it cannot have been run with them
+    return rows+[m for m in METHODS if m not in rows and any(exists(d,m) for d in datasets)]
 
 def paper_value(
     k:int,        # which table
@@ -203,7 +210,7 @@ def _floor_cells(k,dataset,runs,wanted):
         if v: out.append(dict(table=k,dataset=dataset,method="floor",title="Real against real",measure=m,paper=None,ours=np.mean(v),sd=None,seeds=len(v),of=len(v),to_run=""))
     return out
 
-# %% ../nbs/14_report.ipynb #a917137f
+# %% ../nbs/14_report.ipynb #ef896291
 def table_cells(
     k:int,           # 2, 3 or 4
     made,            # (dataset, method, seed) -> Recipe
@@ -217,12 +224,12 @@ def table_cells(
         wanted = ["F1","macro F1","BACC","AUC"] if k==4 else ["FID",dist if dist!="FD" else f"FD ({own})","KID",f"KID ({own})"]
         runs = lambda m: {s:made(d,m,s) for s in seeds}
         for m in table_rows(k,made):
-            title = ROW_TITLES[m] if not (k==3 and m=="no_hldf") else "w/o HLDF (PixArt-alpha)"
+            title = row_title(k,m)
             if m=="real": out += _cells(k,d,m,title,runs("medart"),lambda r: learned(r,"real"),wanted)
             else: out += _cells(k,d,m,title,runs(m),learned if k==4 else distances,wanted)
         if k==4: out += [c for c in _cells(k,d,"both","Real and Med-Art's images",runs("medart"),lambda r: learned(r,"both"),wanted) if c["seeds"]]
         else: out += _floor_cells(k,d,runs("medart").values(),wanted)
-        out += [dict(table=k,dataset=d,method=m,title=ROW_TITLES[m],measure=x,paper=paper_value(k,d,m,x),ours=None,sd=None,seeds=0,of=len(seeds),to_run="") for m in PAPER[k]["rows"] for e,x in PAPER[k]["columns"] if e==d and x not in wanted]
+        out += [dict(table=k,dataset=d,method=m,title=row_title(k,m),measure=x,paper=paper_value(k,d,m,x),ours=None,sd=None,seeds=0,of=len(seeds),to_run="") for m in PAPER[k]["rows"] for e,x in PAPER[k]["columns"] if e==d and x not in wanted]
     return pd.DataFrame(out)
 
 # %% ../nbs/14_report.ipynb #7b7745e7
@@ -332,7 +339,7 @@ def prompts_figure(
     fig.suptitle(f"{r.dataset}: {made_at(r)}",fontsize=8); plt.close(fig)
     return fig
 
-# %% ../nbs/14_report.ipynb #05a470e8
+# %% ../nbs/14_report.ipynb #3311c08f
 def lacks_captions(
     r:Recipe # a row
 ) -> bool:
@@ -340,6 +347,15 @@ def lacks_captions(
     if r.captions!="vsg" or all(read_captions(r,s) is not None for s in ("train","test")): return False
     s = load_split(r,"train")
     return {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
+
+def repaint(
+    r:Recipe,     # whose images
+    stages:list   # of `to_run`
+) -> list:        # with `generate`, if images have gone
+    "Images that were deleted, because they were damaged, are painted again."
+    if "generate" in stages: return stages
+    m = samples_dir(r)/"metadata.csv"
+    return stages if all((m.parent/f).exists() for f in pd.read_csv(m).file_name) else ["generate",*stages]
 
 def left(
     r:Recipe,                # a row
@@ -350,9 +366,9 @@ def left(
     if not runnable(r): return []
     trained = (run_dir(r)/"done.json").exists()
     if trained and not finished(r,captions_key(captions_for(r,"train"))): raise ValueError(f"{run_dir(r)} was trained on other images or captions than there are now, or with other settings. Move it away to train anew.")
-    out = [("caption",r)] if not trained and lacks_captions(r) else []
-    if "evaluate" in ends: out += [(n,r) for n in to_run(r) or ["evaluate"]*(not {Path(s).name for s in spaces.split()}<={*results(r)["spaces"]})]
-    if "classify" in ends: out += [(n,synthetic_recipe(r) if n=="generate" else r) for n in to_run(r,4)]
+    out,s = [("caption",r)] if not trained and lacks_captions(r) else [],synthetic_recipe(r)
+    if "evaluate" in ends: out += [(n,r) for n in repaint(r,to_run(r)) or ["evaluate"]*(not {Path(x).name for x in spaces.split()}<={*results(r)["spaces"]})]
+    if "classify" in ends: out += [(n,s if n=="generate" else r) for n in repaint(s,to_run(r,4))]
     return list(dict.fromkeys(out))
 
 # %% ../nbs/14_report.ipynb #b2fea977
@@ -519,7 +535,7 @@ def collect(
         if same(x) and not x.failed: x.fail(y.notebook,f"it ended well, but what it should have made is not there. See {y.words[2]}")
     return end
 
-# %% ../nbs/14_report.ipynb #044c293a
+# %% ../nbs/14_report.ipynb #5946c7b2
 def span(
     seconds # or None
 ) -> str:
@@ -539,7 +555,8 @@ class Display:
         if time.monotonic()-self.at<1: return
         self.at,spent,rest = time.monotonic(),{y.name():y.spent() for y in work},todo(self.rows)
         t = expected(read_times(),[(n,q,spent.get(k,0.)) for k,(n,q) in rest.items()],self.workers)
-        self.bar.set_postfix_str(f"{len(rest)} left, expected {span(t)}; now "+", ".join(" ".join(str(y).split()) for y in work))
+        now = ", ".join(f"{y.notebook} {y.r.dataset} {y.r.method} {y.r.seed}" for y in work)
+        self.bar.set_postfix_str(f"{len(rest)} left, expected {span(t)}; now {now}")
 
 # %% ../nbs/14_report.ipynb #6ff47b45
 def reproduce(
