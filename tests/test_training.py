@@ -60,7 +60,7 @@ def test_accelerate_launches_and_passes_on_sigterm(small,folders):
     p = subprocess.Popen(line+options,env=env,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,text=True)
     wait_for_checkpoint(r,2); p.send_signal(signal.SIGTERM); text = p.communicate()[0]
     newest = sorted((run_dir(r)/"checkpoints").glob("step-*"))[-1]; step = int(newest.name[5:])
-    assert checkpoint_fault(newest)=="" and f"SIGTERM: stopped after step {step} of 200, checkpoint saved. Run the same command again" in text
+    assert checkpoint_fault(newest)=="" and f": stopped after step {step} of 200, checkpoint saved. Run the same command again" in text  # SIGTERM, or another process that got it first
     train(r,stop_after=step+1)
     assert (run_dir(r)/"checkpoints"/f"step-{step+1:07d}").exists()
 
