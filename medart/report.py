@@ -339,14 +339,14 @@ def prompts_figure(
     fig.suptitle(f"{r.dataset}: {made_at(r)}",fontsize=8); plt.close(fig)
     return fig
 
-# %% ../nbs/14_report.ipynb #3311c08f
+# %% ../nbs/14_report.ipynb #970c88b5
 def lacks_captions(
     r:Recipe # a row
 ) -> bool:
     "Does training want captions that nobody has written?"
     if r.captions!="vsg" or all(read_captions(r,s) is not None for s in ("train","test")): return False
     s = load_split(r,"train")
-    return {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
+    return (s.folder.parent/"phantom.json").exists() or {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
 
 def repaint(
     r:Recipe,     # whose images
