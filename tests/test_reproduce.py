@@ -105,6 +105,8 @@ def test_names_of_executed_notebooks_do_not_collide(folders):
 def test_what_is_left_of_a_row(made, folders):
     r = row("medart", captions="vsg")
     assert [n for n, _ in R.left(r, ("evaluate", "classify"))] == ["caption", "train", "generate", "evaluate", "generate", "classify"]
+    write_phantoms("skin", folders[0] / "few", counts=FEW)
+    assert [n for n, _ in R.left(row("medart", captions="vsg", data="few"))][0] == "caption", "what is known of a drawing is not what a describer sees"
     other = row("medart", captions="vsg", seed=1)
     assert R.executed(r, "caption") == R.executed(other, "caption") and captions_dir(r) == captions_dir(other)
     for split in ("train", "test"):
