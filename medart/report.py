@@ -463,7 +463,7 @@ def stop(
         for p in ps: ask(p,signal.SIGKILL); p.kill(); p.wait()
         raise
 
-# %% ../nbs/14_report.ipynb #49cf35a8
+# %% ../nbs/14_report.ipynb #e54667b9
 @dataclass
 class Row:
     "A row and how far it is."
@@ -486,7 +486,7 @@ def rows_table(
     "How far all rows are: seconds are over all calls, those of shared captions apart."
     t = read_times(); t = t[t.stage!="caption"]
     spent = t.groupby("run").seconds.sum()
-    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,seconds=float(spent.get(f"{x.r.dataset}-{x.r.scale}/{run_dir(x.r).name}",0.))) for x in rows])
+    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,seconds=round(float(spent.get(f"{x.r.dataset}-{x.r.scale}/{run_dir(x.r).name}",0.)),1)) for x in rows])
 
 # %% ../nbs/14_report.ipynb #e5755a8f
 @dataclass
