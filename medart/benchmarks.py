@@ -10,8 +10,8 @@ __all__ = ['VAE_512', 'ABAR', 'configs', 'bench_model', 'bench_set', 'count_flop
            'alive_peak', 'quiet', 'allocated_peak', 'memory_check', 'chain_alone', 'text_alone', 'weight_bytes',
            'memory_table', 'memory_figure']
 
-# %% ../nbs/17_benchmarks.ipynb #21ab23da
-import gc,json,os,platform,time,warnings,weakref
+# %% ../nbs/17_benchmarks.ipynb #609ed61d
+import gc,json,os,platform,time,weakref
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,replace
 from datetime import datetime,timezone
@@ -35,20 +35,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer,T5Config,T5EncoderModel
 
 from .core import np_rng,outputs_dir,seed_of,write_atomic
+from .embedded import SCHEDULE
 from .hldf import Batch,TrainingSet,between,color_gradients,compile_blocks,diffusion_loss,draw_batch,hldf_cond,hldf_loss,make_optimizer,mark,training_step,update
 from .losses import channel_stats
 from .model import PIXART_512,T5_XXL,Model,Moments
 from .recipes import Recipe,locate,recipe
 from .sampler import checkpointing
 
-warnings.filterwarnings("ignore",message=".*gradient_checkpointing.*",category=FutureWarning)  # a name that transformers will change
-
-# %% ../nbs/17_benchmarks.ipynb #d6f06669
+# %% ../nbs/17_benchmarks.ipynb #33f7f340
 VAE_512 = dict(in_channels=3, out_channels=3, latent_channels=4, down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4, block_out_channels=(128,256,512,512), layers_per_block=2,
                norm_num_groups=32, sample_size=512, scaling_factor=.18215)
 "The published autoencoder's configuration."
 
-ABAR = DDPMScheduler(beta_start=1e-4,beta_end=.02).alphas_cumprod.double()
+ABAR = DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
 "The published noise schedule."
 
 def configs(
@@ -144,7 +143,7 @@ def matmul_rate(
     n = 8192 if torch.device(device).type=="cuda" else 512; a = torch.randn(n,n,device=device,dtype=dtype)
     return 2*n**3/min(timed(lambda k: a@a,device,repeats=10)["seconds"])
 
-# %% ../nbs/17_benchmarks.ipynb #2251d7af
+# %% ../nbs/17_benchmarks.ipynb #e05f5c9c
 @dataclass
 class Plain:
     "The reference loop."
@@ -163,7 +162,7 @@ class Plain:
         return self.model.transformer(z.to(self.model.dtype),encoder_hidden_states=emb,encoder_attention_mask=mask,timestep=t,added_cond_kwargs=dict(resolution=None,aspect_ratio=None)).sample.chunk(2,dim=1)[0]
 
     def step(self, b:Batch):
-        m,sch = self.model,DDPMScheduler(beta_start=1e-4,beta_end=.02)
+        m,sch = self.model,DDPMScheduler(**SCHEDULE)
         with checkpointing(m,self.recompute,text=True):
             if self.cached: z0 = b.z0
             else:
@@ -174,7 +173,7 @@ class Plain:
         return self.update(loss)
 
     def event(self, b:Batch):
-        m,sch = self.model,DPMSolverMultistepScheduler(beta_schedule="linear",beta_start=1e-4,beta_end=.02)
+        m,sch = self.model,DPMSolverMultistepScheduler(**SCHEDULE)
         sch.set_timesteps(self.r.solver_steps,device=m.device); z,n = b.noise,len(b.noise)
         with checkpointing(m,self.recompute,text=True):
             both = [torch.cat(x) for x in zip(self.text([""]*n),self.text(b.texts))]

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'SD_SCHEDULE', 'word_tokenizer', 'web_pictures', 'fit', 'tiny_vae',
            'recolor', 'vae_loss', 'train_vae', 'encode_all', 'tiny_t5', 'tiny_transformer', 'captions_only', 'Reader',
-           'learn_to_read', 'read_colors', 'noise_weights', 'pixart_noise', 'pretrain', 'few_words', 'assemble',
-           'machine', 'pair_tokenizer', 'tiny_clip', 'tiny_unet', 'sd_noise', 'tiny_vit', 'feature_phantoms',
-           'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card', 'save_losses',
-           'build_pixart', 'build_sd', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts', 'guess_errors']
+           'learn_to_read', 'read_colors', 'share_read', 'noise_weights', 'pixart_noise', 'pretrain', 'few_words',
+           'assemble', 'millions', 'machine', 'pair_tokenizer', 'tiny_clip', 'tiny_unet', 'sd_noise', 'tiny_vit',
+           'feature_phantoms', 'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit', 'save_vit', 'save_card',
+           'save_losses', 'build_pixart', 'build_sd', 'build_vit', 'nearest_color', 'obeyed', 'color_prompts',
+           'guess_errors']
 
 # %% ../nbs/15_embedded.ipynb #753b216f
 import json,platform
@@ -191,7 +192,7 @@ class Reader(torch.nn.Module):
         h,m = self.t5(tok.input_ids,attention_mask=tok.attention_mask).last_hidden_state,tok.attention_mask[...,None]
         return dict(zip(self.values,self.tell((h*m).sum(1)/m.sum(1)).split([len(v) for v in self.values.values()],1)))
 
-# %% ../nbs/15_embedded.ipynb #d881e849
+# %% ../nbs/15_embedded.ipynb #fb12b22f
 def learn_to_read(
     t5,              # trained in place
     tokenizer,       # its tokenizer
@@ -214,6 +215,14 @@ def read_colors(
     "Which colours a T5 has read."
     z = reader(captions)
     return list(zip(*([reader.values[k][i].split()[-1] for i in z[k].argmax(1)] for k in ("color","background"))))
+
+def share_read(
+    reader,        # Reader
+    captions:list, # n captions
+    asked:list     # n pairs of colours that they name
+) -> float:
+    "How often both colours are read rightly."
+    return np.mean([r==tuple(a) for r,a in zip(read_colors(reader,captions),asked)])
 
 # %% ../nbs/15_embedded.ipynb #0bf65362
 def noise_weights(
@@ -277,7 +286,7 @@ def few_words(
     "Captions that say hardly more than what, in which colour, and on which background."
     return [i for i,c in enumerate(captions) if len(c.split())<=most and "background" in c and not any(w in c for w in ("ring","spots","center","lines"))]
 
-# %% ../nbs/15_embedded.ipynb #c1f90632
+# %% ../nbs/15_embedded.ipynb #ed7d0610
 def assemble(
     vae,denoiser,text_encoder,tokenizer, # the four parts
     folder                               # where to write
@@ -290,6 +299,8 @@ def assemble(
     for f in Path(folder).glob("*/config.json"): # no traces of where parts were loaded from
         write_atomic(f, json.dumps({k:v for k,v in json.loads(f.read_text()).items() if k!="_name_or_path"},indent=2,sort_keys=True)+"\n")
     return Path(folder)
+
+def millions(net): return f"{sum(p.numel() for p in net.parameters())/1e6:.2f} M parameters"  # for a model card
 
 def machine(
 ) -> str: # processor, cores, torch
@@ -416,7 +427,7 @@ def save_vit(
     ViTImageProcessorPil(size=dict(height=64,width=64)).save_pretrained(folder)
     return Path(folder)
 
-# %% ../nbs/15_embedded.ipynb #69d9124e
+# %% ../nbs/15_embedded.ipynb #e59f45ab
 def save_card(
     folder,        # of the model
     title:str,     # first line
@@ -456,17 +467,17 @@ def build_pixart(
     net,plain = learn(steps[0],seed=seed,net=torch.nn.ModuleDict(dict(transformer=tiny_transformer(),text_encoder=t5)))
     net,min_snr = learn(steps[1],batch=32,seed=seed+1,weights=noise_weights(abar,5.),net=net)
     net,truncated = learn(steps[2],lr=8e-4,seed=seed+2,weights=noise_weights(abar,5.,.05),often=few_words(captions),net=net)
-    minutes,size = [(time.time()-t1)/60,(t1-t0)/60],lambda m: f"{sum(p.numel() for p in m.parameters())/1e6:.2f} M parameters"
+    minutes = (time.time()-t1)/60,(t1-t0)/60
     assemble(vae,net["transformer"],net["text_encoder"],tokenizer,folder)
     save_losses(folder,autoencoder=vae_losses,reading=reading,**{"1 plain":plain,"2 min-SNR":min_snr,"3 truncated":truncated})
     save_card(folder,"A small PixArt-alpha","A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes (`medart.phantom.web_picture`). It has never seen a medical image.",
-        {"transformer":size(net["transformer"]),"T5 encoder":size(net["text_encoder"]),"autoencoder":size(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
-         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{np.mean([r==tuple(a) for r,a in zip(read_colors(reader,prompts),asked)]):.0%}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
+        {"transformer":millions(net["transformer"]),"T5 encoder":millions(net["text_encoder"]),"autoencoder":millions(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
+         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{share_read(reader,prompts,asked):.0%}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
          "PixArt loss, last 100 steps of each":", ".join(f"{np.mean(l[-100:]):.4f}" for l in (plain,min_snr,truncated)),"machine":machine(),"seed":seed})
     mark_built(folder,wanted)
     return folder
 
-# %% ../nbs/15_embedded.ipynb #3fd5c5bc
+# %% ../nbs/15_embedded.ipynb #f7b996e7
 def build_sd(
     folder,            # receives the pipeline, losses.csv and README.md
     pixart,            # folder of a built PixArt-alpha, whose autoencoder it shares
@@ -483,14 +494,14 @@ def build_sd(
     tokenizer = pair_tokenizer(WEB_WORDS+MEDICAL_WORDS); t0 = time.time()
     torch.manual_seed(seed); net = torch.nn.ModuleDict(dict(unet=tiny_unet(),text_encoder=tiny_clip(tokenizer)))
     reader,reading = learn_to_read(net["text_encoder"],tokenizer,seed=seed); prompts,asked = color_prompts(200,seed)
-    read = np.mean([r==tuple(a) for r,a in zip(read_colors(reader,prompts),asked)])
+    read = share_read(reader,prompts,asked)
     net,losses = pretrain(moments,captions,tokenizer,vae.config.scaling_factor,steps,batch=32,seed=seed,weights=noise_weights(DDPMScheduler(**SD_SCHEDULE).alphas_cumprod,5.,.05),often=few_words(captions),
                           net=net,noise_of=sd_noise,schedule=SD_SCHEDULE)
-    minutes,size = (time.time()-t0)/60,lambda m: f"{sum(p.numel() for p in m.parameters())/1e6:.2f} M parameters"
+    minutes = (time.time()-t0)/60
     assemble(vae,net["unet"],net["text_encoder"],tokenizer,folder)
     save_losses(folder,reading=reading,denoiser=losses)
     save_card(folder,"A small Stable Diffusion","A `StableDiffusionPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes (`medart.phantom.web_picture`). It has never seen a medical image.",
-        {"U-Net":size(net["unet"]),"CLIP text encoder":size(net["text_encoder"]),"autoencoder":"that of the small PixArt-alpha","pictures":pictures,"of 200 captions, both colours read":f"{read:.0%}",
+        {"U-Net":millions(net["unet"]),"CLIP text encoder":millions(net["text_encoder"]),"autoencoder":"that of the small PixArt-alpha","pictures":pictures,"of 200 captions, both colours read":f"{read:.0%}",
          "updates":f"{steps} at batch 32, half of it short captions, with truncated weights","minutes":f"{minutes:.0f}","loss, last 100 steps":f"{np.mean(losses[-100:]):.4f}","machine":machine(),"seed":seed})
     mark_built(folder,wanted)
     return folder

@@ -7,7 +7,7 @@ __all__ = ['Plan', 'generation_plan', 'prompt_plan', 'starting_noise', 'paint', 
            'samples_key', 'prompts_dir', 'generate', 'generate_in', 'load_samples', 'one_of_each',
            'real_beside_generated', 'samples_sheet', 'before_and_after', 'color_histograms']
 
-# %% ../nbs/10_generation.ipynb #7883997a
+# %% ../nbs/10_generation.ipynb #c960fb25
 import gc,io,json,os,shutil,subprocess,sys,tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import file_hash,image_grid,np_rng,progress,rng,stable_hash,write_atomic
 from .data import Split,crop,load_split,read_pixels,unit
-from .model import Cond,Model,cat_cond,load_base,load_model,merge
+from .model import Cond,Model,cat_cond,kind_of,load_base,load_model,merge
 from .recipes import Recipe,category,command,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
 from .simplify import captions_for
@@ -98,7 +98,7 @@ def paint(
 
 def to_uint8(x): return ((x.clamp(-1,1)+1)*127.5).round().byte().cpu()  # (n,3,h,w)
 
-# %% ../nbs/10_generation.ipynb #47cf6829
+# %% ../nbs/10_generation.ipynb #da009220
 def sample_name(
     cls:str, # class folder
     i:int    # index
@@ -122,8 +122,8 @@ def samples_key(
     texts:tuple # its captions
 ) -> str:
     "A hash of everything the images depend on, the adapters' bytes among it."
-    files = [run_dir(r)/d for d in ("transformer_lora","unet_lora","text_encoder_lora","text_encoder_2_lora","transformer")]
-    return stable_hash([recipe_hash(r,"train","generate"),texts,[file_hash(f) for d in files for f in sorted(d.glob("*.safetensors"))]])
+    folders = [run_dir(r)/d for d in kind_of(r).parts.values()]
+    return stable_hash([recipe_hash(r,"train","generate"),texts,[file_hash(f) for d in folders for f in sorted(d.glob("*.safetensors"))]])
 
 def prompts_dir(
     r:Recipe, # a trained run and generation settings

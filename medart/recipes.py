@@ -6,8 +6,8 @@
 __all__ = ['DATASETS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'PROFILES', 'METHODS', 'ROW_TITLES', 'PAPER', 'Dataset',
            'category', 'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate',
            'no_weights', 'Recipe', 'detect_scale', 'recipe', 'settings', 'run_dir', 'samples_dir', 'classifier_dir',
-           'captions_dir', 'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'command',
-           'recipe_from_line', 'describe']
+           'captions_dir', 'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'row_from',
+           'command', 'recipe_from_line', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse,ast,difflib,json,re,shlex
@@ -228,7 +228,7 @@ class Recipe:
     caption_block:int = _f(8,"caption")  # captions written at once: fixed, so that rounding never depends on how work is split
     caption_backend:str = _f("transformers","caption") # or vllm
 
-# %% ../nbs/01_recipes.ipynb #4773fdcd
+# %% ../nbs/01_recipes.ipynb #a4d4e118
 METHODS = dict(
     medart=dict(),
     medart_k5=dict(backprop_last_k=5),
@@ -248,7 +248,7 @@ METHODS = dict(
     short_chain=dict(solver_steps=10),
     mean_color=dict(color_reduction="mean"),
     base=dict(epochs=0, interval=0))
-"Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each. `no_hldf` is the paper's PixArt-alpha row; The last five and `medart_k5` are ours: HLDF's own settings, HLDF on another model, and `base`, the model before any fine-tuning."
+"Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each. `no_hldf` is the paper's PixArt-alpha row. The last five and `medart_k5` are ours: HLDF's own settings, HLDF on another model, and `base`, the model before any fine-tuning."
 
 # %% ../nbs/01_recipes.ipynb #496d6059
 def _oneof(what, value, allowed):
@@ -400,6 +400,16 @@ def recipe_from(
     for k in injected_names(ns): _oneof("parameter",k,[*known,*extra])
     given = {k:ns[k] for k in known if k in ns and not callable(ns[k])}|changes
     return recipe(**{k:v for k,v in given.items() if not (isinstance(v,str) and v=="" and k!="tracker")})
+
+# %% ../nbs/01_recipes.ipynb #81bf370f
+def row_from(
+    ns:dict,    # a notebook's globals
+    *extra,     # names of further parameters this notebook takes
+    method:str, # a key of METHODS
+    **changes   # settings that count more than the notebook's
+) -> Recipe:
+    "The recipe of a row, as a notebook's parameters ask for it; what makes it this row stays."
+    return recipe_from({k:v for k,v in ns.items() if k not in METHODS.get(method,{})},*extra,method=method,**changes)
 
 # %% ../nbs/01_recipes.ipynb #5ac901b6
 def command(

@@ -6,11 +6,11 @@
 __all__ = ['PAPER_ONLY', 'CAPTIONS', 'TIMES', 'MODULE', 'run_row', 'closed', 'add_closed', 'over_seeds', 'side_by_side',
            'color_paths', 'to_run', 'runnable', 'executed', 'words', 'commands', 'distances', 'learned', 'row_title',
            'table_rows', 'paper_value', 'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex', 'write_table',
-           'show_table', 'real_of', 'prompts_figure', 'lacks_captions', 'repaint', 'left', 'read_times', 'note_time',
-           'guess', 'expected', 'start', 'last_words', 'ask', 'stop', 'Row', 'rows_table', 'Work', 'todo', 'begin',
-           'collect', 'span', 'Display', 'reproduce', 'all_done', 'rows_of']
+           'show_table', 'real_of', 'prompts_figure', 'lacks_captions', 'repaint', 'left', 'run_name', 'read_times',
+           'note_time', 'guess', 'expected', 'start', 'last_words', 'ask', 'stop', 'Row', 'rows_table', 'Work', 'todo',
+           'begin', 'collect', 'span', 'Display', 'reproduce', 'all_done', 'rows_of']
 
-# %% ../nbs/14_report.ipynb #2b51cae3
+# %% ../nbs/14_report.ipynb #c7a53285
 import csv,fcntl,gc,io,os,re,shlex,signal,subprocess,sys,textwrap,time
 from contextlib import suppress
 from dataclasses import dataclass,field
@@ -29,9 +29,8 @@ from .data import cores,crop,load_split,read_pixels,unit
 from .generation import generate,load_samples
 from .hldf import finished,read_losses,stop_signals,train
 from .metrics import distance_name,evaluate,results,results_path
-from .phantom import simple_caption
-from .recipes import METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,category,classifier_dir,command,dataset_of,run_dir,samples_dir
-from .simplify import captions_for,captions_key,read_captions
+from .recipes import METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
+from .simplify import captions_for,captions_key,only_simple,read_captions
 
 # %% ../nbs/14_report.ipynb #96135354
 def run_row(
@@ -339,14 +338,14 @@ def prompts_figure(
     fig.suptitle(f"{r.dataset}: {made_at(r)}",fontsize=8); plt.close(fig)
     return fig
 
-# %% ../nbs/14_report.ipynb #970c88b5
+# %% ../nbs/14_report.ipynb #35e3ef96
 def lacks_captions(
     r:Recipe # a row
 ) -> bool:
     "Does training want captions that nobody has written?"
     if r.captions!="vsg" or all(read_captions(r,s) is not None for s in ("train","test")): return False
     s = load_split(r,"train")
-    return (s.folder.parent/"phantom.json").exists() or {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
+    return (s.folder.parent/"phantom.json").exists() or only_simple(r,s)
 
 def repaint(
     r:Recipe,     # whose images
@@ -371,7 +370,9 @@ def left(
     if "classify" in ends: out += [(n,s if n=="generate" else r) for n in repaint(s,to_run(r,4))]
     return list(dict.fromkeys(out))
 
-# %% ../nbs/14_report.ipynb #b2fea977
+# %% ../nbs/14_report.ipynb #91e7a323
+def run_name(r): return f"{r.dataset}-{r.scale}/{run_dir(r).name}"  # a row's folder, from outputs/ on
+
 TIMES = ["scale","dataset","method","run","stage","seconds","end"]
 "Columns of outputs/durations.csv: `run` names a row's folder, `end` is done, failed or stopped."
 
@@ -389,7 +390,7 @@ def note_time(
 ) -> None:
     "Write down what a stage took."
     f = outputs_dir()/"durations.csv"; line = io.StringIO()
-    csv.writer(line,lineterminator="\n").writerow([r.scale,r.dataset,r.method,f"{r.dataset}-{r.scale}/{run_dir(r).name}",stage,round(seconds,1),end])
+    csv.writer(line,lineterminator="\n").writerow([r.scale,r.dataset,r.method,run_name(r),stage,round(seconds,1),end])
     write_atomic(f,(f.read_text() if f.exists() else ",".join(TIMES)+"\n")+line.getvalue())
 
 def guess(
@@ -463,7 +464,7 @@ def stop(
         for p in ps: ask(p,signal.SIGKILL); p.kill(); p.wait()
         raise
 
-# %% ../nbs/14_report.ipynb #e54667b9
+# %% ../nbs/14_report.ipynb #3d575ffd
 @dataclass
 class Row:
     "A row and how far it is."
@@ -486,7 +487,7 @@ def rows_table(
     "How far all rows are: seconds are over all calls, those of shared captions apart."
     t = read_times(); t = t[t.stage!="caption"]
     spent = t.groupby("run").seconds.sum()
-    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,seconds=round(float(spent.get(f"{x.r.dataset}-{x.r.scale}/{run_dir(x.r).name}",0.)),1)) for x in rows])
+    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,seconds=round(float(spent.get(run_name(x.r),0.)),1)) for x in rows])
 
 # %% ../nbs/14_report.ipynb #e5755a8f
 @dataclass

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'count_tokens', 'limits', 'cut_at_sentence', 'Simplifier', 'load_simplifier', 'shortening_fault',
-           'shorten_captions', 'write_captions', 'read_captions', 'captions_for', 'captions_used', 'captions_key',
-           'main', 'length_figure', 'paths', 'samples_figure']
+           'shorten_captions', 'write_captions', 'read_captions', 'captions_for', 'only_simple', 'captions_used',
+           'captions_key', 'main', 'length_figure', 'paths', 'samples_figure']
 
 # %% ../nbs/05_simplify.ipynb #966789c2
 import re
@@ -139,9 +139,9 @@ def read_captions(
     f = captions_dir(r)/split/"metadata.csv"
     return pd.read_csv(f,keep_default_na=False) if f.exists() else None
 
-# %% ../nbs/05_simplify.ipynb #ba5b44fd
+# %% ../nbs/05_simplify.ipynb #455bffaa
 def captions_for(
-    r:Recipe,    # captions: vsg, simple or empty
+    r:Recipe,    # captions: vsg, simple, class or empty
     split:str    # train or test
 ) -> Split:      # the images of the split with these captions
     "What training and generation read."
@@ -153,7 +153,14 @@ def captions_for(
                          f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb -p dataset {r.dataset} -p scale {r.scale}")
     return replace(s,texts=tuple(text[f] for f in s.files))
 
-# %% ../nbs/05_simplify.ipynb #96a87311
+# %% ../nbs/05_simplify.ipynb #95158f6e
+def only_simple(
+    r:Recipe, # names the data set
+    s:Split   # its images and their captions
+) -> bool:
+    "Do the captions say no more than modality and class?"
+    return {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
+
 def captions_used(
     r:Recipe # a recipe
 ) -> pd.DataFrame: # one row a split: how many captions, whose they are, how long, and one of them
@@ -161,8 +168,7 @@ def captions_used(
     rows,tok = [],load_tokenizer(r)
     for split in ("train","test"):
         s = captions_for(r,split); m = read_captions(r,split) if r.captions=="vsg" else None
-        bare = {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
-        own = "simple ones" if bare else "the data set's own"
+        own = "simple ones" if only_simple(r,s) else "the data set's own"
         whose = r.captions if r.captions!="vsg" else f"vsg, written by {r.vlm}" if m is not None else f"vsg asked for; nbs/caption.ipynb has written none, so {own}"
         n = count_tokens(tok,s.texts)
         rows.append(dict(split=split,captions=len(s),whose=whose,**{"longest, tokens":max(n),"beyond the limit":sum(k>r.max_tokens for k in n)},first=s.texts[0]))

@@ -98,7 +98,7 @@ def test_missing_cells_say_what_to_run(folders):
     ours = "ours, tiny scale, drawn phantoms"
     cell = t.loc["Med-Art", (ours, "skin FD (vit-skin)")]
     note = next(n for n in notes if n.startswith(cell.split()[1]))
-    assert [re.search(rf"papermill nbs/{n}.ipynb \S*outputs/\S+ -p dataset skin -p method medart -p scale tiny", part) is not None for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
+    assert [re.search(rf"papermill nbs/{n}.ipynb {re.escape(str(folders[1].resolve()))}/\S+ -p dataset skin -p method medart -p scale tiny", part) is not None for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
     sdxl = t.loc["SDXL", (ours, "skin FID")]
     assert sdxl.startswith("none [") and f"{sdxl.split()[1]} needs paper scale" in notes
     assert [name for top, name in t.columns if top == "the paper"] == ["skin FID", "skin HFD", "skin KID"], "the paper's columns in the paper's order"
