@@ -539,7 +539,7 @@ def collect(
         if same(x) and not x.failed: x.fail(y.notebook,f"it ended well, but what it should have made is not there. See {y.words[2]}")
     return end
 
-# %% ../nbs/14_report.ipynb #5946c7b2
+# %% ../nbs/14_report.ipynb #40d6a523
 def span(
     seconds # or None
 ) -> str:
@@ -555,8 +555,8 @@ class Display:
         for x in rows:
             if x.state() in (PAPER_ONLY,"failed"): self.bar.write(f"{x.state()}: {x} {x.message}".strip())
     def ended(self, y, end): self.bar.write(f"{end:7} {y}, {span(y.spent())}"); self.bar.update(); self.at = 0.
-    def show(self, work): # once a second
-        if time.monotonic()-self.at<1: return
+    def show(self, work): # every five seconds
+        if time.monotonic()-self.at<5: return
         self.at,spent,rest = time.monotonic(),{y.name():y.spent() for y in work},todo(self.rows)
         t = expected(read_times(),[(n,q,spent.get(k,0.)) for k,(n,q) in rest.items()],self.workers)
         now = ", ".join(f"{y.notebook} {y.r.dataset} {y.r.method} {y.r.seed}" for y in work)

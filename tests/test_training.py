@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from medart.core import rng
 from medart.data import unit
@@ -104,6 +105,19 @@ def test_images_are_the_same_bytes_after_an_interruption(small):
     about = Image.open(next(folder.rglob("*.png"))).text
     assert "not for diagnosis" in about["note"] and about["caption"] and about["seed"]=="0"
     assert json.loads((folder/"key.json").read_text())["gen_steps"]==2 and Path(folder/"metadata.csv").exists()
+
+@pytest.mark.parametrize("bits",[8,4])
+def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(small,bits):
+    r = small(text_bits=bits); train(r); want = result(r); shutil.rmtree(run_dir(r))
+    for k in (3,8): train(r,stop_after=k)
+    assert result(r)==want
+    up = {k:v for k,v in load_file(run_dir(r)/"text_encoder_lora/adapter_model.safetensors").items() if "lora_B" in k}
+    assert up and all(v.abs().max()>0 for v in up.values())
+    assert len(list(generate(r).rglob("*.png")))==4
+
+def test_few_bits_want_a_package(small,monkeypatch):
+    monkeypatch.setitem(sys.modules,"bitsandbytes",None)
+    with pytest.raises(ImportError,match=r"\.\[small\].*text_bits=16"): load_model(small(text_bits=4))
 
 # What makes a step fast changes nothing but rounding. (Padding: 06_model; recomputing: 07_sampler; offload, no waiting for the device: 09_hldf.)
 
