@@ -307,7 +307,7 @@ def show_table(
     from IPython.display import HTML
     return HTML(f"<p><b>{escape(text)}</b></p>{t.to_html()}<p style='font-size:80%'>{'<br>'.join(map(escape,notes))}</p>")
 
-# %% ../nbs/14_report.ipynb #9c80b0ac
+# %% ../nbs/14_report.ipynb #132818a5
 def real_of(
     r:Recipe, # a run whose images are painted
     m         # a row of its metadata.csv
@@ -324,7 +324,7 @@ def prompts_figure(
     "Figure 2: prompts downwards, methods sideways, the real image first; an empty place says what to run."
     have = [(r,load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
     if not have: raise FileNotFoundError(f"none of {', '.join(r.method for r in recipes)} has painted images. For one of them: {commands(recipes[-1],2)}")
-    r,(_,m) = have[0]; painted = {q.method:x for q,(x,_) in have}
+    r,(_,m) = max(have,key=lambda h: h[1][1].text.str.len().sum()); painted = {q.method:x for q,(x,_) in have}
     at = [m.index[m["class"]==c][0] for c in list(dict.fromkeys(m["class"]))[:k]]
     fig,axs = plt.subplots(len(at),len(recipes)+2,figsize=(2+1.25*(len(recipes)+1),1.35*len(at)+.5),width_ratios=[1.6]+[1]*(len(recipes)+1),squeeze=False,layout="constrained")
     for row,i in zip(axs,at):

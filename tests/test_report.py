@@ -144,10 +144,10 @@ def test_figure_two(folders, split):
         R.prompts_figure(rs)
     from medart.generation import generation_plan
     plan = generation_plan(rs[0])
-    for r, shade in ((rs[0], 40), (rs[2], 200)):
+    for r, shade, texts in ((rs[0], 40, ("",) * len(plan)), (rs[2], 200, plan.texts)):
         write_atomic(run_dir(r) / "done.json", "{}")
         files = tuple(f"{c}/{i:05d}.png" for c, i in zip(plan.classes, plan.index))
-        M.write_samples(samples_dir(r), M.Images(torch.full((len(plan), 3, 64, 64), shade).byte(), plan.classes, plan.texts, files, plan.index))
+        M.write_samples(samples_dir(r), M.Images(torch.full((len(plan), 3, 64, 64), shade).byte(), plan.classes, texts, files, plan.index))
     fig = R.prompts_figure(rs, 3)
     rows = [fig.axes[5 * i:5 * i + 5] for i in range(3)]
     assert [ax.get_title() for ax in rows[0][1:]] == ["Real", "PixArt-alpha", "with DoRA", "Med-Art"]
