@@ -250,7 +250,7 @@ METHODS = dict(
     base=dict(epochs=0, interval=0))
 "Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each (Fast-DiT, which starts from nothing, sees more images at tiny scale). `no_hldf` is the paper's PixArt-alpha row. The last five and `medart_k5` are ours: HLDF's own settings, HLDF on another model, and `base`, the model before any fine-tuning."
 
-# %% ../nbs/01_recipes.ipynb #4adff90f
+# %% ../nbs/01_recipes.ipynb #c38abc79
 def _oneof(what, value, allowed):
     if value in allowed: return value
     near = difflib.get_close_matches(str(value), list(allowed), 1)
@@ -266,6 +266,11 @@ def detect_scale(
     except pynvml.NVMLError: return "tiny"
     return "paper" if max(sizes,default=0)>=24e9 else "tiny"
 
+def _scale(scale): return detect_scale() if scale=="auto" else _oneof("scale",scale,SCALES)
+
+def _row(method, scale): # what a row changes at a scale
+    return {k:v[scale] if isinstance(v,dict) else v for k,v in METHODS[_oneof("method",method,METHODS)].items() if not isinstance(v,dict) or scale in v}
+
 def recipe(
     dataset:str,           # skin, kvasir, or a name of your own together with data=FOLDER
     method:str="medart",   # a key of METHODS
@@ -275,8 +280,7 @@ def recipe(
 ) -> Recipe:
     "One frozen recipe: the data set's settings, the scale's, the profile's, the method's, then `changes`."
     d = dataset_named(dataset,changes.get("data","")); paper = dataset in DATASETS
-    scale = detect_scale() if scale=="auto" else _oneof("scale",scale,SCALES)
-    row = {k:v[scale] if isinstance(v,dict) else v for k,v in METHODS[_oneof("method",method,METHODS)].items() if not isinstance(v,dict) or scale in v}
+    scale = _scale(scale); row = _row(method,scale)
     known = {f.name:f for f in fields(Recipe)}
     for k in changes: _oneof("setting",k,known)
     told = {k:getattr(d,k) for k in ("epochs","interval") if getattr(d,k) is not None}
@@ -401,7 +405,7 @@ def recipe_from(
     given = {k:ns[k] for k in known if k in ns and not callable(ns[k])}|changes
     return recipe(**{k:v for k,v in given.items() if not (isinstance(v,str) and v=="" and k!="tracker")})
 
-# %% ../nbs/01_recipes.ipynb #81bf370f
+# %% ../nbs/01_recipes.ipynb #831ef5d4
 def row_from(
     ns:dict,    # a notebook's globals
     *extra,     # names of further parameters this notebook takes
@@ -409,7 +413,8 @@ def row_from(
     **changes   # settings that count more than the notebook's
 ) -> Recipe:
     "The recipe of a row, as a notebook's parameters ask for it; what makes it this row stays."
-    return recipe_from({k:v for k,v in ns.items() if k not in METHODS.get(method,{})},*extra,method=method,**changes)
+    own = _row(method,_scale(changes.get("scale",ns.get("scale","auto")) or "auto"))
+    return recipe_from({k:v for k,v in ns.items() if k not in own},*extra,method=method,**changes)
 
 # %% ../nbs/01_recipes.ipynb #5ac901b6
 def command(
