@@ -13,8 +13,13 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Workers inherit what the process that starts them has set, so a default would not reach them. Two threads each, on
+# as many cores as workers, wait for one another in busy loops: everything then takes two to six times as long.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ[name] = "1"
+    else:
+        os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 NUMBERED = sorted(path for path in NBS.glob("*.ipynb") if re.match(r"\d\d_", path.stem))
-SECONDS = 600  # for one notebook
+SECONDS = 1800  # for one notebook: none takes two minutes alone; this only ends one that hangs
 LONGER = {}    # notebooks that need more, by stem
 
 

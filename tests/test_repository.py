@@ -2,6 +2,7 @@
 import ast
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -151,6 +152,12 @@ def test_module_imports_alone(module, tmp_path):
 
 
 # What is committed
+
+def test_beside_other_workers_a_test_has_one_thread():
+    import torch
+
+    assert "PYTEST_XDIST_WORKER" not in os.environ or torch.get_num_threads() == 1
+
 
 def test_sizes(files):
     size = {path: (ROOT / path).stat().st_size for path in files}
