@@ -34,9 +34,9 @@ def row(method, **changes):
     return recipe("skin", method, **({k: v for k, v in SMALL.items() if k not in METHODS[method]} | changes))
 
 
-def papermill(out, **parameters):
+def papermill(out, notebook="reproduce", **parameters):
     yaml = "\n".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
-    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs/reproduce.ipynb"), str(out), "-y", yaml], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out), "-y", yaml], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
@@ -145,3 +145,16 @@ def test_two_never_work_on_the_same_stage(folders, tmp_path):
 def test_a_table_that_is_not_there(wrong):
     with pytest.raises(ValueError, match="2, 3 or 4"):
         R.rows_of(wrong)
+
+
+def test_the_colour_loss_is_judged_beside_the_same_model_without_it(folders, tmp_path):
+    write_phantoms("skin", folders[0] / "few", counts=FEW)
+    done = papermill(tmp_path / "effect.ipynb", "effect", **(SMALL | dict(data="few", epochs=0.25, gen_block=8)), datasets="skin", methods="base no_hldf medart sd15 sd15_hldf", seeds="0", name="judged")
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = lambda name: pd.read_csv(folders[1] / f"tables/judged-tiny{name}.csv").set_index(["method", "measure"])
+    value, paired = read("").value, read("-paired")["0"]
+    for method, without in dict(medart="no_hldf", sd15_hldf="sd15").items():
+        assert set(paired[method].index) == set(value[method].index)
+        assert paired[method].values == pytest.approx((value[method] - value[without])[paired[method].index].values, abs=1e-4)
+        assert paired[method, "color_gap"] != 0
+    assert {f.name for f in (folders[1] / "figures").glob("judged*")} == {"judged-tiny-paths.png", "judged-tiny-skin.png"}
