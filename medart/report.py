@@ -83,7 +83,7 @@ def side_by_side(
     fig.suptitle(f"{recipes[0].dataset}, test images and the same captions painted: {made_at(recipes[0])}",fontsize=8)
     return fig
 
-# %% ../nbs/14_report.ipynb #b6121ce7
+# %% ../nbs/14_report.ipynb #5ce0aba4
 def color_paths(
     recipes:list  # trained rows with colour losses
 ):                # figure
@@ -95,7 +95,7 @@ def color_paths(
         kw = dict(color=palette[r.method],lw=1,alpha=.8,label=r.method if first else None)
         axs[0].plot(d.step,d.color,**kw); axs[1].semilogy(d.step,d.color_grad_norm,**kw)
     for ax,y in zip(axs,("colour loss (Eq. 4)","gradient norm before clipping")): ax.set(xlabel="step",ylabel=y)
-    axs[1].legend(frameon=False,fontsize=7); sns.despine(fig); plt.close(fig)
+    fig.legend(*axs[1].get_legend_handles_labels(),loc="outside right center",frameon=False,fontsize=7); sns.despine(fig); plt.close(fig)
     return fig
 
 # %% ../nbs/14_report.ipynb #ff48ed73
