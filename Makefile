@@ -31,10 +31,11 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 # Papermill wants an existing folder and an explicit output path.
 demo: $(READY)
 	@mkdir -p outputs
-	$(IN_VENV) for run in caption train generate evaluate; do \
-	    papermill nbs/$$run.ipynb outputs/$$run-skin.ipynb -p dataset skin -p scale tiny || exit 1; \
-	done
-	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-train-skin.ipynb -p dataset skin -p scale tiny -p gen_split train -p gen_count 0
+	$(IN_VENV) papermill nbs/caption.ipynb outputs/caption-skin.ipynb -p dataset skin -p scale tiny
+	$(IN_VENV) papermill nbs/train.ipynb outputs/train-skin.ipynb -p dataset skin -p scale tiny
+	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-skin.ipynb -p dataset skin -p scale tiny -p processes 2
+	$(IN_VENV) papermill nbs/evaluate.ipynb outputs/evaluate-skin.ipynb -p dataset skin -p scale tiny
+	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-train-skin.ipynb -p dataset skin -p scale tiny -p gen_split train -p gen_count 0 -p processes 2
 	$(IN_VENV) papermill nbs/classify.ipynb outputs/classify-skin.ipynb -p dataset skin -p scale tiny
 	$(IN_VENV) papermill nbs/tables.ipynb outputs/tables.ipynb -p datasets skin -p scale tiny
 	@echo

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Plan', 'generation_plan', 'prompt_plan', 'starting_noise', 'paint', 'to_uint8', 'sample_name', 'save_png',
-           'samples_key', 'prompts_dir', 'generate', 'generate_in', 'load_samples', 'one_of_each',
+           'samples_key', 'prompts_dir', 'generate', 'one_thread', 'generate_in', 'load_samples', 'one_of_each',
            'real_beside_generated', 'samples_sheet', 'before_and_after', 'color_histograms']
 
-# %% ../nbs/10_generation.ipynb #c960fb25
+# %% ../nbs/10_generation.ipynb #850abcbf
 import gc,io,json,os,shutil,subprocess,sys,tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def prompts_dir(
     "The folder of the images of one's own prompts."
     return run_dir(r)/(f"prompts~{stable_hash(plan.texts)[:6]}"+samples_dir(r).name.removeprefix("samples"))
 
-# %% ../nbs/10_generation.ipynb #9b3d31f6
+# %% ../nbs/10_generation.ipynb #0d035939
 def generate(
     r:Recipe,      # a trained run and generation settings
     prompts:str="" # a prompt, or a file of them, in place of the data set's captions
@@ -148,11 +149,22 @@ def generate(
     blocks = [range(k,min(len(plan),k+r.gen_block)) for k in range(0,len(plan),r.gen_block)]
     todo = [b for b in blocks if not all((out/names[j]).exists() for j in b)]
     state.wait_for_everyone()
-    if mine := todo[state.process_index::state.num_processes]: _paint_blocks(r,out,plan,names,mine,state.device)
+    if mine := todo[state.process_index::state.num_processes]:
+        with one_thread(state.device): _paint_blocks(r,out,plan,names,mine,state.device)
     state.wait_for_everyone()
     m = pd.DataFrame(dict(file_name=names,text=plan.texts,**{"class":plan.classes},seed=r.seed,index=plan.index))
     if state.is_main_process: write_atomic(out/"metadata.csv",m.to_csv(index=False))
     return out
+
+@contextmanager
+def one_thread(
+    device # torch device that computes
+):
+    "Inside, a CPU computes with one thread, so that rounding does not depend on how many there are."
+    threads = torch.get_num_threads()
+    if device.type=="cpu": torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
 
 def _paint_blocks(r,out,plan,names,todo,device):
     model = merge(load_model(r,adapters=run_dir(r),device=device))
@@ -166,7 +178,7 @@ def _paint_blocks(r,out,plan,names,todo,device):
         for j,x in zip(b,to_uint8(paint(model,r,conds[b].to(device),[plan.index[j] for j in full[b]]))):
             save_png(out/names[j],x,dict(caption=plan.texts[j],index=plan.index[j],**about))
 
-# %% ../nbs/10_generation.ipynb #aa6626e0
+# %% ../nbs/10_generation.ipynb #098557f9
 def generate_in(
     processes:int, # how many, one a GPU, or any number on a CPU
     r:Recipe,      # a trained run and generation settings
@@ -179,7 +191,7 @@ def generate_in(
         with tempfile.TemporaryDirectory() as d:
             save_recipe(r,d)
             code = "import sys; from medart.generation import generate; from medart.recipes import load_recipe; generate(load_recipe(sys.argv[1]),sys.argv[2])"
-            threads = dict(OMP_NUM_THREADS=str(max(1,torch.get_num_threads()//processes))) if not gpus else {}
+            threads = {} if gpus else dict(OMP_NUM_THREADS="1")
             subprocess.run([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}","--no-python",sys.executable,"-c",code,d,prompts],check=True,env=os.environ|threads)
     return generate(r,prompts)
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from medart import generation as G
-from medart.core import file_hash
+from medart.core import file_hash, rng
 from medart.data import load_split
 from medart.hldf import train
+from medart.model import load_model
 from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, METHODS, recipe, run_dir, samples_dir
 from medart.simplify import captions_for
@@ -24,12 +25,21 @@ from medart.simplify import captions_for
 FEW = dict(train=dict.fromkeys(DATASETS["skin"].counts, 3), test=dict.fromkeys(DATASETS["skin"].counts, 2))
 
 
+def adapted(r):
+    "A run of no steps whose adapters do something all the same."
+    train(r)
+    model = load_model(r, adapters=run_dir(r))
+    for name, p in model.trainable().items():
+        p.data.normal_(0, 0.05, generator=rng(0, name))
+    model.save(run_dir(r))
+
+
 @pytest.fixture
 def run(folders):
-    "A trained run (of no steps: its adapters are fresh), and settings that paint 16 small images in blocks of four."
+    "A run with adapters, and settings that paint 16 small images in blocks of four."
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe("skin", "base", scale="tiny", data="few", gen_count=0, gen_block=4, gen_steps=2)
-    train(r)
+    adapted(r)
     return r
 
 
@@ -39,14 +49,16 @@ def painted(r):
 
 
 def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch):
-    "One process without a break; then two that are killed while they paint, and two that finish their work."
-    run = replace(run, gen_block=2)
+    "One process with three threads and without a break; then two that are killed while they paint, and two that finish their work."
+    run, threads = replace(run, gen_block=2), torch.get_num_threads()
+    torch.set_num_threads(3)
     G.generate(run)
+    torch.set_num_threads(threads)
     want = painted(run)
     assert len(want) == 16 + 2
 
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
-    train(run)
+    adapted(run)
     with ThreadPoolExecutor(1) as pool:
         job, end = pool.submit(G.generate_in, 2, run), time.monotonic() + 300
         while len(list(samples_dir(run).rglob("*.png"))) < 3:
