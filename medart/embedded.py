@@ -462,7 +462,7 @@ def build_pixart(
     t0 = time.time(); vae,vae_losses = train_vae(x,vae_steps,seed=seed)
     t1 = time.time(); moments = encode_all(vae,x)
     t5 = tiny_t5(len(tokenizer)); reader,reading = learn_to_read(t5,tokenizer,seed=seed)
-    prompts,asked = color_prompts(200,seed)
+    read = share_read(reader,*color_prompts(200,seed))
     learn,abar = partial(pretrain,moments,captions,tokenizer,vae.config.scaling_factor),DDPMScheduler(**SCHEDULE).alphas_cumprod
     net,plain = learn(steps[0],seed=seed,net=torch.nn.ModuleDict(dict(transformer=tiny_transformer(),text_encoder=t5)))
     net,min_snr = learn(steps[1],batch=32,seed=seed+1,weights=noise_weights(abar,5.),net=net)
@@ -472,7 +472,7 @@ def build_pixart(
     save_losses(folder,autoencoder=vae_losses,reading=reading,**{"1 plain":plain,"2 min-SNR":min_snr,"3 truncated":truncated})
     save_card(folder,"A small PixArt-alpha","A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes (`medart.phantom.web_picture`). It has never seen a medical image.",
         {"transformer":millions(net["transformer"]),"T5 encoder":millions(net["text_encoder"]),"autoencoder":millions(vae),"pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
-         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{share_read(reader,prompts,asked):.0%}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
+         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{read:.0%}","PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, {steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
          "PixArt loss, last 100 steps of each":", ".join(f"{np.mean(l[-100:]):.4f}" for l in (plain,min_snr,truncated)),"machine":machine(),"seed":seed})
     mark_built(folder,wanted)
     return folder
