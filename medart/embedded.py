@@ -493,8 +493,8 @@ def build_sd(
     x,captions = web_pictures(pictures,seed); moments = encode_all(vae,x)
     tokenizer = pair_tokenizer(WEB_WORDS+MEDICAL_WORDS); t0 = time.time()
     torch.manual_seed(seed); net = torch.nn.ModuleDict(dict(unet=tiny_unet(),text_encoder=tiny_clip(tokenizer)))
-    reader,reading = learn_to_read(net["text_encoder"],tokenizer,seed=seed); prompts,asked = color_prompts(200,seed)
-    read = share_read(reader,prompts,asked)
+    reader,reading = learn_to_read(net["text_encoder"],tokenizer,seed=seed)
+    read = share_read(reader,*color_prompts(200,seed))
     net,losses = pretrain(moments,captions,tokenizer,vae.config.scaling_factor,steps,batch=32,seed=seed,weights=noise_weights(DDPMScheduler(**SD_SCHEDULE).alphas_cumprod,5.,.05),often=few_words(captions),
                           net=net,noise_of=sd_noise,schedule=SD_SCHEDULE)
     minutes = (time.time()-t0)/60
