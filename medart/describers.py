@@ -250,7 +250,7 @@ def said(
     found = {k:re.search(p,t) for k,p in SAID.items()}
     return {k:next((x for x in m.groups() if x),"") if m else "" for k,m in found.items()}
 
-# %% ../nbs/16_describers.ipynb #16bc65c3
+# %% ../nbs/16_describers.ipynb #d2717c08
 def truth_table(
     captions:list, # n, of the VLM
     truths:list,   # n, the true captions with all asides
@@ -311,7 +311,7 @@ def build_vlm(
     if not built(folder,wanted):
         t = time.time(); vlm,processor,losses = train_vlm(each,see_steps,steps,more,seed=seed); minutes = (time.time()-t)/60
         save_vlm(vlm,processor,folder); save_losses(folder,**losses)
-        table,replaced,_ = truthfulness(recipe("skin",scale="tiny",vlm=str(folder))); save_table(table,folder/"truthfulness.csv"); mean = table.mean(numeric_only=True)
+        table,replaced,_ = truthfulness(recipe("skin",scale="tiny",vlm=str(folder))); save_table(table,folder/"truthfulness.csv"); mean = table[["VLM","commonest answer","commonest of the class"]].astype(float).mean()
         save_card(folder,"A small LLaVA-NeXT","A `LlavaNextForConditionalGeneration` for 64-pixel images, trained from scratch to describe drawn phantoms (`medart.phantom`). What it says of a real image means nothing.",
             {"parameters":f"{sum(q.numel() for q in vlm.parameters())/1e6:.2f} M","phantoms":16*each,"steps":f"{see_steps}, {steps} and {sum(more)}","minutes":f"{minutes:.0f}","caption loss, last 100 steps":f"{np.mean(losses['full captions'][-100:]):.4f}",
              "right answers, mean over attributes":f"{mean.VLM:.3f}","commonest answer":f"{mean['commonest answer']:.3f}","commonest answer of the class":f"{mean['commonest of the class']:.3f}",

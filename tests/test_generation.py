@@ -52,8 +52,10 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     "One process with three threads and without a break; then two that are killed while they paint, and two that finish their work."
     run, threads = replace(run, gen_block=2), torch.get_num_threads()
     torch.set_num_threads(3)
-    G.generate(run)
-    torch.set_num_threads(threads)
+    try:
+        G.generate(run)
+    finally:
+        torch.set_num_threads(threads)
     want = painted(run)
     assert len(want) == 16 + 2
 

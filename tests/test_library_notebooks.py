@@ -11,7 +11,6 @@ from nbclient import NotebookClient
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 NUMBERED = sorted(path for path in NBS.glob("*.ipynb") if re.match(r"\d\d_", path.stem))
 SECONDS = 1800  # for one notebook: none takes two minutes alone; this only ends one that hangs
-LONGER = {}    # notebooks that need more, by stem
 
 
 def test_there_are_numbered_notebooks():
@@ -21,7 +20,7 @@ def test_there_are_numbered_notebooks():
 @pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
 def test_notebook_runs(path, folders):
     notebook = nbformat.read(path, as_version=4)
-    end = time.monotonic() + LONGER.get(path.stem, SECONDS)
+    end = time.monotonic() + SECONDS
     client = NotebookClient(
         notebook,
         kernel_name="python3",
