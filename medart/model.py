@@ -6,8 +6,8 @@
 __all__ = ['PIXART_512', 'T5_XXL', 'Cond', 'cat_cond', 'Moments', 'Model', 'put', 'lora_config', 'quantized_text', 'kind_of',
            'load_base', 'load_model', 'full_size_counts', 'merge', 'merge_and_save']
 
-# %% ../nbs/06_model.ipynb #072ad3d9
-import copy,json,pkgutil,warnings
+# %% ../nbs/06_model.ipynb #776b3bae
+import copy,json,logging,pkgutil,warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +184,7 @@ def trainable(
     "Everything that training changes."
     return {f"{part}.{n}":p for part in self.parts for n,p in getattr(self,part).named_parameters() if p.requires_grad}
 
-# %% ../nbs/06_model.ipynb #bbdd8b38
+# %% ../nbs/06_model.ipynb #e8a73f2d
 def quantized_text(
     r:Recipe,     # text_bits says how many
     device="cpu"  # where T5 goes
@@ -194,6 +194,7 @@ def quantized_text(
     try: import bitsandbytes  # noqa: F401
     except ImportError as e:
         raise ImportError(f"text_bits={r.text_bits} needs the package bitsandbytes, which is not installed: pip install -e '.[small]', or pass text_bits=16.") from e
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # else every layer says, at each step, that it multiplies in half precision
     bits = dict(load_in_8bit=True) if r.text_bits==8 else dict(load_in_4bit=True,bnb_4bit_quant_type="nf4",bnb_4bit_compute_dtype=getattr(torch,r.dtype))
     return dict(text_encoder=T5EncoderModel.from_pretrained(locate(r.model),subfolder="text_encoder",quantization_config=BitsAndBytesConfig(**bits),dtype=getattr(torch,r.dtype),device_map={"":str(device)}))
 

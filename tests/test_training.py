@@ -107,13 +107,14 @@ def test_images_are_the_same_bytes_after_an_interruption(small):
     assert json.loads((folder/"key.json").read_text())["gen_steps"]==2 and Path(folder/"metadata.csv").exists()
 
 @pytest.mark.parametrize("bits",[8,4])
-def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(small,bits):
+def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(small,bits,caplog):
     r = small(text_bits=bits); train(r); want = result(r); shutil.rmtree(run_dir(r))
     for k in (3,8): train(r,stop_after=k)
     assert result(r)==want
     up = {k:v for k,v in load_file(run_dir(r)/"text_encoder_lora/adapter_model.safetensors").items() if "lora_B" in k}
     assert up and all(v.abs().max()>0 for v in up.values())
     assert len(list(generate(r).rglob("*.png")))==4
+    assert not [m for m in caplog.messages if "will be cast" in m], "each layer of T5 says at each step that it multiplies in half precision"
 
 def test_few_bits_want_a_package(small,monkeypatch):
     monkeypatch.setitem(sys.modules,"bitsandbytes",None)
