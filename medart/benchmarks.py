@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['VAE_512', 'ABAR', 'configs', 'bench_model', 'bench_set', 'count_flops', 'one_step', 'known_times', 'one_event',
-           'floor_flops', 'timed', 'matmul_rate', 'Plain', 'Case', 'our_step', 'our_event', 'plain_loop', 'two_passes',
-           't5_each_step', 'compiled', 'cases', 'one_optimizer', 'measure', 'header', 'benchmark', 'quoted',
-           'benchmark_figure', 'full_captions', 'shapes', 'continued', 'full_size_floors', 'Alive', 'fused_attention',
-           'alive_peak', 'quiet', 'allocated_peak', 'memory_check', 'chain_alone', 'text_alone', 'weight_bytes',
+           'floor_flops', 'timed', 'matmul_rate', 'Plain', 'Case', 'our_step', 'our_event', 'plain_loop',
+           'encode_captions', 'paint_block', 'our_painting', 'two_passes', 't5_each_step', 'compiled', 'cases',
+           'one_optimizer', 'measure', 'header', 'benchmark', 'quoted', 'benchmark_figure', 'full_captions', 'shapes',
+           'continued', 'one_image', 'full_size_floors', 'Alive', 'fused_attention', 'alive_peak', 'quiet',
+           'allocated_peak', 'memory_check', 'chain_alone', 'text_alone', 'encode_images', 'weight_bytes',
            'memory_table', 'memory_figure']
 
-# %% ../nbs/17_benchmarks.ipynb #609ed61d
+# %% ../nbs/17_benchmarks.ipynb #b9331f17
 import gc,json,os,platform,time,weakref
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,replace
@@ -36,9 +37,10 @@ from transformers import AutoTokenizer,T5Config,T5EncoderModel
 
 from .core import np_rng,outputs_dir,seed_of,write_atomic
 from .embedded import SCHEDULE
+from .generation import paint
 from .hldf import Batch,TrainingSet,between,color_gradients,compile_blocks,diffusion_loss,draw_batch,hldf_cond,hldf_loss,make_optimizer,mark,training_step,update
 from .losses import channel_stats
-from .model import PIXART_512,T5_XXL,Model,Moments
+from .model import PIXART_512,T5_XXL,Cond,Model,Moments,cat_cond,vae_batch
 from .recipes import Recipe,locate,recipe
 from .sampler import checkpointing
 
@@ -190,11 +192,11 @@ class Plain:
         self.opt.step(); self.opt.zero_grad()
         return loss.item()
 
-# %% ../nbs/17_benchmarks.ipynb #7ee55c94
+# %% ../nbs/17_benchmarks.ipynb #8b637203
 @dataclass
 class Case:
     "One thing to time."
-    what:str        # step, colour loss or optimizer
+    what:str        # step, colour loss, painting or optimizer
     whose:str       # "ours", "ours, but" or "plain loop"
     variant:str     # in words
     r:Recipe        # with the change
@@ -220,6 +222,23 @@ def plain_loop(model:Model, r:Recipe, event=False, **kw):
     "A step or a colour loss of the plain loop."
     ts,plain = bench_set(model,r),Plain(model,r,torch.optim.AdamW(list(model.trainable().values()),lr=r.lr),**kw)
     yield lambda k: (plain.event if event else plain.step)(draw_batch(model,r,ts,k))
+
+# %% ../nbs/17_benchmarks.ipynb #40a7f8a8
+def encode_captions(model:Model, r:Recipe):
+    "A block of the longest captions, and the empty one."
+    with torch.no_grad(): return cat_cond(model.encode_text(["red "*200]*r.gen_block),model.encode_text([""]))
+
+def paint_block(model:Model, r:Recipe, both:Cond):
+    "A block of images."
+    with known_times(model): return paint(model,r,both)
+
+@contextmanager
+def our_painting(model:Model, r:Recipe):
+    "Painting, while T5 waits in main memory."
+    both,where = encode_captions(model,r),model.device
+    model.text_encoder.to("cpu")
+    try: yield lambda k: paint_block(model,r,both)
+    finally: model.text_encoder.to(where)
 
 # %% ../nbs/17_benchmarks.ipynb #e9a3099b
 @contextmanager
@@ -250,7 +269,7 @@ def compiled(model, backend):
             for m in net.modules(): m._compiled_call_impl = None
         torch._dynamo.reset()
 
-# %% ../nbs/17_benchmarks.ipynb #c5de65cb
+# %% ../nbs/17_benchmarks.ipynb #c2ef7f99
 def cases(
     r:Recipe,       # ours
     backend:str     # that compiles
@@ -264,6 +283,7 @@ def cases(
     return [step("ours",our_step), plain("step","as documented"), plain("step","no checkpointing",recompute=False), plain("step","latents given",cached=True),
             plain("step","no checkpointing, latents given",recompute=False,cached=True),
             event("ours",our_event), plain("colour loss","as documented"), plain("colour loss","no checkpointing",recompute=False),
+            ours("painting","ours",our_painting),
             step("captions padded to the end",our_step,**full), step("images encoded at each step",our_step,crop="random"), step("everything recomputed",our_step,checkpoint_all=True),
             step("loss read at each step",partial(our_step,read=True)), step("two images at once",our_step,batch_size=2),
             event("guidance in two passes",partial(our_event,inside=two_passes)), event("T5 at each solver step, recomputed",partial(our_event,inside=t5_each_step),checkpoint_all=True),
@@ -280,7 +300,7 @@ def one_optimizer(model:Model, r:Recipe, **kw):
     opt = torch.optim.AdamW(ps,lr=1e-3,**kw)
     yield lambda k: opt.step()
 
-# %% ../nbs/17_benchmarks.ipynb #9e128036
+# %% ../nbs/17_benchmarks.ipynb #ad5447a0
 def measure(
     case:Case,    # what to time
     model:Model,  # trained on noise, so of no use afterwards
@@ -294,18 +314,18 @@ def measure(
     if cuda: gc.collect(); torch.cuda.empty_cache()
     s,settings = t and t["seconds"],None if isinstance(case.ready,partial) else ", ".join(f"{k}={v}" for k,v in case.changes.items())  # None: it takes more than settings
     return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,seconds=s and median(s),fastest=s and min(s),
-                seconds_per_image=s and median(s)/case.r.batch_size,peak_gb=t and t["memory"],fits=t is not None)
+                seconds_per_image=s and median(s)/(case.r.gen_block if case.what=="painting" else case.r.batch_size),peak_gb=t and t["memory"],fits=t is not None)
 
 def header(model:Model, r:Recipe) -> dict:
     "What a reader must know of a measurement."
     cuda = model.device.type=="cuda"
     return dict(scale=r.scale,device=torch.cuda.get_device_name(model.device) if cuda else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)",torch=torch.__version__,date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                weights="random, built from configurations",dtype=r.dtype,batch_size=r.batch_size,solver_steps=r.solver_steps,
+                weights="random, built from configurations",dtype=r.dtype,batch_size=r.batch_size,solver_steps=r.solver_steps,gen_steps=r.gen_steps,gen_block=r.gen_block,
                 note="" if cuda else "Timed on a CPU: these figures check that the benchmark runs, its ratios say nothing about a GPU.")
 
 def benchmark(
     r:Recipe,          # scale, precision, batch
-    repeats:int=10,    # timed runs of each step; colour losses a quarter of it, at least two
+    repeats:int=10,    # timed runs of each step; of colour losses and of painting a quarter, at least two
     minutes:float=60,  # after which what is left is left out
     keep:bool=True     # write it to outputs/benchmark
 ) -> dict:             # rows, floors, device
@@ -316,7 +336,7 @@ def benchmark(
     out |= dict(floor_seconds={k:f/out["matmul_flops_per_second"] for k,f in out["flops"].items()},complete=False,left_out=[f"{c.what}: {c.variant}" for c in todo],rows=[])
     for c in todo:
         if out["rows"] and time.monotonic()-t0>60*minutes: break
-        out["rows"].append(measure(c,model,max(2,repeats//4) if c.what=="colour loss" else repeats)); out["left_out"] = out["left_out"][1:]; out["complete"] = not out["left_out"]
+        out["rows"].append(measure(c,model,max(2,repeats//4) if c.what in ("colour loss","painting") else repeats)); out["left_out"] = out["left_out"][1:]; out["complete"] = not out["left_out"]
         if keep: write_atomic(outputs_dir()/"benchmark"/f"{r.scale}-{device.type}.json",json.dumps(out,indent=1)+"\n")
     return out
 
@@ -348,7 +368,7 @@ def benchmark_figure(
     sns.despine(fig); plt.close(fig)
     return fig
 
-# %% ../nbs/17_benchmarks.ipynb #1212adae
+# %% ../nbs/17_benchmarks.ipynb #b3c9362d
 def full_captions(
     ts:TrainingSet # any
 ) -> TrainingSet:
@@ -378,13 +398,18 @@ def continued(
     per_step = at(2,2,2)-one; per_both = at(3,2,2)-one-per_image-per_step
     return lambda steps: total+(steps-1)*(per_step+image*per_both)
 
+def one_image(model:Model, r:Recipe, b=None):
+    "A caption, and one image painted from it in `solver_steps`."
+    r = replace(r,gen_block=1,gen_steps=r.solver_steps)
+    return paint_block(model,r,encode_captions(model,r))
+
 def full_size_floors(
     peak:dict=None # name of a device -> floating-point operations a second
 ) -> pd.DataFrame:
-    "What the arithmetic of a step and of a colour loss costs at full size."
+    "What the arithmetic of a step, of a colour loss and of painting costs at full size."
     peak = peak or {"A100, 75% of 312 TFLOP/s":.75*312e12,"H100 and H200, 790 TFLOP/s":790e12}
     r = recipe("skin",scale="paper",batch_size=1,interval=0); models = shapes(r)
-    n = {"step":continued(count_flops,one_step,r,models)(),"colour loss":continued(count_flops,one_event,r,models,event=True)(r.solver_steps)}
+    n = {"step":continued(count_flops,one_step,r,models)(),"colour loss":continued(count_flops,one_event,r,models,event=True)(r.solver_steps),"an image":continued(count_flops,one_image,r,models,event=True)(r.gen_steps)}
     return pd.DataFrame({k:{"TFLOP":v/1e12}|{f"{d}, ms":1e3*v/p for d,p in peak.items()} for k,v in n.items()}).T.round(2)
 
 # %% ../nbs/17_benchmarks.ipynb #955574a0
@@ -449,7 +474,7 @@ def memory_check(
     d = pd.DataFrame(rows).T
     return d.assign(ratio=d.computed/d.measured).round(3).rename(columns=lambda c: c if c=="ratio" else f"{c}, MB")
 
-# %% ../nbs/17_benchmarks.ipynb #9b472257
+# %% ../nbs/17_benchmarks.ipynb #af2a35b5
 def chain_alone(model:Model, r:Recipe, b:Batch):
     "The first part of a colour loss with `offload`: T5 is away."
     with torch.no_grad(): c = hldf_cond(model,r,b)
@@ -461,6 +486,11 @@ def text_alone(model:Model, r:Recipe, b:Batch):
     with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): emb = hldf_cond(model,r,b).emb
     return torch.autograd.grad(emb,[p for p in model.text_encoder.parameters() if p.requires_grad],torch.zeros_like(emb))
 
+def encode_images(model:Model, r:Recipe):
+    "What is done once, before the first step: training images become latents."
+    n = vae_batch(r.size,16)
+    with torch.no_grad(): return model.encode_image(torch.zeros((n,3,r.size,r.size),device=model.device))
+
 def weight_bytes(
     net,        # with its LoRA
     bits:int=16 # of frozen matrices
@@ -469,7 +499,7 @@ def weight_bytes(
     small = {id(m.weight) for n,m in net.named_modules() if isinstance(m,torch.nn.Linear) and not m.weight.requires_grad and "wo" not in n.split(".")} if bits<16 else ()
     return sum(p.numel()*({8:1,4:.5+4/64}[bits] if id(p) in small else p.element_size()) for p in net.parameters())
 
-# %% ../nbs/17_benchmarks.ipynb #95976621
+# %% ../nbs/17_benchmarks.ipynb #b128d679
 def memory_table(
     r:Recipe=None, # of full size unless given
     out:dict=None  # of `benchmark` on a GPU, if there is one
@@ -480,12 +510,16 @@ def memory_table(
     alive = {(run,kw):continued(alive_peak,run,replace(r,**dict(kw)),models,run in (one_event,chain_alone)) for run,kw in
              ((one_step,()),(one_step,(("checkpoint_all",True),)),(one_event,()),(one_event,(("checkpoint_all",True),)),(one_event,(("checkpointing",False),)),(chain_alone,()),(text_alone,()))}
     rows = []
-    def row(what,settings,weights,made): rows.append(dict(what=what,settings=settings,weights=weights,optimizer=2*lora,made=made))
+    def row(what,settings,weights,made,optimizer=2*lora): rows.append(dict(what=what,settings=settings,weights=weights,optimizer=optimizer,made=made))
     for kw,said in (((),""),((("checkpoint_all",True),),"checkpoint_all=True")):
         for bits in (16,8,4): row("step",", ".join(filter(None,(said,f"text_bits={bits}" if bits<16 else ""))),rest+text(bits),alive[one_step,kw]())
     for kw,said,steps in (((),"",r.solver_steps),((),"backprop_last_k=5",5),((("checkpoint_all",True),),"checkpoint_all=True",r.solver_steps),((("checkpointing",False),),"checkpointing=False",r.solver_steps)):
         for bits in (16,4) if said!="backprop_last_k=5" else (16,): row("colour loss",", ".join(filter(None,(said,f"text_bits={bits}" if bits<16 else ""))),rest+text(bits),lora+alive[one_event,kw](steps))
     row("colour loss","offload=True",*max((rest,lora+alive[chain_alone,()](r.solver_steps)),(rest+text(),2*lora+alive[text_alone,()]()),key=sum))
+    small = models[2,2]; both = encode_captions(small,r)  # without a gradient a block is forgotten when the next begins: two are as good as all
+    row("encoding images","",rest+text(),alive_peak(lambda: encode_images(small,r)),0)
+    row("encoding captions","",rest+text(),alive_peak(lambda: encode_captions(small,r)),0)
+    row("painting","",rest,alive_peak(lambda: paint_block(small,replace(r,gen_steps=2),both)),0)
     return _with_measured(pd.DataFrame(rows),out)
 
 def _with_measured(t,out):

@@ -7,7 +7,7 @@ __all__ = ['Plan', 'generation_plan', 'prompt_plan', 'starting_noise', 'paint', 
            'samples_key', 'prompts_dir', 'generate', 'one_thread', 'generate_in', 'load_samples', 'one_of_each',
            'real_beside_generated', 'samples_sheet', 'before_and_after', 'color_histograms']
 
-# %% ../nbs/10_generation.ipynb #850abcbf
+# %% ../nbs/10_generation.ipynb #e95f14a7
 import gc,io,json,os,shutil,subprocess,sys,tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .core import file_hash,image_grid,np_rng,progress,rng,stable_hash,write_atomic
 from .data import Split,crop,load_split,read_pixels,unit
-from .model import Cond,Model,cat_cond,kind_of,load_base,load_model,merge
+from .model import Cond,Model,cat_cond,kind_of,load_base,load_model,merge,vae_batch
 from .recipes import Recipe,category,command,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
 from .simplify import captions_for
@@ -75,7 +75,7 @@ def prompt_plan(
     if not texts: raise ValueError(f"prompts={prompts!r} holds no prompt. Write one on each line.")
     return Plan(tuple(range(len(texts))),("prompt",)*len(texts),texts)
 
-# %% ../nbs/10_generation.ipynb #a2738914
+# %% ../nbs/10_generation.ipynb #c0d3faad
 def starting_noise(
     model:Model,  # the latents' shape
     seed:int,     # the run's
@@ -95,7 +95,8 @@ def paint(
     both = texts if isinstance(texts,Cond) else cat_cond(model.encode_text(list(texts)),model.encode_text([""]))
     cond,null = both[:-1],both[-1:]
     z = starting_noise(model,r.seed,range(len(cond)) if indices is None else indices).to(model.device)
-    return model.decode(sample(model,z,cond,null,r.gen_steps,r.gen_guidance)).float()
+    z0 = sample(model,z,cond,null,r.gen_steps,r.gen_guidance)
+    return torch.cat([model.decode(some).float() for some in z0.split(vae_batch(r.size,len(z0)))])
 
 def to_uint8(x): return ((x.clamp(-1,1)+1)*127.5).round().byte().cpu()  # (n,3,h,w)
 

@@ -10,7 +10,7 @@ __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'd
            'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main', 'read_losses', 'loss_figure',
            'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #926bd6ea
+# %% ../nbs/09_hldf.ipynb #b9746a26
 import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
@@ -32,21 +32,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .core import image_grid,outputs_dir,progress,rng,np_rng,save_figure,seed_of,write_atomic
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
-from .model import Cond,Model,Moments,load_model,put
+from .model import Cond,Model,Moments,load_model,put,vae_batch
 from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
 from .sampler import checkpointing,sample
 from .simplify import captions_for,captions_key
 
-# %% ../nbs/09_hldf.ipynb #50074f7c
+# %% ../nbs/09_hldf.ipynb #4af9303c
 def cached_moments(
     model:Model, # encodes
     pixels:list, # uint8 crops, (3,size,size)
-    batch:int=16 # images encoded at once
+    batch:int=16 # images encoded at once, fewer of large ones
 ) -> Moments:    # on the model's device, in its precision
     "The latents' moments of some crops: from disk, or computed and put there."
     h = hashlib.blake2b(str(model.dtype).encode(),digest_size=8)
     for p in (*model.vae.state_dict().values(),*pixels): h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"; path.parent.mkdir(parents=True,exist_ok=True)
+    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"; batch = vae_batch(pixels[0].shape[-1],batch); path.parent.mkdir(parents=True,exist_ok=True)
     with FileLock(f"{path}.lock"):  # of several processes one computes
         if not path.exists():
             with torch.no_grad(): ms = [model.encode_image(unit(put(torch.stack(pixels[i:i+batch]),model.device))) for i in progress(range(0,len(pixels),batch),desc="encoding images",leave=False)]

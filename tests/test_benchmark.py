@@ -20,7 +20,7 @@ from medart.recipes import recipe
 R = recipe("skin",scale="tiny",batch_size=1,interval=0,solver_steps=2)
 
 def test_the_run_notebook_times_every_case(folders,tmp_path):
-    done = papermill("benchmark",tmp_path/"benchmark.ipynb",scale="tiny",solver_steps=2,repeats=2)
+    done = papermill("benchmark",tmp_path/"benchmark.ipynb",scale="tiny",solver_steps=2,gen_steps=2,repeats=2)
     assert done.returncode==0, done.stderr[-3000:]
     nb = nbformat.read(tmp_path/"benchmark.ipynb",4)
     assert any("image/png" in o.get("data",{}) for c in nb.cells for o in c.get("outputs",[]))
@@ -33,7 +33,7 @@ def test_the_run_notebook_times_every_case(folders,tmp_path):
     assert quoted(out)["smallest ratio"]["step"]==pytest.approx(best,abs=.006)
 
 def test_what_was_measured_before_a_kill_is_on_disk(folders):
-    program = 'from medart.benchmarks import benchmark; from medart.recipes import recipe; benchmark(recipe("skin",scale="tiny",batch_size=1,solver_steps=2),repeats=2)'
+    program = 'from medart.benchmarks import benchmark; from medart.recipes import recipe; benchmark(recipe("skin",scale="tiny",batch_size=1,solver_steps=2,gen_steps=2),repeats=2)'
     path = folders[1]/"benchmark/tiny-cpu.json"; run = subprocess.Popen([sys.executable,"-c",program]); end = time.monotonic()+240
     while not path.exists() and run.poll() is None and time.monotonic()<end: time.sleep(.02)
     run.send_signal(signal.SIGKILL); assert run.wait()==-signal.SIGKILL
