@@ -528,7 +528,7 @@ def _with_measured(t,out):
     t["measured"] = [seen.get((w,s)) or "awaits a GPU" for w,s in zip(t.what,t.settings)]
     return t.rename(columns=dict(weights="weights, computed",optimizer="optimizer, computed",made="made on the way, computed",total="total, computed")).round(2)
 
-# %% ../nbs/17_benchmarks.ipynb #bdf9f9d7
+# %% ../nbs/17_benchmarks.ipynb #0f1619fb
 def memory_figure(
     t:pd.DataFrame # of `memory_table`
 ):                 # figure
@@ -536,7 +536,7 @@ def memory_figure(
     parts = [c for c in t.columns if c.endswith("computed") and not c.startswith("total")]; names = t.what+t.settings.map(lambda s: f": {s}" if s else "")
     fig,ax = plt.subplots(figsize=(7.5,3.4),layout="constrained"); left = 0
     for c,color in zip(parts,("#56b4e9","#009e73","#d55e00")): ax.barh(names[::-1],t[c][::-1],left=left,color=color,label=c.removesuffix(", computed")); left = left+t[c][::-1]
-    for gb in (12,24,40,80): ax.axvline(gb,color="black",ls=":",lw=.8)
-    ax.set(xlabel="GB, computed (dotted: cards of 12, 24, 40 and 80 GB)"); ax.tick_params(axis="y",labelsize=7); ax.legend(frameon=False,fontsize=7)
+    for gb in (12,16,24,40,80): ax.axvline(gb,color="black",ls=":",lw=.8)
+    ax.set(xlabel="GB, computed (dotted: cards of 12, 16, 24, 40 and 80 GB)"); ax.tick_params(axis="y",labelsize=7); ax.legend(frameon=False,fontsize=7)
     sns.despine(fig); plt.close(fig)
     return fig
