@@ -37,7 +37,7 @@ from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,set
 from .sampler import checkpointing,sample
 from .simplify import captions_for,captions_key
 
-# %% ../nbs/09_hldf.ipynb #4af9303c
+# %% ../nbs/09_hldf.ipynb #56f0e761
 def cached_moments(
     model:Model, # encodes
     pixels:list, # uint8 crops, (3,size,size)
@@ -46,7 +46,8 @@ def cached_moments(
     "The latents' moments of some crops: from disk, or computed and put there."
     h = hashlib.blake2b(str(model.dtype).encode(),digest_size=8)
     for p in (*model.vae.state_dict().values(),*pixels): h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"; batch = vae_batch(pixels[0].shape[-1],batch); path.parent.mkdir(parents=True,exist_ok=True)
+    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"; path.parent.mkdir(parents=True,exist_ok=True)
+    batch = vae_batch(pixels[0].shape[-1],batch)
     with FileLock(f"{path}.lock"):  # of several processes one computes
         if not path.exists():
             with torch.no_grad(): ms = [model.encode_image(unit(put(torch.stack(pixels[i:i+batch]),model.device))) for i in progress(range(0,len(pixels),batch),desc="encoding images",leave=False)]
