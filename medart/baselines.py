@@ -55,16 +55,15 @@ class Baseline(Model):
         tok = self.tokenizers[i](texts if raw else [t.lower().strip() for t in texts],padding="max_length",max_length=length or self.tokenizers[i].model_max_length,truncation=True,return_tensors="pt")
         return put(tok.input_ids,self.device),put(tok.attention_mask,self.device)
 
-# %% ../nbs/13_baselines.ipynb #1876fb53
+# %% ../nbs/13_baselines.ipynb #ca4629bd
 class StableDiffusion(Baseline):
     "Stable Diffusion 1.4 and 1.5: a U-Net and one CLIP text encoder. https://arxiv.org/abs/2112.10752"
     parts = dict(unet="unet_lora", text_encoder="text_encoder_lora")
     pipeline = StableDiffusionPipeline
 
-    def encode_text(self, texts, raw=False):
-        ids,_ = self.ids(texts,raw=raw)
-        emb = self.text_encoder(input_ids=ids)[0]
-        return Cond(emb,torch.ones_like(ids))
+    def tokens(self, texts, raw=False): return self.ids(texts,raw=raw)
+
+    def read(self, ids, mask): return Cond(self.text_encoder(input_ids=ids)[0],torch.ones_like(mask))
 
     def predict(self, zt, t, cond):
         return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),return_dict=False)[0].to(zt.dtype)
@@ -80,7 +79,7 @@ class StableDiffusion(Baseline):
 def _plain(config): # what of a LoRA's description is the same wherever it was trained
     return {k:sorted(v) if isinstance(v,set) else v for k,v in config.items() if k in ("r","lora_alpha","lora_dropout","target_modules","use_dora","init_lora_weights","layers_to_transform")}
 
-# %% ../nbs/13_baselines.ipynb #8c81a260
+# %% ../nbs/13_baselines.ipynb #42272557
 class SDXL(StableDiffusion):
     "Stable Diffusion XL: a larger U-Net, two text encoders, a pooled caption and sizes. https://arxiv.org/abs/2307.01952"
     parts = dict(unet="unet_lora", text_encoder="text_encoder_lora", text_encoder_2="text_encoder_2_lora")
@@ -91,20 +90,19 @@ class SDXL(StableDiffusion):
         if "text_encoder" in made: made["text_encoder"].layers_to_transform = list(range(self.text_encoder.config.num_hidden_layers-1)) # the last layer's states are not looked at
         return made
 
-    def encode_text(self, texts, raw=False):
-        seen = []
-        for i,enc in enumerate(self.text_encoders):
-            ids,_ = self.ids(texts,i,raw=raw)
-            seen.append(enc(input_ids=ids,output_hidden_states=True))
-        some = put(torch.tensor([[float(bool(t.strip()))] for t in texts]),self.device).to(self.dtype)
-        return Cond(torch.cat([s.hidden_states[-2] for s in seen],-1)*some[...,None],torch.ones_like(ids),seen[1][0]*some)
+    def tokens(self, texts, raw=False):
+        return *(self.ids(texts,i,raw=raw)[0] for i in (0,1)),put(torch.tensor([[float(bool(t.strip()))] for t in texts]),self.device).to(self.dtype)
+
+    def read(self, ids, ids_2, some): # 0 for an empty caption, else 1, (n,1)
+        seen = [enc(input_ids=x,output_hidden_states=True) for enc,x in zip(self.text_encoders,(ids,ids_2))]
+        return Cond(torch.cat([s.hidden_states[-2] for s in seen],-1)*some[...,None],torch.ones_like(ids_2),seen[1][0]*some)
 
     def predict(self, zt, t, cond):
         sizes = torch.full((len(zt),6),float(self.size),device=zt.device,dtype=self.dtype); sizes[:,2:4] = 0
         more = dict(text_embeds=cond.pooled.to(self.dtype),time_ids=sizes)
         return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),added_cond_kwargs=more,return_dict=False)[0].to(zt.dtype)
 
-# %% ../nbs/13_baselines.ipynb #b0a1ef0f
+# %% ../nbs/13_baselines.ipynb #1a81aeda
 class HunyuanDiT(Baseline):
     "Hunyuan-DiT 1.2: a transformer that reads with BERT and mT5, and predicts v. https://arxiv.org/abs/2405.08748"
     parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora", text_encoder_2="text_encoder_2_lora")
@@ -118,12 +116,13 @@ class HunyuanDiT(Baseline):
         if r.lora_text: raise ValueError("lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in the paper. Pass lora_text=False.")
         return super().loras(r)
 
-    def encode_text(self, texts, raw=False):
-        c,seen = self.transformer.config,[]
-        for i,(enc,l) in enumerate(zip(self.text_encoders,(c.text_len,c.text_len_t5))):
-            ids,mask = self.ids(texts,i,l,raw)
-            seen.append(Cond(enc(input_ids=ids,attention_mask=mask)[0],mask))
-        return Cond(seen[0].emb,seen[0].mask,other=seen[1])
+    def tokens(self, texts, raw=False):
+        c = self.transformer.config
+        return *self.ids(texts,0,c.text_len,raw),*self.ids(texts,1,c.text_len_t5,raw)
+
+    def read(self, ids, mask, ids_2, mask_2):
+        first,second = (Cond(enc(input_ids=i,attention_mask=m)[0],m) for enc,i,m in zip(self.text_encoders,(ids,ids_2),(mask,mask_2)))
+        return Cond(first.emb,first.mask,other=second)
 
     def predict(self, zt, t, cond):
         n,d = len(zt),self.dtype; sizes = torch.full((n,6),float(self.size),device=zt.device,dtype=d); sizes[:,4:] = 0
@@ -131,7 +130,7 @@ class HunyuanDiT(Baseline):
                                tuple(x.to(zt.device) for x in self.rotary),return_dict=False)[0]
         return out[:,:zt.shape[1]].to(zt.dtype)
 
-# %% ../nbs/13_baselines.ipynb #01ec85d4
+# %% ../nbs/13_baselines.ipynb #4a75d6a2
 class FastDiT(Model):
     "A class-conditional diffusion transformer, trained from scratch. https://arxiv.org/abs/2212.09748"
     parts = dict(transformer="transformer")
@@ -151,11 +150,12 @@ class FastDiT(Model):
 
     def adapt(self, r:Recipe): self.vae.requires_grad_(False).eval(); self.transformer.requires_grad_(True).eval(); return self
 
-    def encode_text(self, texts, raw=False):
+    def tokens(self, texts, raw=False):
         names = [t.lower().strip() for t in texts]; lost = next((t for t in names if t and t not in self.classes),None)
         if lost is not None: raise ValueError(f"Fast-DiT paints classes, not captions: {lost!r} is none of {', '.join(self.classes)}. Use captions=class.")
-        labels = put(torch.tensor([self.classes.index(t) if t else len(self.classes) for t in names]),self.device)[:,None]
-        return Cond(labels[...,None],torch.ones_like(labels))
+        return put(torch.tensor([self.classes.index(t) if t else len(self.classes) for t in names]),self.device)[:,None],
+
+    def read(self, labels): return Cond(labels[...,None],torch.ones_like(labels))
 
     def predict(self, zt, t, cond):
         with torch.autocast(zt.device.type,self.dtype,enabled=self.dtype==torch.bfloat16):

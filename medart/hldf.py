@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'min_snr_weight', 'diffusion_loss',
-           'hldf_cond', 'hldf_loss', 'color_gradients', 'across', 'mark', 'between', 'training_step', 'update',
-           'make_optimizer', 'compile_blocks', 'Waits', 'checkpoint_files', 'save_checkpoint', 'checkpoint_fault',
-           'load_checkpoint', 'Log', 'read_log', 'shown', 'stop_signals', 'Votes', 'sample_grid', 'Window',
-           'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main', 'read_losses', 'loss_figure',
-           'run_summary']
+           'graphable', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across', 'mark', 'between',
+           'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits', 'checkpoint_files',
+           'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'Log', 'read_log', 'shown', 'stop_signals',
+           'Votes', 'sample_grid', 'Window', 'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main',
+           'read_losses', 'loss_figure', 'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #b9746a26
+# %% ../nbs/09_hldf.ipynb #470632c6
 import hashlib,json,os,resource,shutil,signal,threading,time
-from contextlib import contextmanager
-from dataclasses import dataclass,field
+from contextlib import contextmanager,nullcontext
+from dataclasses import dataclass,field,replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +34,7 @@ from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
 from .model import Cond,Model,Moments,load_model,put,vae_batch
 from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
-from .sampler import checkpointing,sample
+from .sampler import Graphed,checkpointing,flat,graphs,recomputing,sample,unflat
 from .simplify import captions_for,captions_key
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
@@ -119,7 +119,7 @@ def draw_batch(
         with torch.no_grad(): m = model.encode_image(unit(put(torch.stack(crops),model.device)))
     return Batch(["" if d else ts.texts[j] for d,j in zip(drop,i)],crops,m.sample(randn("latent")),randn("noise"),t,randn("start"))
 
-# %% ../nbs/09_hldf.ipynb #3f3ac860
+# %% ../nbs/09_hldf.ipynb #d9f11122
 def min_snr_weight(
     abar:Tensor, # signal left at each sample's time, (n,)
     gamma:float, # the largest signal-to-noise ratio that counts in full
@@ -132,16 +132,40 @@ def min_snr_weight(
 def diffusion_loss(
     model:Model,  # the four verbs
     r:Recipe,     # how captions are written, min_snr
-    b:Batch       # what the step sees
+    b:Batch,      # what the step sees
+    cond:Cond=None # captions already encoded
 ) -> Tensor:      # scalar
     "Eq. 3: noise the latents, predict the noise from the caption."
     abar,v = model.abar[b.t],model.predicts=="v"; zt = add_noise(b.z0,b.eps,abar)
-    out,target = model.predict(zt,b.t,model.encode_text(b.texts,raw=not r.lowercase)),velocity(b.z0,b.eps,abar) if v else b.eps
+    c = model.encode_text(b.texts,raw=not r.lowercase) if cond is None else cond
+    out,target = model.predict(zt,b.t,c),velocity(b.z0,b.eps,abar) if v else b.eps
     if not r.min_snr: return latent_loss(target,out)
     w = min_snr_weight(abar,r.min_snr,v).sqrt().to(out.dtype)[:,None,None,None]
     return latent_loss(w*target,w*out)
 
-# %% ../nbs/09_hldf.ipynb #cabe27b9
+# %% ../nbs/09_hldf.ipynb #77201244
+def graphable(
+    r:Recipe # settings
+) -> bool:   # whether a step does the same operations in the same places each time
+    "May a step be recorded?"
+    return not (r.offload or r.checkpoint_all or r.t5_dropout or r.text_bits<16)
+
+def diffusion_gradients(
+    model:Model,  # the four verbs
+    r:Recipe,     # everything
+    b:Batch,      # what the step sees
+    params:list   # the denoiser's, then the text encoders'
+) -> tuple:       # noise loss, its gradients
+    "Eq. 3 and its gradients."
+    if not (r.cuda_graphs and graphable(r)):
+        with checkpointing(model,r.checkpoint_all,text=True): loss = diffusion_loss(model,r,b); return loss.detach(),torch.autograd.grad(loss,params)
+    def run(z0,eps,t,*tokens):
+        loss = diffusion_loss(model,r,replace(b,z0=z0,eps=eps,t=t),model.read(*tokens))
+        return [loss.detach(),flat(torch.autograd.grad(loss,params))]
+    loss,grads = graphs(model).setdefault(("step",r),Graphed(run))(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
+    return loss,unflat(grads,params)
+
+# %% ../nbs/09_hldf.ipynb #7bac71a1
 def hldf_cond(
     model:Model, # the four verbs
     r:Recipe,    # how captions are written
@@ -157,7 +181,8 @@ def hldf_loss(
     cond:Cond=None  # captions already encoded
 ) -> Tensor:        # scalar, unweighted
     "Eq. 4 on images that the model paints now, from fresh noise and the batch's own captions."
-    with checkpointing(model,r.checkpointing or r.checkpoint_all,text=r.checkpoint_all):
+    replayed = r.cuda_graphs and graphable(r)
+    with recomputing(model) if replayed else nullcontext(),checkpointing(model,r.checkpointing or r.checkpoint_all or replayed,text=r.checkpoint_all,image=not replayed):
         c = hldf_cond(model,r,b) if cond is None else cond
         z0 = sample(model,b.noise,c[:-1],c[-1:],r.solver_steps,r.guidance,r.backprop_last_k)
         return color_loss(model.decode(z0),b.x(),r.color_reduction)
@@ -191,15 +216,14 @@ def _color_gradients(model,r,b,params):
     with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): again = read(hldf_cond(model,r,b))
     return color.detach(),(*grads[:k],*torch.autograd.grad(again,params[k:],grads[k:]))
 
-# %% ../nbs/09_hldf.ipynb #5b0b14a3
+# %% ../nbs/09_hldf.ipynb #d6a02944
 def across(
     acc:Accelerator, # knows the processes
     tensors          # one from each process in every place
 ) -> list:           # their means
     "Average over processes, in a single message."
     if acc.num_processes==1: return list(tensors)
-    flat = acc.reduce(torch.cat([t.flatten() for t in tensors]),"mean")
-    return [f.view_as(t) for f,t in zip(flat.split([t.numel() for t in tensors]),tensors)]
+    return unflat(acc.reduce(flat(tensors),"mean"),tensors)
 
 def mark(device): # now, on the device's own clock
     "A moment, to be compared with another by `between`."
@@ -213,7 +237,7 @@ def between(a,b): # seconds from a to b, of `mark`
     b.synchronize()
     return a.elapsed_time(b)/1e3
 
-# %% ../nbs/09_hldf.ipynb #e576eb85
+# %% ../nbs/09_hldf.ipynb #cb536a97
 def training_step(
     model:Model,       # trained in place
     r:Recipe,          # everything
@@ -227,10 +251,8 @@ def training_step(
     params = [p for g in opt.param_groups for p in g["params"]]
     torch.manual_seed(seed_of(r.seed,"dropout",step,acc.process_index))
     for e in model.text_encoders: e.train(r.t5_dropout)
-    with acc.autocast(),checkpointing(model,r.checkpoint_all,text=True):
-        loss = diffusion_loss(model,r,b)
-        grads = torch.autograd.grad(loss,params)
-    *grads,loss = across(acc,[*grads,loss.detach()])
+    with acc.autocast(): loss,grads = diffusion_gradients(model,r,b,params)
+    *grads,loss = across(acc,[*grads,loss])
     log = dict(loss=loss)
     if color_due(step,r.interval,r.color_at_start):
         [e.eval() for e in model.text_encoders]; t0 = mark(model.device)

@@ -27,7 +27,7 @@ from .recipes import DIT_TARGETS,FAMILIES,Recipe,locate,no_weights,recipe
 # names that transformers is renaming; nothing follows from it
 warnings.filterwarnings("ignore",message=".*gradient_checkpointing.*",category=FutureWarning)
 
-# %% ../nbs/06_model.ipynb #2ac31505
+# %% ../nbs/06_model.ipynb #6eecd90b
 @dataclass
 class Cond:
     "Captions as the transformer sees them."
@@ -38,6 +38,8 @@ class Cond:
 
     def tensors(self): return [x for x in (self.emb,self.mask,self.pooled) if x is not None]+(self.other.tensors() if self.other else [])
     def map(self, f): return Cond(f(self.emb),f(self.mask),None if self.pooled is None else f(self.pooled),self.other and self.other.map(f))
+    @classmethod
+    def of(cls, xs): return cls(*xs[:2],*(xs[2:] if len(xs)==3 else [None]),*([cls(*xs[2:])] if len(xs)==4 else []))  # the opposite of `tensors`
     def __len__(self): return len(self.emb)
     def __bool__(self): return True
     def __getitem__(self, i): return self.map(lambda x: x[i])
@@ -84,7 +86,7 @@ class Model:
     @property
     def dtype(self): return self.vae.dtype
 
-# %% ../nbs/06_model.ipynb #90b6f07a
+# %% ../nbs/06_model.ipynb #461ab6b9
 def put(
     x:Tensor,         # in main memory
     device            # where it is wanted
@@ -93,18 +95,35 @@ def put(
     return x.pin_memory().to(device,non_blocking=True) if torch.device(device).type=="cuda" else x.to(device)
 
 @patch
-def encode_text(
+def tokens(
     self:Model,
     texts:list,      # n captions
     raw:bool=False   # keep upper case and outer spaces, as the authors' training does
-) -> Cond:           # (n,l,d) and (n,l), l a multiple of pad_to, or max_tokens
-    "tau(y): captions through T5."
+) -> tuple:          # token numbers and mask, (n,l) each, l a multiple of pad_to, or max_tokens
+    "Captions as numbers, on the device."
     texts = [t if raw else t.lower().strip() for t in texts]
     tok = self.tokenizer(texts, padding=True, max_length=self.max_tokens, truncation=True, return_tensors="pt")
     n = tok.input_ids.shape[1]; more = min(self.max_tokens,-(-n//self.pad_to)*self.pad_to)-n
-    ids,mask = [put(torch.nn.functional.pad(x,(0,more),value=v),self.device) for x,v in ((tok.input_ids,self.tokenizer.pad_token_id),(tok.attention_mask,0))]
+    return tuple(put(torch.nn.functional.pad(x,(0,more),value=v),self.device) for x,v in ((tok.input_ids,self.tokenizer.pad_token_id),(tok.attention_mask,0)))
+
+@patch
+def read(
+    self:Model,
+    ids:Tensor,  # token numbers, (n,l)
+    mask:Tensor  # 1 for a token, 0 for padding, (n,l)
+) -> Cond:       # (n,l,d) and (n,l)
+    "Tokens through T5."
     add = (1-mask[:,None,None].to(self.dtype))*torch.finfo(self.dtype).min
     return Cond(self.text_encoder(input_ids=ids, attention_mask=add)[0], mask)
+
+@patch
+def encode_text(
+    self:Model,
+    texts:list,      # n captions
+    raw:bool=False   # as in `tokens`
+) -> Cond:           # (n,l,d) and (n,l)
+    "tau(y): captions through T5."
+    return self.read(*self.tokens(texts,raw))
 
 # %% ../nbs/06_model.ipynb #25e76f45
 def vae_batch(
@@ -191,7 +210,7 @@ def trainable(
     "Everything that training changes."
     return {f"{part}.{n}":p for part in self.parts for n,p in getattr(self,part).named_parameters() if p.requires_grad}
 
-# %% ../nbs/06_model.ipynb #e8a73f2d
+# %% ../nbs/06_model.ipynb #f2576114
 def quantized_text(
     r:Recipe,     # text_bits says how many
     device="cpu"  # where T5 goes
@@ -251,6 +270,7 @@ def to(
     for part in self.networks:
         if not getattr(part,"is_quantized",False): part.to(where)
     if not isinstance(where,torch.dtype): self.abar = self.abar.to(where)
+    vars(self).pop("graphs",None)  # recordings of `07_sampler`, which hold for one place
     return self
 
 # %% ../nbs/06_model.ipynb #47d1db35
