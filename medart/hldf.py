@@ -275,7 +275,7 @@ def update(model,r,opt,params,grads,log):
     if model.ema: torch._foreach_add_(list(model.ema.values()),torch._foreach_mul(torch._foreach_sub(params,list(model.ema.values())),(1-r.ema)*(1-bad.float())))
     return bad
 
-# %% ../nbs/09_hldf.ipynb #e022705a
+# %% ../nbs/09_hldf.ipynb #cb862886
 def make_optimizer(
     model:Model, # its trainable parameters
     r:Recipe     # learning rates, weight decay, ema
@@ -291,6 +291,7 @@ def compile_blocks(
     backend:str="inductor"   # of torch.compile
 ) -> Model:
     "Compile each network's blocks, one program for all blocks of a kind and a caption length."
+    torch._dynamo.config.recompile_limit = 64  # kinds of block, with a gradient and without, lengths of captions: past the limit blocks run as they are, and slowly
     for net in (model.denoiser,*model.text_encoders):
         for b in net.modules():
             if isinstance(b,(GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock)): b.compile(backend=backend,dynamic=False)

@@ -145,7 +145,7 @@ PROFILES = dict(
     official=dict(text_targets=("q","k","v","o","wi","wo"), color_reduction="mean", lowercase=False, t5_dropout=True, color_at_start=True, crop="random"))
 "`paper` follows the text, `official` the authors' program."
 
-# %% ../nbs/01_recipes.ipynb #5c7c16a8
+# %% ../nbs/01_recipes.ipynb #0dc948f1
 def _f(default, stage="train"): return field(default=default, metadata=dict(stage=stage))
 
 @dataclass(frozen=True)
@@ -186,6 +186,7 @@ class Recipe:
     ema:float = _f(0.)                   # decay of an average of the adapters, saved in their place; 0 for none
     pad_to:int = _f(8)                   # captions are padded to a multiple of so many tokens: 40 leaves three shapes, as compiled blocks like it
     text_bits:int = _f(16)               # 8 or 4: T5's frozen weights through bitsandbytes
+    lean_lora:bool = _f(False)           # LoRAs in the precision of what they adapt, as automatic mixed precision would have it, and in fewer operations
     compile:bool = _f(False)             # compile the networks' repeated blocks
     interval:int = _f(500)               # N: steps between colour losses, 0 for never
     solver_steps:int = _f(20)            # M: DPM-Solver++ steps inside training

@@ -6,10 +6,11 @@
 __all__ = ['Schedule', 'schedule', 'dpmpp_step', 'guided', 'clean', 'sample', 'checkpointing', 'unwrapped', 'count_calls',
            'Graphed', 'graphs', 'flat', 'unflat', 'Recomputed', 'recomputing']
 
-# %% ../nbs/07_sampler.ipynb #2acc3b78
+# %% ../nbs/07_sampler.ipynb #cc2e2453
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakSet
 
 import torch
 from peft import PeftModel
@@ -95,7 +96,7 @@ def sample(
             z,prev = dpmpp_step(z,z0,prev,sch,i),z0
     return z
 
-# %% ../nbs/07_sampler.ipynb #f591f05f
+# %% ../nbs/07_sampler.ipynb #19784145
 @contextmanager
 def checkpointing(
     model:Model,     # its networks are switched
@@ -108,6 +109,7 @@ def checkpointing(
     readers = [unwrapped(e) for e in model.text_encoders] if on and text else []
     blocks = [b for e in readers for b in e.modules() if isinstance(b,GradientCheckpointingLayer)]; was = [b.training for b in blocks]
     for n in nets: n.enable_gradient_checkpointing()
+    model.vae.decoder.mid_block.gradient_checkpointing = False  # it is recomputed as a whole; no checkpoints within a checkpoint
     for e in readers: e.gradient_checkpointing_enable(dict(use_reentrant=False))
     for b in blocks: b.training = True  # of the block alone, not of what is in it: T5 recomputes only in training, and its dropout must stay as it was
     try: yield
@@ -139,23 +141,22 @@ def count_calls(
         for h in hooks: h.remove()
     return n["module"],n["blocks"]
 
-# %% ../nbs/07_sampler.ipynb #c60adaf2
+# %% ../nbs/07_sampler.ipynb #55a5b92a
 class Graphed:
     "A function of tensors that gives a list of them; on a GPU recorded once for each kind of input and then replayed. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"
-    pool = None  # one piece of memory for all recordings: each starts when the last has been read
+    live = WeakSet()  # all recordings, which share one piece of memory: each is replayed when the last has been read
     def __init__(self, f): self.f,self.made = f,{}
     def record(self, *xs):
         "Record for inputs like these, unless that is done."
-        key = tuple((x.shape,x.dtype) for x in xs)
+        key = _kind(xs)
         if key in self.made: return self.made[key]
         ins,aside,graph = [x.detach().clone() for x in xs],torch.cuda.Stream(),torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2): self.f(*ins)  # what is set up or compiled at first use is not to be recorded
         torch.cuda.current_stream().wait_stream(aside)
-        Graphed.pool = Graphed.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph,pool=Graphed.pool): outs = self.f(*ins)
-        self.made[key] = graph,ins,outs
+        with torch.cuda.graph(graph,pool=next((g.pool() for g in Graphed.live),None)): outs = self.f(*ins)
+        Graphed.live.add(graph); self.made[key] = graph,ins,outs
         return self.made[key]
     def __call__(self, *xs):
         if xs[0].device.type!="cuda": return self.f(*xs)
@@ -170,7 +171,7 @@ def graphs(
     "What has been recorded of a model; forgotten when it moves."
     return vars(model).setdefault("graphs",{})
 
-# %% ../nbs/07_sampler.ipynb #6a99e027
+# %% ../nbs/07_sampler.ipynb #a5668762
 def flat(
     tensors # any number
 ) -> Tensor: # vector
@@ -186,27 +187,33 @@ def unflat(
 
 class Recomputed:
     "A function of tensors that gives a list of them, and keeps nothing for its backward pass but its inputs."
-    def __init__(self, f, params): self.f,self.params,self.forward,self.backward = f,params,Graphed(f),Graphed(self.vjp)
+    def __init__(self, f, params): self.f,self.params,self.forward,self.backward,self.seen,self.weights = f,params,Graphed(f),Graphed(self.vjp),set(),None
     def vjp(self, *gs_xs):
         "Gradients of the weights in one vector, then of the inputs, from those of the outputs."
-        gs,xs = gs_xs[:self.outs],[x.detach().requires_grad_(x.is_floating_point()) for x in gs_xs[self.outs:]]
+        k = len(gs_xs)-self.ins; gs,xs = gs_xs[:k],[x.detach().requires_grad_(x.is_floating_point()) for x in gs_xs[k:]]
         with torch.enable_grad(): ys = _floats(self.f(*xs))
         gw = torch.autograd.grad(ys,[*self.params,*_floats(xs)],gs,materialize_grads=True); n = len(self.params)
         return [flat(gw[:n]) if n else gs[0].new_zeros(0),*gw[n:]]
-    def __call__(self, weights:Tensor, *xs): return _Recomputed.apply(self,weights,*xs)  # weights = flat(params), whatever it holds
+    def __call__(self, *xs):
+        self.ins,kind = len(xs),_kind(xs)
+        if xs[0].device.type=="cuda" and torch.is_grad_enabled() and kind not in self.seen:  # now, before the weights below are part of a graph that leads to the same parameters
+            with torch.no_grad(): self.backward.record(*_floats(self.forward(*xs)),*xs)
+            self.seen.add(kind)
+        if self.weights is None: self.weights = flat(self.params) if self.params else torch.zeros(0,device=xs[0].device,requires_grad=True)
+        return _Recomputed.apply(self,self.weights,*xs)
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, again, weights, *xs):
-        ctx.again = again; ctx.save_for_backward(*xs)
-        ys = again.forward(*xs); again.outs = len(_floats(ys)); ctx.real = [y.is_floating_point() for y in ys]
-        ctx.mark_non_differentiable(*(y for y in ys if not y.is_floating_point()))
-        if ctx.needs_input_grad[1] and xs[0].device.type=="cuda": again.backward.record(*_floats(ys),*xs)
+    def forward(ctx, again, weights, *xs):  # weights is where their gradient goes; their numbers are in the network
+        ys = again.forward(*xs); ctx.again,ctx.real = again,[y.is_floating_point() for y in ys]
+        ctx.save_for_backward(*xs); ctx.mark_non_differentiable(*(y for y in ys if not y.is_floating_point()))
         return tuple(ys)
     @staticmethod
     def backward(ctx, *gs):
         gw,*gx = ctx.again.backward(*(g for g,real in zip(gs,ctx.real) if real),*ctx.saved_tensors); gx = iter(gx)
         return None,gw,*(next(gx) if x.is_floating_point() else None for x in ctx.saved_tensors)
+
+def _kind(xs): return tuple((x.shape,x.dtype) for x in xs)
 
 def _floats(xs): return [x for x in xs if x.is_floating_point()]
 
@@ -215,16 +222,17 @@ def recomputing(
     model:Model # its `predict` and `read`
 ):
     "Inside, every pass of the transformer, and of T5, is made once more when the gradient comes back."
-    was = {k:f for k,f in vars(model).items() if k in ("predict","read")}
+    was,used = {k:f for k,f in vars(model).items() if k in ("predict","read")},[]
     def again(name, nets, call):
         f,params = getattr(model,name),[p for n in nets for p in n.parameters() if p.requires_grad]
-        one = graphs(model).setdefault((name,f),Recomputed(partial(call,f),params))
-        return partial(one,flat(params) if params else torch.zeros(0,device=model.device,requires_grad=True))
+        used.append(graphs(model).setdefault((name,f),Recomputed(partial(call,f),params)))
+        return used[-1]
     predict = again("predict",[model.denoiser],lambda f,zt,t,*c: [f(zt,t,Cond.of(c))])
     read = again("read",model.text_encoders,lambda f,*tokens: f(*tokens).tensors())
     model.predict = lambda zt,t,cond: predict(zt,t.expand(len(zt)),*cond.tensors())[0]
-    if any(p.requires_grad for e in model.text_encoders for p in e.parameters()): model.read = lambda *tokens: Cond.of(read(*tokens))
+    if read.params: model.read = lambda *tokens: Cond.of(read(*tokens))
     try: yield
     finally:
         for k in ("predict","read"): vars(model).pop(k,None)
         vars(model).update(was)
+        for one in used: one.weights = None
