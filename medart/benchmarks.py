@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['VAE_512', 'ABAR', 'configs', 'bench_model', 'bench_set', 'count_flops', 'one_step', 'known_times', 'one_event',
-           'floor_flops', 'timed', 'matmul_rate', 'Plain', 'Case', 'our_step', 'our_event', 'plain_loop',
+           'floor_flops', 'timed', 'matmul_rate', 'Plain', 'Case', 'other_loras', 'our_step', 'our_event', 'plain_loop',
            'encode_captions', 'paint_block', 'our_painting', 'two_passes', 't5_each_step', 'compiled', 'cases',
            'one_optimizer', 'measure', 'header', 'benchmark', 'quoted', 'benchmark_figure', 'full_captions', 'shapes',
            'continued', 'one_image', 'full_size_floors', 'Alive', 'fused_attention', 'alive_peak', 'quiet',
-           'allocated_peak', 'memory_check', 'chain_alone', 'text_alone', 'encode_images', 'weight_bytes',
+           'allocated_peak', 'memory_check', 'chain_alone', 'one_pass', 'text_alone', 'encode_images', 'weight_bytes',
            'memory_table', 'memory_figure']
 
-# %% ../nbs/17_benchmarks.ipynb #b9331f17
+# %% ../nbs/17_benchmarks.ipynb #fae7bec5
 import gc,json,os,platform,time,weakref
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,replace
@@ -27,6 +27,7 @@ import seaborn as sns
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL,DDPMScheduler,DPMSolverMultistepScheduler,PixArtTransformer2DModel
+from peft.tuners import lora
 from torch.nn.functional import mse_loss
 from torch.nn.utils import get_total_norm
 from torch.profiler import ProfilerActivity,profile
@@ -38,11 +39,11 @@ from transformers import AutoTokenizer,T5Config,T5EncoderModel
 from .core import np_rng,outputs_dir,seed_of,write_atomic
 from .embedded import SCHEDULE
 from .generation import paint
-from .hldf import Batch,TrainingSet,between,color_gradients,compile_blocks,diffusion_loss,draw_batch,hldf_cond,hldf_loss,make_optimizer,mark,training_step,update
+from .hldf import Batch,TrainingSet,between,color_gradients,compile_blocks,deterministic,diffusion_gradients,draw_batch,hldf_cond,hldf_loss,make_optimizer,mark,training_step,update
 from .losses import channel_stats
-from .model import PIXART_512,T5_XXL,Cond,Model,Moments,cat_cond,vae_batch
+from .model import PIXART_512,T5_XXL,Cond,LeanLora,Model,Moments,cat_cond,vae_batch
 from .recipes import Recipe,locate,recipe
-from .sampler import checkpointing
+from .sampler import checkpointing,graphs,guided,recomputing
 
 # %% ../nbs/17_benchmarks.ipynb #33f7f340
 VAE_512 = dict(in_channels=3, out_channels=3, latent_channels=4, down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4, block_out_channels=(128,256,512,512), layers_per_block=2,
@@ -88,7 +89,7 @@ def bench_set(
     if r.crop=="center": ts.moments = Moments(*(torch.zeros((images,*model.latent_shape),dtype=model.dtype,device=model.device)+v for v in (0.,1.)))
     return ts
 
-# %% ../nbs/17_benchmarks.ipynb #5130ebaa
+# %% ../nbs/17_benchmarks.ipynb #16bb25d0
 def count_flops(
     run # function of nothing
 ) -> float: # floating-point operations of all matrix products and convolutions in it
@@ -98,7 +99,7 @@ def count_flops(
 
 def one_step(model:Model, r:Recipe, b:Batch):
     "The gradients of an ordinary step."
-    with checkpointing(model,r.checkpoint_all,text=True): return torch.autograd.grad(diffusion_loss(model,r,b),list(model.trainable().values()))
+    return diffusion_gradients(model,r,b,list(model.trainable().values()))
 
 @contextmanager
 def known_times(model):
@@ -111,31 +112,32 @@ def one_event(model:Model, r:Recipe, b:Batch):
     "The gradients of a colour loss."
     with known_times(model): return color_gradients(model,r,b,list(model.trainable().values()))
 
-# %% ../nbs/17_benchmarks.ipynb #bddc06fa
+# %% ../nbs/17_benchmarks.ipynb #eebcea36
 def floor_flops(
     model:Model,     # on any device
     r:Recipe,        # what a step and a colour loss are
     ts:TrainingSet   # what they see
 ) -> dict:           # of each
     "Counted for this model; a colour loss is linear in the solver's steps and is counted at one and two."
-    b = draw_batch(model,r,ts,0)
+    r = replace(r,cuda_graphs=False); b = draw_batch(model,r,ts,0)  # a replay is not counted
     one,two = (count_flops(lambda: one_event(model,replace(r,solver_steps=m,backprop_last_k=0),b)) for m in (1,2))
     return {"step":count_flops(lambda: one_step(model,r,b)),"colour loss":one+(two-one)*(r.solver_steps-1)}
 
-# %% ../nbs/17_benchmarks.ipynb #6f995830
+# %% ../nbs/17_benchmarks.ipynb #b0209496
 def timed(
     run,            # function of the repeat's number
     device="cpu",   # whose clock
     repeats:int=5,  # runs that count
     warmup:int=2    # runs that do not
-) -> dict:          # seconds of each run, and on a GPU the most memory
+) -> dict:          # seconds of each run, and on a GPU the most memory that was in use, and that was set aside
     "Run and time."
     cuda = torch.device(device).type=="cuda"
+    if cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     for k in range(warmup): run(k)
-    if cuda: torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
+    if cuda: torch.cuda.synchronize()
     spans = []
     for k in range(warmup,warmup+repeats): t0 = mark(device); run(k); spans.append((t0,mark(device)))
-    return dict(seconds=[between(*s) for s in spans],memory=torch.cuda.max_memory_allocated()/1e9 if cuda else None)
+    return dict(seconds=[between(*s) for s in spans],memory=torch.cuda.max_memory_allocated()/1e9 if cuda else None,reserved=torch.cuda.max_memory_reserved()/1e9 if cuda else None)
 
 def matmul_rate(
     device, # where
@@ -192,7 +194,7 @@ class Plain:
         self.opt.step(); self.opt.zero_grad()
         return loss.item()
 
-# %% ../nbs/17_benchmarks.ipynb #8b637203
+# %% ../nbs/17_benchmarks.ipynb #3fe54b89
 @dataclass
 class Case:
     "One thing to time."
@@ -204,24 +206,34 @@ class Case:
     ready:Callable  # model, recipe -> context that gives a function of the repeat's number
 
 @contextmanager
-def our_step(model:Model, r:Recipe, read=False, backend=""):
+def other_loras(model, r=None):
+    "Inside, lean LoRAs compute as PEFT's do, and PEFT's as lean ones."
+    other = {LeanLora:lora.Linear,lora.Linear:LeanLora}; ms = [m for n in model.networks for m in n.modules() if type(m) in other]
+    def switch():
+        for m in ms: m.__class__ = other[type(m)]
+    switch()
+    try: yield
+    finally: switch()
+
+@contextmanager
+def our_step(model:Model, r:Recipe, read=False, backend="", inside=lambda model,r: nullcontext()):
     "A step of `09_hldf`; `read` waits for its loss, `backend` compiles the blocks."
     acc,ts,opt = Accelerator(),bench_set(model,r),make_optimizer(model,r)
     def run(k): log = training_step(model,r,draw_batch(model,r,ts,k),opt,k,acc); return log["loss"].item() if read else None
-    with compiled(model,backend) if backend else nullcontext(): yield run
+    with compiled(model,backend) if backend else nullcontext(),inside(model,r),deterministic(r,model.device): yield run
 
 @contextmanager
 def our_event(model:Model, r:Recipe, inside=lambda model,r,b: nullcontext()):
     "A colour loss and its update."
     params,opt,b = list(model.trainable().values()),make_optimizer(model,r),draw_batch(model,r,bench_set(model,r),0)
     def run(k): color,g = color_gradients(model,r,b,params); update(model,r,opt,params,g,dict(color=color,grad_norm=get_total_norm(g)))
-    with inside(model,r,b): yield run
+    with inside(model,r,b),deterministic(r,model.device): yield run
 
 @contextmanager
 def plain_loop(model:Model, r:Recipe, event=False, **kw):
     "A step or a colour loss of the plain loop."
     ts,plain = bench_set(model,r),Plain(model,r,torch.optim.AdamW(list(model.trainable().values()),lr=r.lr),**kw)
-    yield lambda k: (plain.event if event else plain.step)(draw_batch(model,r,ts,k))
+    with other_loras(model) if r.lean_lora else nullcontext(): yield lambda k: (plain.event if event else plain.step)(draw_batch(model,r,ts,k))
 
 # %% ../nbs/17_benchmarks.ipynb #40a7f8a8
 def encode_captions(model:Model, r:Recipe):
@@ -269,7 +281,7 @@ def compiled(model, backend):
             for m in net.modules(): m._compiled_call_impl = None
         torch._dynamo.reset()
 
-# %% ../nbs/17_benchmarks.ipynb #c2ef7f99
+# %% ../nbs/17_benchmarks.ipynb #e50cf604
 def cases(
     r:Recipe,       # ours
     backend:str     # that compiles
@@ -279,18 +291,18 @@ def cases(
     def ours(what,variant,ready,**changes): return Case(what,"ours" if variant=="ours" else "ours, but",variant,replace(r,**changes),changes,ready)
     def plain(what,variant,**kw): return Case(what,"plain loop",variant,r,{},partial(plain_loop,event=what!="step",**kw))
     step,event,full = partial(ours,"step"),partial(ours,"colour loss"),dict(pad_to=r.max_tokens)
-    k = max(1,r.solver_steps//4)
+    k,off,graphs = max(1,r.solver_steps//4),dict(cuda_graphs=not r.cuda_graphs),"with CUDA graphs" if not r.cuda_graphs else "without CUDA graphs"
     return [step("ours",our_step), plain("step","as documented"), plain("step","no checkpointing",recompute=False), plain("step","latents given",cached=True),
-            plain("step","no checkpointing, latents given",recompute=False,cached=True),
-            event("ours",our_event), plain("colour loss","as documented"), plain("colour loss","no checkpointing",recompute=False),
-            ours("painting","ours",our_painting),
+            plain("step","no checkpointing, latents given",recompute=False,cached=True), event("ours",our_event),
+            step(graphs,our_step,**off), step("LoRAs as PEFT computes them" if r.lean_lora else "lean LoRAs",partial(our_step,inside=other_loras)), step("in any order of sums",our_step,deterministic=False),
+            plain("colour loss","as documented"), ours("painting","ours",our_painting),
             step("captions padded to the end",our_step,**full), step("images encoded at each step",our_step,crop="random"), step("everything recomputed",our_step,checkpoint_all=True),
             step("loss read at each step",partial(our_step,read=True)), step("two images at once",our_step,batch_size=2),
-            event("guidance in two passes",partial(our_event,inside=two_passes)), event("T5 at each solver step, recomputed",partial(our_event,inside=t5_each_step),checkpoint_all=True),
-            event("captions padded to the end",our_event,**full), event("checkpointing "+("off" if r.checkpointing else "on"),our_event,checkpointing=not r.checkpointing),
-            event("T5 in main memory meanwhile",our_event,offload=True), event(f"gradient of the last {k} only",our_event,backprop_last_k=k),
+            event("in any order of sums",our_event,deterministic=False), event("guidance in two passes",partial(our_event,inside=two_passes)), event(f"gradient of the last {k} only",our_event,backprop_last_k=k),
             ours("optimizer","ours",partial(one_optimizer,fused=True)), ours("optimizer","lists of tensors",partial(one_optimizer,foreach=True)), ours("optimizer","one by one",partial(one_optimizer,foreach=False)),
-            step(f"blocks compiled ({backend})",partial(our_step,backend=backend),pad_to=min(40,r.max_tokens))]
+            step(f"blocks compiled ({backend})",partial(our_step,backend=backend),pad_to=min(40,r.max_tokens)), event(graphs,our_event,**off), plain("colour loss","no checkpointing",recompute=False),
+            event(f"without CUDA graphs, checkpointing {'off' if r.checkpointing else 'on'}",our_event,cuda_graphs=False,checkpointing=not r.checkpointing),
+            event("T5 in main memory meanwhile",our_event,offload=True), event("captions padded to the end",our_event,**full), event("T5 at each solver step, recomputed",partial(our_event,inside=t5_each_step),checkpoint_all=True)]
 
 @contextmanager
 def one_optimizer(model:Model, r:Recipe, **kw):
@@ -300,21 +312,22 @@ def one_optimizer(model:Model, r:Recipe, **kw):
     opt = torch.optim.AdamW(ps,lr=1e-3,**kw)
     yield lambda k: opt.step()
 
-# %% ../nbs/17_benchmarks.ipynb #ad5447a0
+# %% ../nbs/17_benchmarks.ipynb #11069fe3
 def measure(
     case:Case,    # what to time
     model:Model,  # trained on noise, so of no use afterwards
-    repeats:int   # runs that count
+    repeats:int   # runs that count, of colour losses and of painting a quarter, at least two
 ) -> dict:        # a row: seconds are the median
     "Time one case."
-    cuda,t = model.device.type=="cuda",None; model.pad_to = case.r.pad_to
+    slow,t = case.what in ("colour loss","painting"),None; model.pad_to = case.r.pad_to
     try:
-        with case.ready(model,case.r) as run: t = timed(run,model.device,repeats)
+        with case.ready(model,case.r) as run: t = timed(run,model.device,max(2,repeats//4) if slow else repeats,1 if slow else 2)
     except torch.OutOfMemoryError: pass  # what it held is let go below, once the error is gone
-    if cuda: gc.collect(); torch.cuda.empty_cache()
+    graphs(model).clear()
+    if model.device.type=="cuda": gc.collect(); torch.cuda.empty_cache()
     s,settings = t and t["seconds"],None if isinstance(case.ready,partial) else ", ".join(f"{k}={v}" for k,v in case.changes.items())  # None: it takes more than settings
     return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,seconds=s and median(s),fastest=s and min(s),
-                seconds_per_image=s and median(s)/(case.r.gen_block if case.what=="painting" else case.r.batch_size),peak_gb=t and t["memory"],fits=t is not None)
+                seconds_per_image=s and median(s)/(case.r.gen_block if case.what=="painting" else case.r.batch_size),peak_gb=t and t["memory"],reserved_gb=t and t["reserved"],fits=t is not None)
 
 def header(model:Model, r:Recipe) -> dict:
     "What a reader must know of a measurement."
@@ -325,7 +338,7 @@ def header(model:Model, r:Recipe) -> dict:
 
 def benchmark(
     r:Recipe,          # scale, precision, batch
-    repeats:int=10,    # timed runs of each step; of colour losses and of painting a quarter, at least two
+    repeats:int=10,    # timed runs of each step
     minutes:float=60,  # after which what is left is left out
     keep:bool=True     # write it to outputs/benchmark
 ) -> dict:             # rows, floors, device
@@ -336,7 +349,7 @@ def benchmark(
     out |= dict(floor_seconds={k:f/out["matmul_flops_per_second"] for k,f in out["flops"].items()},complete=False,left_out=[f"{c.what}: {c.variant}" for c in todo],rows=[])
     for c in todo:
         if out["rows"] and time.monotonic()-t0>60*minutes: break
-        out["rows"].append(measure(c,model,max(2,repeats//4) if c.what in ("colour loss","painting") else repeats)); out["left_out"] = out["left_out"][1:]; out["complete"] = not out["left_out"]
+        out["rows"].append(measure(c,model,repeats)); out["left_out"] = out["left_out"][1:]; out["complete"] = not out["left_out"]
         if keep: write_atomic(outputs_dir()/"benchmark"/f"{r.scale}-{device.type}.json",json.dumps(out,indent=1)+"\n")
     return out
 
@@ -368,7 +381,7 @@ def benchmark_figure(
     sns.despine(fig); plt.close(fig)
     return fig
 
-# %% ../nbs/17_benchmarks.ipynb #b3c9362d
+# %% ../nbs/17_benchmarks.ipynb #84e21d6a
 def full_captions(
     ts:TrainingSet # any
 ) -> TrainingSet:
@@ -408,7 +421,7 @@ def full_size_floors(
 ) -> pd.DataFrame:
     "What the arithmetic of a step, of a colour loss and of painting costs at full size."
     peak = peak or {"A100, 75% of 312 TFLOP/s":.75*312e12,"H100 and H200, 790 TFLOP/s":790e12}
-    r = recipe("skin",scale="paper",batch_size=1,interval=0); models = shapes(r)
+    r = recipe("skin",scale="paper",batch_size=1,interval=0,cuda_graphs=False); models = shapes(r)
     n = {"step":continued(count_flops,one_step,r,models)(),"colour loss":continued(count_flops,one_event,r,models,event=True)(r.solver_steps),"an image":continued(count_flops,one_image,r,models,event=True)(r.gen_steps)}
     return pd.DataFrame({k:{"TFLOP":v/1e12}|{f"{d}, ms":1e3*v/p for d,p in peak.items()} for k,v in n.items()}).T.round(2)
 
@@ -474,12 +487,19 @@ def memory_check(
     d = pd.DataFrame(rows).T
     return d.assign(ratio=d.computed/d.measured).round(3).rename(columns=lambda c: c if c=="ratio" else f"{c}, MB")
 
-# %% ../nbs/17_benchmarks.ipynb #af2a35b5
+# %% ../nbs/17_benchmarks.ipynb #4bf69bf4
 def chain_alone(model:Model, r:Recipe, b:Batch):
     "The first part of a colour loss with `offload`: T5 is away."
     with torch.no_grad(): c = hldf_cond(model,r,b)
     c = replace(c,emb=c.emb.detach().requires_grad_())
     with known_times(model): return torch.autograd.grad(hldf_loss(model,r,b,c),[c.emb,*(p for p in model.transformer.parameters() if p.requires_grad)])
+
+def one_pass(model:Model, r:Recipe, b:Batch):
+    "One solver step of a colour loss with `cuda_graphs`, computed once more and gone back through."
+    with torch.no_grad(): c = hldf_cond(model,r,b)
+    c = replace(c,emb=c.emb.detach().requires_grad_())
+    with recomputing(model): out = guided(model,b.noise,b.t[0],cat_cond(c[-1:].expand(len(b.texts)),c[:-1]),r.guidance)
+    return torch.autograd.grad(out.sum(),[c.emb,*(p for p in model.transformer.parameters() if p.requires_grad)])
 
 def text_alone(model:Model, r:Recipe, b:Batch):
     "The second part: T5's share of the gradient."
@@ -499,32 +519,36 @@ def weight_bytes(
     small = {id(m.weight) for n,m in net.named_modules() if isinstance(m,torch.nn.Linear) and not m.weight.requires_grad and "wo" not in n.split(".")} if bits<16 else ()
     return sum(p.numel()*({8:1,4:.5+4/64}[bits] if id(p) in small else p.element_size()) for p in net.parameters())
 
-# %% ../nbs/17_benchmarks.ipynb #b128d679
+# %% ../nbs/17_benchmarks.ipynb #a8d8e8b5
 def memory_table(
     r:Recipe=None, # of full size unless given
     out:dict=None  # of `benchmark` on a GPU, if there is one
 ) -> pd.DataFrame: # GB
     "What each setting needs, computed; beside it what was measured."
-    r = r or recipe("skin",scale="paper",batch_size=1,interval=0); model,models = bench_model(r,"meta"),shapes(r)
+    r = replace(r or recipe("skin",scale="paper",batch_size=1,interval=0),cuda_graphs=False); model,models = bench_model(r,"meta"),shapes(r)
     lora = sum(p.numel()*p.element_size() for p in model.trainable().values()); rest,text = weight_bytes(model.transformer)+weight_bytes(model.vae),partial(weight_bytes,model.text_encoder)
-    alive = {(run,kw):continued(alive_peak,run,replace(r,**dict(kw)),models,run in (one_event,chain_alone)) for run,kw in
-             ((one_step,()),(one_step,(("checkpoint_all",True),)),(one_event,()),(one_event,(("checkpoint_all",True),)),(one_event,(("checkpointing",False),)),(chain_alone,()),(text_alone,()))}
+    alive,steps = lambda run,**kw: continued(alive_peak,run,replace(r,**kw),models,run in (one_event,chain_alone)),r.solver_steps
     rows = []
-    def row(what,settings,weights,made,optimizer=2*lora): rows.append(dict(what=what,settings=settings,weights=weights,optimizer=optimizer,made=made))
-    for kw,said in (((),""),((("checkpoint_all",True),),"checkpoint_all=True")):
-        for bits in (16,8,4): row("step",", ".join(filter(None,(said,f"text_bits={bits}" if bits<16 else ""))),rest+text(bits),alive[one_step,kw]())
-    for kw,said,steps in (((),"",r.solver_steps),((),"backprop_last_k=5",5),((("checkpoint_all",True),),"checkpoint_all=True",r.solver_steps),((("checkpointing",False),),"checkpointing=False",r.solver_steps)):
-        for bits in (16,4) if said!="backprop_last_k=5" else (16,): row("colour loss",", ".join(filter(None,(said,f"text_bits={bits}" if bits<16 else ""))),rest+text(bits),lora+alive[one_event,kw](steps))
-    row("colour loss","offload=True",*max((rest,lora+alive[chain_alone,()](r.solver_steps)),(rest+text(),2*lora+alive[text_alone,()]()),key=sum))
+    def row(what,settings,bits,made,weights=rest,optimizer=2*lora): rows.append(dict(what=what,settings=", ".join(filter(None,(settings,f"text_bits={bits}" if 0<bits<16 else ""))),weights=weights+(text(bits) if bits else 0),optimizer=optimizer,made=made))
+    plain,ckpt = alive(one_step)(),alive(one_step,checkpoint_all=True)()
+    for settings,made in (("",plain),("checkpoint_all=True",ckpt)):
+        for bits in (16,8,4): row("step",settings,bits,made)
+    b = draw_batch(models[2,2],r,full_captions(bench_set(models[2,2],r)),0); decoder = alive_peak(lambda: one_event(models[2,2],replace(r,cuda_graphs=True,solver_steps=2,backprop_last_k=0),b))
+    row("colour loss","",16,lora+decoder+max(plain,alive(one_pass)()))  # what recordings use is set aside for them
+    blocks,all_blocks,none = (lora+alive(one_event,**kw)(steps) for kw in (dict(checkpointing=True),dict(checkpoint_all=True),dict(checkpointing=False)))
+    row("colour loss","cuda_graphs=False",16,blocks); row("colour loss","",4,blocks); row("colour loss","checkpoint_all=True",16,all_blocks); row("colour loss","checkpoint_all=True",4,all_blocks)
+    row("colour loss","cuda_graphs=False, checkpointing=False",16,none)
+    first,second = (lora+alive(chain_alone,checkpointing=True)(steps),0),(2*lora+alive(text_alone)(),16); made,bits = max(first,second,key=lambda x: x[0]+(text() if x[1] else 0))
+    row("colour loss","offload=True",bits,made)
     small = models[2,2]; both = encode_captions(small,r)  # without a gradient a block is forgotten when the next begins: two are as good as all
-    row("encoding images","",rest+text(),alive_peak(lambda: encode_images(small,r)),0)
-    row("encoding captions","",rest+text(),alive_peak(lambda: encode_captions(small,r)),0)
-    row("painting","",rest,alive_peak(lambda: paint_block(small,replace(r,gen_steps=2),both)),0)
+    row("encoding images","",16,alive_peak(lambda: encode_images(small,r)),optimizer=0)
+    row("encoding captions","",16,alive_peak(lambda: encode_captions(small,r)),optimizer=0)
+    row("painting","",0,alive_peak(lambda: paint_block(small,replace(r,gen_steps=2),both)),optimizer=0)
     return _with_measured(pd.DataFrame(rows),out)
 
 def _with_measured(t,out):
     t["total"] = t.weights+t.optimizer+t.made; t[["weights","optimizer","made","total"]] /= 1e9
-    seen = {(x["what"],x["settings"]):x["peak_gb"] for x in (out or dict(rows=[]))["rows"] if x["settings"] is not None}
+    seen = {(x["what"],x["settings"]):x["reserved_gb"] for x in (out or dict(rows=[]))["rows"] if x["settings"] is not None}
     t["measured"] = [seen.get((w,s)) or "awaits a GPU" for w,s in zip(t.what,t.settings)]
     return t.rename(columns=dict(weights="weights, computed",optimizer="optimizer, computed",made="made on the way, computed",total="total, computed")).round(2)
 

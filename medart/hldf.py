@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'min_snr_weight', 'diffusion_loss',
            'graphable', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across', 'mark', 'between',
-           'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits', 'checkpoint_files',
+           'deterministic', 'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits', 'checkpoint_files',
            'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'Log', 'read_log', 'shown', 'stop_signals',
            'Votes', 'sample_grid', 'Window', 'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main',
            'read_losses', 'loss_figure', 'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #470632c6
+# %% ../nbs/09_hldf.ipynb #cfe4bebf
 import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,field,replace
@@ -32,9 +32,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .core import image_grid,outputs_dir,progress,rng,np_rng,save_figure,seed_of,write_atomic
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
-from .model import Cond,Model,Moments,load_model,put,vae_batch
+from .model import Cond,Model,Moments,converted,flat,load_model,put,unflat,vae_batch
 from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
-from .sampler import Graphed,checkpointing,flat,graphs,recomputing,sample,unflat
+from .sampler import Graphed,checkpointing,graphs,recomputing,sample
 from .simplify import captions_for,captions_key
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
@@ -143,7 +143,7 @@ def diffusion_loss(
     w = min_snr_weight(abar,r.min_snr,v).sqrt().to(out.dtype)[:,None,None,None]
     return latent_loss(w*target,w*out)
 
-# %% ../nbs/09_hldf.ipynb #77201244
+# %% ../nbs/09_hldf.ipynb #99308874
 def graphable(
     r:Recipe # settings
 ) -> bool:   # whether a step does the same operations in the same places each time
@@ -160,7 +160,7 @@ def diffusion_gradients(
     if not (r.cuda_graphs and graphable(r)):
         with checkpointing(model,r.checkpoint_all,text=True): loss = diffusion_loss(model,r,b); return loss.detach(),torch.autograd.grad(loss,params)
     def run(z0,eps,t,*tokens):
-        loss = diffusion_loss(model,r,replace(b,z0=z0,eps=eps,t=t),model.read(*tokens))
+        with converted(model.networks,model.dtype): loss = diffusion_loss(model,r,replace(b,z0=z0,eps=eps,t=t),model.read(*tokens))
         return [loss.detach(),flat(torch.autograd.grad(loss,params))]
     loss,grads = graphs(model).setdefault(("step",r),Graphed(run))(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
     return loss,unflat(grads,params)
@@ -236,6 +236,20 @@ def between(a,b): # seconds from a to b, of `mark`
     if isinstance(a,float): return b-a
     b.synchronize()
     return a.elapsed_time(b)/1e3
+
+# %% ../nbs/09_hldf.ipynb #f9908f8a
+@contextmanager
+def deterministic(
+    r:Recipe, # deterministic
+    device    # a CPU needs no asking
+):
+    "Inside, the same input gives the same bytes."
+    if not r.deterministic or torch.device(device).type!="cuda": yield; return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")
+    was,fill = (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()),torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True); torch.utils.deterministic.fill_uninitialized_memory = False
+    try: yield
+    finally: torch.use_deterministic_algorithms(was[0],warn_only=was[1]); torch.utils.deterministic.fill_uninitialized_memory = fill
 
 # %% ../nbs/09_hldf.ipynb #cb536a97
 def training_step(
@@ -493,7 +507,7 @@ def finished(
     f = run_dir(r)/"done.json"; done = json.loads(f.read_text()) if f.exists() else {}
     return (done.get("hash"),done.get("captions"))==(recipe_hash(r),captions)
 
-# %% ../nbs/09_hldf.ipynb #2ba37950
+# %% ../nbs/09_hldf.ipynb #b96add40
 def train(
     r:Recipe,           # everything
     stop_after:int=None # stop early after so many steps done, with a checkpoint
@@ -514,7 +528,7 @@ def train(
     _,seconds,in_color,in_grids = log.clock[-1] if log.clock else (0,0.,0.,0.)
     t0 = time.perf_counter()-seconds
     bar = progress(range(start,steps),initial=start,total=steps,desc=f"{r.dataset} {r.method}",disable=not main)
-    with stop_signals() as asked:
+    with stop_signals() as asked,deterministic(r,acc.device):
         for step in bar:
             b,spans = draw_batch(model,r,ts,step,acc.process_index,world),[]
             log.pending.append((step+1,training_step(model,r,b,opt,step,acc,spans),spans))

@@ -101,9 +101,9 @@ def dataset_of(
     "What is known of a recipe's data set."
     return dataset_named(r.dataset,r.data)
 
-# %% ../nbs/01_recipes.ipynb #897ebc7b
+# %% ../nbs/01_recipes.ipynb #e8f7c7ad
 SCALES = dict(
-    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", checkpointing=True, cuda_graphs=True,
+    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", checkpointing=True, cuda_graphs=True, lean_lora=True,
                vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8, gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
     tiny=dict(size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}", extractor="data/tiny/vit-{dataset}", epochs=6,
               interval=50, color_batch=2, checkpointing=False, sample_every=500, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
@@ -145,7 +145,7 @@ PROFILES = dict(
     official=dict(text_targets=("q","k","v","o","wi","wo"), color_reduction="mean", lowercase=False, t5_dropout=True, color_at_start=True, crop="random"))
 "`paper` follows the text, `official` the authors' program."
 
-# %% ../nbs/01_recipes.ipynb #0dc948f1
+# %% ../nbs/01_recipes.ipynb #eb8b7c85
 def _f(default, stage="train"): return field(default=default, metadata=dict(stage=stage))
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ class Recipe:
     dtype:str = _f("bfloat16")           # of frozen weights and activations
     checkpointing:bool = _f(True,"watch")       # recompute in HLDF's backward pass: less memory, same gradients
     checkpoint_all:bool = _f(False,"watch")     # recompute in ordinary steps too, T5 included: less memory, same gradients
-    cuda_graphs:bool = _f(False,"watch")        # record a step's operations once and replay them; on a GPU
+    cuda_graphs:bool = _f(False,"watch")        # on a GPU, record a step's operations once and replay them
+    deterministic:bool = _f(True,"watch")       # on a GPU, sum in the same order each time: the same run gives the same bytes
     offload:bool = _f(False,"watch")            # T5 waits in main memory while the colour loss runs
     num_processes:int = _f(1,"watch")           # processes that share a batch
     max_bad_steps:int = _f(10,"watch")          # updates skipped in a row, for want of a finite gradient, that stop a run

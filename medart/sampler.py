@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Schedule', 'schedule', 'dpmpp_step', 'guided', 'clean', 'sample', 'checkpointing', 'unwrapped', 'count_calls',
-           'Graphed', 'graphs', 'flat', 'unflat', 'Recomputed', 'recomputing']
+           'Graphed', 'graphs', 'Recomputed', 'recomputing']
 
-# %% ../nbs/07_sampler.ipynb #cc2e2453
+# %% ../nbs/07_sampler.ipynb #44c35631
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .model import Cond,Model,cat_cond
+from .model import Cond,Model,cat_cond,converted,flat
 
 # %% ../nbs/07_sampler.ipynb #fdc054d7
 @dataclass(frozen=True)
@@ -171,20 +171,7 @@ def graphs(
     "What has been recorded of a model; forgotten when it moves."
     return vars(model).setdefault("graphs",{})
 
-# %% ../nbs/07_sampler.ipynb #a5668762
-def flat(
-    tensors # any number
-) -> Tensor: # vector
-    "All numbers in a row."
-    return torch.cat([t.flatten() for t in tensors])
-
-def unflat(
-    vector:Tensor, # of `flat`
-    like           # tensors of the shapes wanted
-) -> list:
-    "The opposite of `flat`."
-    return [v.view_as(t) for v,t in zip(vector.split([t.numel() for t in like]),like)]
-
+# %% ../nbs/07_sampler.ipynb #0dc95f2e
 class Recomputed:
     "A function of tensors that gives a list of them, and keeps nothing for its backward pass but its inputs."
     def __init__(self, f, params): self.f,self.params,self.forward,self.backward,self.seen,self.weights = f,params,Graphed(f),Graphed(self.vjp),set(),None
@@ -224,8 +211,10 @@ def recomputing(
     "Inside, every pass of the transformer, and of T5, is made once more when the gradient comes back."
     was,used = {k:f for k,f in vars(model).items() if k in ("predict","read")},[]
     def again(name, nets, call):
+        def lean(f,*xs):
+            with converted(nets,model.dtype): return call(f,*xs)
         f,params = getattr(model,name),[p for n in nets for p in n.parameters() if p.requires_grad]
-        used.append(graphs(model).setdefault((name,f),Recomputed(partial(call,f),params)))
+        used.append(graphs(model).setdefault((name,f),Recomputed(partial(lean,f),params)))
         return used[-1]
     predict = again("predict",[model.denoiser],lambda f,zt,t,*c: [f(zt,t,Cond.of(c))])
     read = again("read",model.text_encoders,lambda f,*tokens: f(*tokens).tensors())
