@@ -252,12 +252,12 @@ def our_painting(model:Model, r:Recipe):
     try: yield lambda k: paint_block(model,r,both)
     finally: model.text_encoder.to(where)
 
-# %% ../nbs/17_benchmarks.ipynb #e9a3099b
+# %% ../nbs/17_benchmarks.ipynb #b951abf8
 @contextmanager
 def two_passes(model, r=None, b=None):
     "Inside, the two halves of guidance go through the transformer one after the other."
     whole = model.predict
-    def halves(zt,t,cond): return torch.cat([whole(z,t,c) for z,c in zip(zt.chunk(2),(cond[:len(zt)//2],cond[len(zt)//2:]))])
+    def halves(zt,t,cond): return torch.cat([whole(z,s,c) for z,s,c in zip(zt.chunk(2),t.expand(len(zt)).chunk(2),(cond[:len(zt)//2],cond[len(zt)//2:]))])
     model.predict = halves
     try: yield
     finally: del model.predict
@@ -312,22 +312,23 @@ def one_optimizer(model:Model, r:Recipe, **kw):
     opt = torch.optim.AdamW(ps,lr=1e-3,**kw)
     yield lambda k: opt.step()
 
-# %% ../nbs/17_benchmarks.ipynb #11069fe3
+# %% ../nbs/17_benchmarks.ipynb #c882d442
 def measure(
     case:Case,    # what to time
     model:Model,  # trained on noise, so of no use afterwards
     repeats:int   # runs that count, of colour losses and of painting a quarter, at least two
 ) -> dict:        # a row: seconds are the median
     "Time one case."
-    slow,t = case.what in ("colour loss","painting"),None; model.pad_to = case.r.pad_to
+    slow,t,fault = case.what in ("colour loss","painting"),None,""; model.pad_to = case.r.pad_to
     try:
         with case.ready(model,case.r) as run: t = timed(run,model.device,max(2,repeats//4) if slow else repeats,1 if slow else 2)
-    except torch.OutOfMemoryError: pass  # what it held is let go below, once the error is gone
+    except torch.OutOfMemoryError: fault = "does not fit into memory"
+    except RuntimeError as e: fault = f"{type(e).__name__}: {e}".splitlines()[0]  # on to the next: time on a GPU is short
     graphs(model).clear()
     if model.device.type=="cuda": gc.collect(); torch.cuda.empty_cache()
     s,settings = t and t["seconds"],None if isinstance(case.ready,partial) else ", ".join(f"{k}={v}" for k,v in case.changes.items())  # None: it takes more than settings
     return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,seconds=s and median(s),fastest=s and min(s),
-                seconds_per_image=s and median(s)/(case.r.gen_block if case.what=="painting" else case.r.batch_size),peak_gb=t and t["memory"],reserved_gb=t and t["reserved"],fits=t is not None)
+                seconds_per_image=s and median(s)/(case.r.gen_block if case.what=="painting" else case.r.batch_size),peak_gb=t and t["memory"],reserved_gb=t and t["reserved"],fits=t is not None,fault=fault)
 
 def header(model:Model, r:Recipe) -> dict:
     "What a reader must know of a measurement."
@@ -353,7 +354,7 @@ def benchmark(
         if keep: write_atomic(outputs_dir()/"benchmark"/f"{r.scale}-{device.type}.json",json.dumps(out,indent=1)+"\n")
     return out
 
-# %% ../nbs/17_benchmarks.ipynb #34fdab28
+# %% ../nbs/17_benchmarks.ipynb #271c45df
 def quoted(
     out:dict # of `benchmark`
 ) -> pd.DataFrame:
@@ -375,7 +376,7 @@ def benchmark_figure(
         d = sorted((x for x in out["rows"] if x["what"]==what),key=lambda x: list(colors).index(x["whose"]))[::-1]
         ax.barh([x["variant"] if x["whose"]!="plain loop" else f"plain loop, {x['variant']}" for x in d],[1e3*(x["seconds"] or 0) for x in d],color=[colors[x["whose"]] for x in d])
         for i,x in enumerate(d):
-            if not x["fits"]: ax.text(0,i," does not fit into memory",va="center",fontsize=6)
+            if not x["fits"]: ax.text(0,i,f" {x['fault'][:60]}",va="center",fontsize=6)
         ax.axvline(1e3*out["floor_seconds"][what],color="black",ls=":",lw=1); ax.set(xlabel=f"{what}, ms"); ax.tick_params(axis="y",labelsize=7)
     fig.suptitle(f"{out['device']}, {out['scale']} scale, random weights; dotted: the multiplications alone"+("\nTimed on a CPU: says nothing about a GPU" if out["note"] else ""),fontsize=8)
     sns.despine(fig); plt.close(fig)
@@ -519,25 +520,24 @@ def weight_bytes(
     small = {id(m.weight) for n,m in net.named_modules() if isinstance(m,torch.nn.Linear) and not m.weight.requires_grad and "wo" not in n.split(".")} if bits<16 else ()
     return sum(p.numel()*({8:1,4:.5+4/64}[bits] if id(p) in small else p.element_size()) for p in net.parameters())
 
-# %% ../nbs/17_benchmarks.ipynb #a8d8e8b5
+# %% ../nbs/17_benchmarks.ipynb #c85cc529
 def memory_table(
     r:Recipe=None, # of full size unless given
     out:dict=None  # of `benchmark` on a GPU, if there is one
 ) -> pd.DataFrame: # GB
     "What each setting needs, computed; beside it what was measured."
-    r = replace(r or recipe("skin",scale="paper",batch_size=1,interval=0),cuda_graphs=False); model,models = bench_model(r,"meta"),shapes(r)
+    r = replace(r or recipe("skin",scale="paper",batch_size=1,interval=0),cuda_graphs=False); model = bench_model(r,"meta"); every = {bits:shapes(replace(r,text_bits=bits)) for bits in (16,4)}; models = every[16]
     lora = sum(p.numel()*p.element_size() for p in model.trainable().values()); rest,text = weight_bytes(model.transformer)+weight_bytes(model.vae),partial(weight_bytes,model.text_encoder)
-    alive,steps = lambda run,**kw: continued(alive_peak,run,replace(r,**kw),models,run in (one_event,chain_alone)),r.solver_steps
+    alive,steps = lambda run,bits=16,**kw: continued(alive_peak,run,replace(r,**kw),every[16 if bits==16 else 4],run in (one_event,chain_alone)),r.solver_steps
     rows = []
     def row(what,settings,bits,made,weights=rest,optimizer=2*lora): rows.append(dict(what=what,settings=", ".join(filter(None,(settings,f"text_bits={bits}" if 0<bits<16 else ""))),weights=weights+(text(bits) if bits else 0),optimizer=optimizer,made=made))
-    plain,ckpt = alive(one_step)(),alive(one_step,checkpoint_all=True)()
-    for settings,made in (("",plain),("checkpoint_all=True",ckpt)):
-        for bits in (16,8,4): row("step",settings,bits,made)
+    for settings,kw in (("",{}),("checkpoint_all=True",dict(checkpoint_all=True))):
+        for bits in (16,8,4): row("step",settings,bits,alive(one_step,bits,**kw)())
     b = draw_batch(models[2,2],r,full_captions(bench_set(models[2,2],r)),0); decoder = alive_peak(lambda: one_event(models[2,2],replace(r,cuda_graphs=True,solver_steps=2,backprop_last_k=0),b))
-    row("colour loss","",16,lora+decoder+max(plain,alive(one_pass)()))  # what recordings use is set aside for them
-    blocks,all_blocks,none = (lora+alive(one_event,**kw)(steps) for kw in (dict(checkpointing=True),dict(checkpoint_all=True),dict(checkpointing=False)))
-    row("colour loss","cuda_graphs=False",16,blocks); row("colour loss","",4,blocks); row("colour loss","checkpoint_all=True",16,all_blocks); row("colour loss","checkpoint_all=True",4,all_blocks)
-    row("colour loss","cuda_graphs=False, checkpointing=False",16,none)
+    row("colour loss","",16,lora+decoder+max(alive(one_step)(),alive(one_pass)()))  # what recordings use is set aside for them
+    for settings,kw in (("cuda_graphs=False",dict(checkpointing=True)),("checkpoint_all=True",dict(checkpoint_all=True)),("cuda_graphs=False, checkpointing=False",dict(checkpointing=False))):
+        row("colour loss",settings,16,lora+alive(one_event,**kw)(steps))
+    for settings,kw in (("",dict(checkpointing=True)),("checkpoint_all=True",dict(checkpoint_all=True))): row("colour loss",settings,4,lora+alive(one_event,4,**kw)(steps))
     first,second = (lora+alive(chain_alone,checkpointing=True)(steps),0),(2*lora+alive(text_alone)(),16); made,bits = max(first,second,key=lambda x: x[0]+(text() if x[1] else 0))
     row("colour loss","offload=True",bits,made)
     small = models[2,2]; both = encode_captions(small,r)  # without a gradient a block is forgotten when the next begins: two are as good as all
@@ -549,10 +549,10 @@ def memory_table(
 def _with_measured(t,out):
     t["total"] = t.weights+t.optimizer+t.made; t[["weights","optimizer","made","total"]] /= 1e9
     seen = {(x["what"],x["settings"]):x["reserved_gb"] for x in (out or dict(rows=[]))["rows"] if x["settings"] is not None}
-    t["measured"] = [seen.get((w,s)) or "awaits a GPU" for w,s in zip(t.what,t.settings)]
+    t["measured"] = [round(gb,2) if (gb := seen.get((w,s))) else "not measured" for w,s in zip(t.what,t.settings)]
     return t.rename(columns=dict(weights="weights, computed",optimizer="optimizer, computed",made="made on the way, computed",total="total, computed")).round(2)
 
-# %% ../nbs/17_benchmarks.ipynb #0f1619fb
+# %% ../nbs/17_benchmarks.ipynb #54824f9e
 def memory_figure(
     t:pd.DataFrame # of `memory_table`
 ):                 # figure
@@ -560,7 +560,8 @@ def memory_figure(
     parts = [c for c in t.columns if c.endswith("computed") and not c.startswith("total")]; names = t.what+t.settings.map(lambda s: f": {s}" if s else "")
     fig,ax = plt.subplots(figsize=(7.5,3.4),layout="constrained"); left = 0
     for c,color in zip(parts,("#56b4e9","#009e73","#d55e00")): ax.barh(names[::-1],t[c][::-1],left=left,color=color,label=c.removesuffix(", computed")); left = left+t[c][::-1]
+    seen = pd.to_numeric(t.measured,errors="coerce")[::-1]; ax.plot(seen,range(len(t)),"kD",ms=4,label="measured")
     for gb in (12,16,24,40,80): ax.axvline(gb,color="black",ls=":",lw=.8)
-    ax.set(xlabel="GB, computed (dotted: cards of 12, 16, 24, 40 and 80 GB)"); ax.tick_params(axis="y",labelsize=7); ax.legend(frameon=False,fontsize=7)
+    ax.set(xlabel="GB (dotted: cards of 12, 16, 24, 40 and 80 GB)"); ax.tick_params(axis="y",labelsize=7); ax.legend(frameon=False,fontsize=7)
     sns.despine(fig); plt.close(fig)
     return fig

@@ -72,8 +72,8 @@ def test_counts_of_few_blocks_continue_to_all(change):
     assert continued(alive_peak,one_step,r,models)()==pytest.approx(alive_peak(lambda: one_step(whole,r,b)),rel=.02)
 
 def test_memory_measured_on_a_gpu_stands_beside_what_was_computed():
-    rows = [dict(what="step",whose="ours",variant="ours",settings="",peak_gb=7.5),dict(what="step",whose="plain loop",variant="as documented",settings=None,peak_gb=99.)]
+    rows = [dict(what="step",whose="ours",variant="ours",settings="",reserved_gb=7.5),dict(what="step",whose="plain loop",variant="as documented",settings=None,reserved_gb=99.)]
     t = memory_table(R,dict(rows=rows)).set_index(["what","settings"])
-    assert t.measured["step",""]==7.5 and t.measured["colour loss",""]=="awaits a GPU"
+    assert t.measured["step",""]==7.5 and t.measured["colour loss",""]=="not measured"
     both = t[["weights, computed","optimizer, computed","made on the way, computed"]].sum(axis=1)
     assert (t["total, computed"]-both).abs().max()<.02
