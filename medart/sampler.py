@@ -171,7 +171,7 @@ def graphs(
     "What has been recorded of a model; forgotten when it moves."
     return vars(model).setdefault("graphs",{})
 
-# %% ../nbs/07_sampler.ipynb #0dc95f2e
+# %% ../nbs/07_sampler.ipynb #c91a3dbd
 class Recomputed:
     "A function of tensors that gives a list of them, and keeps nothing for its backward pass but its inputs."
     def __init__(self, f, params): self.f,self.params,self.forward,self.backward,self.seen,self.weights = f,params,Graphed(f),Graphed(self.vjp),set(),None
@@ -182,8 +182,9 @@ class Recomputed:
         gw = torch.autograd.grad(ys,[*self.params,*_floats(xs)],gs,materialize_grads=True); n = len(self.params)
         return [flat(gw[:n]) if n else gs[0].new_zeros(0),*gw[n:]]
     def __call__(self, *xs):
+        if not torch.is_grad_enabled(): return self.forward(*xs)
         self.ins,kind = len(xs),_kind(xs)
-        if xs[0].device.type=="cuda" and torch.is_grad_enabled() and kind not in self.seen:  # now, before the weights below are part of a graph that leads to the same parameters
+        if xs[0].device.type=="cuda" and kind not in self.seen:  # now, before the weights below are part of a graph that leads to the same parameters
             with torch.no_grad(): self.backward.record(*_floats(self.forward(*xs)),*xs)
             self.seen.add(kind)
         if self.weights is None: self.weights = flat(self.params) if self.params else torch.zeros(0,device=xs[0].device,requires_grad=True)

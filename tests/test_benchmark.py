@@ -51,7 +51,12 @@ def test_a_case_leaves_the_model_as_it_was():
 def test_a_case_that_does_not_fit_is_written_down():
     def too_much(k): raise torch.OutOfMemoryError("no room")
     model = bench_model(R); case = replace(cases(R,"aot_eager")[0],ready=lambda model,r: nullcontext(too_much))
-    row = measure(case,model,2); assert row["fits"] is False and row["seconds"] is None and json.loads(json.dumps(row))==row
+    row = measure(case,model,2); assert row["fits"] is False and row["seconds"] is None and row["fault"]=="does not fit into memory" and json.loads(json.dumps(row))==row
+
+def test_a_case_that_fails_is_written_down_too():
+    def broken(k): raise RuntimeError("no such kernel\nmore about it")
+    model = bench_model(R); case = replace(cases(R,"aot_eager")[0],ready=lambda model,r: nullcontext(broken))
+    row = measure(case,model,2); assert row["fits"] is False and row["fault"]=="RuntimeError: no such kernel"
 
 def test_warm_up_does_not_count():
     seen = []; t = timed(seen.append,repeats=3,warmup=2)

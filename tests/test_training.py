@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from medart.core import rng
 from medart.data import unit
 from medart.generation import generate
-from medart.hldf import checkpoint_fault,color_gradients,compile_blocks,diffusion_loss,draw_batch,train,training_set
+from medart.hldf import checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,graphable,train,training_set
 from medart.losses import color_loss
 from medart.model import load_model
 from medart.recipes import recipe,run_dir
-from medart.sampler import count_calls,dpmpp_step,schedule
+from medart.sampler import count_calls,dpmpp_step,graphs,schedule
 from medart.simplify import captions_for
 
 SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=1,log_every=1,gen_steps=2,gen_block=2)
@@ -37,7 +37,7 @@ def result(r):
     return {str(f.relative_to(out)):f.read_bytes() for f in [*out.glob("*_lora/*"),out/"losses.csv",out/"config.json"]}|{
         f.name:f.read_bytes() for f in sorted((out/"checkpoints").glob("step-*"))[-1].glob("*.safetensors")}
 
-@pytest.mark.parametrize("change",[dict(),dict(t5_dropout=True,caption_dropout=.3,crop="random")],ids=["plain","dropout and random crops"])
+@pytest.mark.parametrize("change",[dict(),dict(t5_dropout=True,caption_dropout=.3,crop="random"),dict(cuda_graphs=True,lean_lora=True,dtype="bfloat16")],ids=["plain","dropout and random crops","as at full size"])
 def test_stopped_after_any_step_it_ends_the_same(small,change):
     r = small(**change); train(r); want = result(r); shutil.rmtree(run_dir(r))
     for k in range(1,8): train(r,stop_after=k)
@@ -167,3 +167,43 @@ def test_compiled_blocks_give_the_same_gradients(ready):
     plain = grads(); torch._dynamo.reset(); compile_blocks(model,"aot_eager"); before = torch._dynamo.utils.counters["stats"]["unique_graphs"]; same = grads()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"]>before
     assert max((x-y).abs().max().item() for x,y in zip(plain,same))<1e-10
+
+@pytest.mark.parametrize("change",[dict(),dict(color_batch=1),dict(backprop_last_k=2),dict(guidance=1.),dict(lora_text=False),dict(lora_transformer=False),dict(min_snr=5.)],ids=lambda c: " ".join(c) or "as it is")
+def test_recorded_steps_have_the_same_gradients(small,change):
+    "On a GPU they are recorded; on a CPU the same functions run as they are."
+    r = small(solver_steps=3,dtype="float64",captions="simple",**change); model = load_model(r); ts = training_set(model,r,captions_for(r,"train")); b = draw_batch(model,r,ts,2)
+    for i,p in enumerate(model.trainable().values()): p.data.add_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+    params = list(model.trainable().values())
+    for grads in (diffusion_gradients,color_gradients):
+        (x,plain),(y,same) = (grads(model,replace(r,cuda_graphs=on),b,params) for on in (False,True))
+        assert abs((x-y).item())<1e-12 and max((p-q).abs().max().item() for p,q in zip(plain,same))<1e-10
+    assert graphs(model) and not {"predict","read"}&set(vars(model))
+    assert not graphs(model.to("cpu")), "what was recorded in one place is replayed in another"
+
+def test_what_must_not_be_recorded_is_not(small):
+    assert [graphable(small(**c)) for c in (dict(),dict(offload=True),dict(checkpoint_all=True),dict(t5_dropout=True),dict(text_bits=8))]==[True]+[False]*4
+
+def test_lean_loras_learn_what_peft_s_do(small):
+    "One step of either moves the adapters alike, and each reads what the other has written."
+    made = {}
+    for lean in (False,True):
+        r = small(lean_lora=lean,captions="simple",alpha=16); out = train(r); made[lean] = load_file(out/"transformer_lora/adapter_model.safetensors")|load_file(out/"text_encoder_lora/adapter_model.safetensors")
+    assert made[True].keys()==made[False].keys() and all((made[True][k]-made[False][k]).norm()<1e-3*made[False][k].norm() for k in made[True])
+    z,t = torch.randn(1,*load_model(r).latent_shape,generator=rng(0,"z")),torch.tensor(500)
+    seen = [m.predict(z,t,m.encode_text(["a star"])) for lean in (False,True) for m in [load_model(small(lean_lora=lean,captions="simple"),adapters=out)]]
+    assert (seen[0]-seen[1]).abs().max()<1e-5
+
+def test_lean_loras_keep_away_from_dora_and_quantized_weights(small):
+    kinds = lambda net: {type(m).__name__ for m in net.modules() if type(m).__module__.startswith("peft.tuners.lora") or type(m).__name__=="LeanLora"}
+    m = load_model(small(lean_lora=True,dora_text=True)); assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder)
+    m = load_model(small(lean_lora=True,text_bits=8)); assert "LeanLora" in kinds(m.transformer) and "Linear8bitLt" in kinds(m.text_encoder) and "LeanLora" not in kinds(m.text_encoder)
+
+def test_torch_is_left_as_it_was_found(small,monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG",raising=False); state = lambda: (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled(),torch.utils.deterministic.fill_uninitialized_memory)
+    before = state()
+    with pytest.raises(KeyError),deterministic(small(),"cuda"):
+        assert state()==(True,False,False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+        raise KeyError
+    assert state()==before
+    for r,device in ((small(),"cpu"),(small(deterministic=False),"cuda")):
+        with deterministic(r,device): assert state()==before
