@@ -281,7 +281,7 @@ def compiled(model, backend):
             for m in net.modules(): m._compiled_call_impl = None
         torch._dynamo.reset()
 
-# %% ../nbs/17_benchmarks.ipynb #e50cf604
+# %% ../nbs/17_benchmarks.ipynb #4678d6cf
 def cases(
     r:Recipe,       # ours
     backend:str     # that compiles
@@ -291,16 +291,16 @@ def cases(
     def ours(what,variant,ready,**changes): return Case(what,"ours" if variant=="ours" else "ours, but",variant,replace(r,**changes),changes,ready)
     def plain(what,variant,**kw): return Case(what,"plain loop",variant,r,{},partial(plain_loop,event=what!="step",**kw))
     step,event,full = partial(ours,"step"),partial(ours,"colour loss"),dict(pad_to=r.max_tokens)
-    k,off,graphs = max(1,r.solver_steps//4),dict(cuda_graphs=not r.cuda_graphs),"with CUDA graphs" if not r.cuda_graphs else "without CUDA graphs"
+    k,off,other = max(1,r.solver_steps//4),dict(cuda_graphs=not r.cuda_graphs),"without CUDA graphs" if r.cuda_graphs else "with CUDA graphs"
     return [step("ours",our_step), plain("step","as documented"), plain("step","no checkpointing",recompute=False), plain("step","latents given",cached=True),
             plain("step","no checkpointing, latents given",recompute=False,cached=True), event("ours",our_event),
-            step(graphs,our_step,**off), step("LoRAs as PEFT computes them" if r.lean_lora else "lean LoRAs",partial(our_step,inside=other_loras)), step("in any order of sums",our_step,deterministic=False),
+            step(other,our_step,**off), step("LoRAs as PEFT computes them" if r.lean_lora else "lean LoRAs",partial(our_step,inside=other_loras)), step("in any order of sums",our_step,deterministic=False),
             plain("colour loss","as documented"), ours("painting","ours",our_painting),
             step("captions padded to the end",our_step,**full), step("images encoded at each step",our_step,crop="random"), step("everything recomputed",our_step,checkpoint_all=True),
             step("loss read at each step",partial(our_step,read=True)), step("two images at once",our_step,batch_size=2),
             event("in any order of sums",our_event,deterministic=False), event("guidance in two passes",partial(our_event,inside=two_passes)), event(f"gradient of the last {k} only",our_event,backprop_last_k=k),
             ours("optimizer","ours",partial(one_optimizer,fused=True)), ours("optimizer","lists of tensors",partial(one_optimizer,foreach=True)), ours("optimizer","one by one",partial(one_optimizer,foreach=False)),
-            step(f"blocks compiled ({backend})",partial(our_step,backend=backend),pad_to=min(40,r.max_tokens)), event(graphs,our_event,**off), plain("colour loss","no checkpointing",recompute=False),
+            step(f"blocks compiled ({backend})",partial(our_step,backend=backend),pad_to=min(40,r.max_tokens)), event(other,our_event,**off), plain("colour loss","no checkpointing",recompute=False),
             event(f"without CUDA graphs, checkpointing {'off' if r.checkpointing else 'on'}",our_event,cuda_graphs=False,checkpointing=not r.checkpointing),
             event("T5 in main memory meanwhile",our_event,offload=True), event("captions padded to the end",our_event,**full), event("T5 at each solver step, recomputed",partial(our_event,inside=t5_each_step),checkpoint_all=True)]
 

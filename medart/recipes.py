@@ -101,9 +101,9 @@ def dataset_of(
     "What is known of a recipe's data set."
     return dataset_named(r.dataset,r.data)
 
-# %% ../nbs/01_recipes.ipynb #e8f7c7ad
+# %% ../nbs/01_recipes.ipynb #dd1dbb00
 SCALES = dict(
-    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", checkpointing=True, cuda_graphs=True, lean_lora=True,
+    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", pad_to=40, checkpointing=True, cuda_graphs=True, lean_lora=True,
                vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8, gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
     tiny=dict(size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}", extractor="data/tiny/vit-{dataset}", epochs=6,
               interval=50, color_batch=2, checkpointing=False, sample_every=500, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
@@ -145,7 +145,7 @@ PROFILES = dict(
     official=dict(text_targets=("q","k","v","o","wi","wo"), color_reduction="mean", lowercase=False, t5_dropout=True, color_at_start=True, crop="random"))
 "`paper` follows the text, `official` the authors' program."
 
-# %% ../nbs/01_recipes.ipynb #eb8b7c85
+# %% ../nbs/01_recipes.ipynb #375e52f2
 def _f(default, stage="train"): return field(default=default, metadata=dict(stage=stage))
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Recipe:
     caption_dropout:float = _f(0.)       # share of training captions emptied
     min_snr:float = _f(0.)               # gamma of min-SNR weighting, 0 for Eq. 3 as it stands
     ema:float = _f(0.)                   # decay of an average of the adapters, saved in their place; 0 for none
-    pad_to:int = _f(8)                   # captions are padded to a multiple of so many tokens: 40 leaves three shapes, as compiled blocks like it
+    pad_to:int = _f(8)                   # captions are padded to a multiple of so many tokens: 40 leaves three lengths to record or to compile for
     text_bits:int = _f(16)               # 8 or 4: T5's frozen weights through bitsandbytes
     lean_lora:bool = _f(False)           # LoRAs in the precision of what they adapt, as automatic mixed precision would have it, and in fewer operations
     compile:bool = _f(False)             # compile the networks' repeated blocks

@@ -171,7 +171,7 @@ def graphs(
     "What has been recorded of a model; forgotten when it moves."
     return vars(model).setdefault("graphs",{})
 
-# %% ../nbs/07_sampler.ipynb #c91a3dbd
+# %% ../nbs/07_sampler.ipynb #9f7393f6
 class Recomputed:
     "A function of tensors that gives a list of them, and keeps nothing for its backward pass but its inputs."
     def __init__(self, f, params): self.f,self.params,self.forward,self.backward,self.seen,self.weights = f,params,Graphed(f),Graphed(self.vjp),set(),None
@@ -192,7 +192,7 @@ class Recomputed:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, again, weights, *xs):  # weights is where their gradient goes; their numbers are in the network
+    def forward(ctx, again, weights, *xs):  # `weights` is where the gradient goes; the network reads its own
         ys = again.forward(*xs); ctx.again,ctx.real = again,[y.is_floating_point() for y in ys]
         ctx.save_for_backward(*xs); ctx.mark_non_differentiable(*(y for y in ys if not y.is_floating_point()))
         return tuple(ys)
@@ -205,24 +205,24 @@ def _kind(xs): return tuple((x.shape,x.dtype) for x in xs)
 
 def _floats(xs): return [x for x in xs if x.is_floating_point()]
 
+# %% ../nbs/07_sampler.ipynb #27c5e8f7
 @contextmanager
 def recomputing(
     model:Model # its `predict` and `read`
 ):
     "Inside, every pass of the transformer, and of T5, is made once more when the gradient comes back."
-    was,used = {k:f for k,f in vars(model).items() if k in ("predict","read")},[]
+    was = {k:f for k,f in vars(model).items() if k in ("predict","read")}
     def again(name, nets, call):
-        def lean(f,*xs):
-            with converted(nets,model.dtype): return call(f,*xs)
         f,params = getattr(model,name),[p for n in nets for p in n.parameters() if p.requires_grad]
-        used.append(graphs(model).setdefault((name,f),Recomputed(partial(lean,f),params)))
-        return used[-1]
+        def run(*xs):
+            with converted(nets,model.dtype): return call(f,*xs)
+        return graphs(model).setdefault((name,f),Recomputed(run,params))
     predict = again("predict",[model.denoiser],lambda f,zt,t,*c: [f(zt,t,Cond.of(c))])
     read = again("read",model.text_encoders,lambda f,*tokens: f(*tokens).tensors())
     model.predict = lambda zt,t,cond: predict(zt,t.expand(len(zt)),*cond.tensors())[0]
     if read.params: model.read = lambda *tokens: Cond.of(read(*tokens))
     try: yield
     finally:
+        predict.weights = read.weights = None
         for k in ("predict","read"): vars(model).pop(k,None)
         vars(model).update(was)
-        for one in used: one.weights = None
