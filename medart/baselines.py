@@ -102,7 +102,7 @@ class SDXL(StableDiffusion):
         more = dict(text_embeds=cond.pooled.to(self.dtype),time_ids=sizes)
         return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),added_cond_kwargs=more,return_dict=False)[0].to(zt.dtype)
 
-# %% ../nbs/13_baselines.ipynb #1a81aeda
+# %% ../nbs/13_baselines.ipynb #27f185ad
 class HunyuanDiT(Baseline):
     "Hunyuan-DiT 1.2: a transformer that reads with BERT and mT5, and predicts v. https://arxiv.org/abs/2405.08748"
     parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora", text_encoder_2="text_encoder_2_lora")
@@ -111,6 +111,10 @@ class HunyuanDiT(Baseline):
     def __init__(self, pipe, r:Recipe):
         super().__init__(pipe,r); c = self.transformer.config; n,base = self.latent_shape[-1]//c.patch_size,64//c.patch_size
         self.rotary = get_2d_rotary_pos_embed(c.attention_head_dim,((0,0),(base,base)),(n,n),output_type="pt")
+
+    def to(self, where):
+        if not isinstance(where,torch.dtype): self.rotary = tuple(x.to(where) for x in self.rotary)
+        return super().to(where)
 
     def loras(self, r:Recipe):
         if r.lora_text: raise ValueError("lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in the paper. Pass lora_text=False.")
@@ -127,7 +131,7 @@ class HunyuanDiT(Baseline):
     def predict(self, zt, t, cond):
         n,d = len(zt),self.dtype; sizes = torch.full((n,6),float(self.size),device=zt.device,dtype=d); sizes[:,4:] = 0
         out = self.transformer(zt.to(d),t.expand(n).to(d),cond.emb.to(d),cond.mask,cond.other.emb.to(d),cond.other.mask,sizes,torch.zeros(n,dtype=torch.long,device=zt.device),
-                               tuple(x.to(zt.device) for x in self.rotary),return_dict=False)[0]
+                               self.rotary,return_dict=False)[0]
         return out[:,:zt.shape[1]].to(zt.dtype)
 
 # %% ../nbs/13_baselines.ipynb #4a75d6a2

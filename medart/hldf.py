@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'min_snr_weight', 'diffusion_loss',
-           'graphable', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across', 'mark', 'between',
+           'recorded', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across', 'mark', 'between',
            'deterministic', 'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits', 'checkpoint_files',
            'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'Log', 'read_log', 'shown', 'stop_signals',
            'Votes', 'sample_grid', 'Window', 'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main',
            'read_losses', 'loss_figure', 'run_summary']
 
-# %% ../nbs/09_hldf.ipynb #cfe4bebf
+# %% ../nbs/09_hldf.ipynb #dd164d0c
 import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager,nullcontext
-from dataclasses import dataclass,field,replace
+from dataclasses import dataclass,field
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +36,9 @@ from .model import Cond,Model,Moments,converted,flat,load_model,put,unflat,vae_b
 from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
 from .sampler import Graphed,checkpointing,graphs,recomputing,sample
 from .simplify import captions_for,captions_key
+
+# %% ../nbs/09_hldf.ipynb #9c6a8261
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")  # read once, when cuBLAS is first used: `deterministic` below asks for it
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
 def cached_moments(
@@ -143,12 +146,13 @@ def diffusion_loss(
     w = min_snr_weight(abar,r.min_snr,v).sqrt().to(out.dtype)[:,None,None,None]
     return latent_loss(w*target,w*out)
 
-# %% ../nbs/09_hldf.ipynb #99308874
-def graphable(
-    r:Recipe # settings
-) -> bool:   # whether a step does the same operations in the same places each time
-    "May a step be recorded?"
-    return not (r.offload or r.checkpoint_all or r.t5_dropout or r.text_bits<16)
+# %% ../nbs/09_hldf.ipynb #61965024
+def recorded(
+    r:Recipe,    # cuda_graphs, and what speaks against it
+    event=False  # a colour loss? T5's dropout is off there
+) -> bool:
+    "Is a step recorded, where there is a GPU? It must do the same operations in the same places each time."
+    return r.cuda_graphs and not (r.offload and r.lora_text or r.checkpoint_all or r.text_bits<16 or r.t5_dropout and not event)
 
 def diffusion_gradients(
     model:Model,  # the four verbs
@@ -157,15 +161,15 @@ def diffusion_gradients(
     params:list   # the denoiser's, then the text encoders'
 ) -> tuple:       # noise loss, its gradients
     "Eq. 3 and its gradients."
-    if not (r.cuda_graphs and graphable(r)):
+    if not recorded(r):
         with checkpointing(model,r.checkpoint_all,text=True): loss = diffusion_loss(model,r,b); return loss.detach(),torch.autograd.grad(loss,params)
     def run(z0,eps,t,*tokens):
-        with converted(model.networks,model.dtype): loss = diffusion_loss(model,r,replace(b,z0=z0,eps=eps,t=t),model.read(*tokens))
+        with converted(model.networks,model.dtype): loss = diffusion_loss(model,r,Batch(None,None,z0,eps,t,None),model.read(*tokens))
         return [loss.detach(),flat(torch.autograd.grad(loss,params))]
-    loss,grads = graphs(model).setdefault(("step",r),Graphed(run))(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
+    loss,grads = graphs(model).setdefault(("step",r,*map(id,params)),Graphed(run))(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
     return loss,unflat(grads,params)
 
-# %% ../nbs/09_hldf.ipynb #7bac71a1
+# %% ../nbs/09_hldf.ipynb #16254e2d
 def hldf_cond(
     model:Model, # the four verbs
     r:Recipe,    # how captions are written
@@ -181,13 +185,13 @@ def hldf_loss(
     cond:Cond=None  # captions already encoded
 ) -> Tensor:        # scalar, unweighted
     "Eq. 4 on images that the model paints now, from fresh noise and the batch's own captions."
-    replayed = r.cuda_graphs and graphable(r)
-    with recomputing(model) if replayed else nullcontext(),checkpointing(model,r.checkpointing or r.checkpoint_all or replayed,text=r.checkpoint_all,image=not replayed):
+    whole = recorded(r,event=True)  # solver steps recompute as wholes, not block by block
+    with recomputing(model) if whole else nullcontext(),checkpointing(model,r.checkpointing or r.checkpoint_all,text=r.checkpoint_all,image=not whole):
         c = hldf_cond(model,r,b) if cond is None else cond
         z0 = sample(model,b.noise,c[:-1],c[-1:],r.solver_steps,r.guidance,r.backprop_last_k)
         return color_loss(model.decode(z0),b.x(),r.color_reduction)
 
-# %% ../nbs/09_hldf.ipynb #afa20fae
+# %% ../nbs/09_hldf.ipynb #8e46676e
 def color_gradients(
     model:Model,  # the four verbs
     r:Recipe,     # color_batch, offload, weight
@@ -208,6 +212,7 @@ def _color_gradients(model,r,b,params):
     k,home = sum(p.requires_grad for p in model.denoiser.parameters()),model.device
     with torch.no_grad(): c = hldf_cond(model,r,b).map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
     read = lambda c: [x for x in c.tensors() if x.is_floating_point()]
+    model.forget()
     for e in model.text_encoders: e.to("cpu")
     try:
         color = hldf_loss(model,r,b,c)
@@ -237,7 +242,7 @@ def between(a,b): # seconds from a to b, of `mark`
     b.synchronize()
     return a.elapsed_time(b)/1e3
 
-# %% ../nbs/09_hldf.ipynb #f9908f8a
+# %% ../nbs/09_hldf.ipynb #cf647005
 @contextmanager
 def deterministic(
     r:Recipe, # deterministic
@@ -245,13 +250,12 @@ def deterministic(
 ):
     "Inside, the same input gives the same bytes."
     if not r.deterministic or torch.device(device).type!="cuda": yield; return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")
     was,fill = (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()),torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True); torch.utils.deterministic.fill_uninitialized_memory = False
     try: yield
     finally: torch.use_deterministic_algorithms(was[0],warn_only=was[1]); torch.utils.deterministic.fill_uninitialized_memory = fill
 
-# %% ../nbs/09_hldf.ipynb #cb536a97
+# %% ../nbs/09_hldf.ipynb #3539c923
 def training_step(
     model:Model,       # trained in place
     r:Recipe,          # everything
@@ -265,12 +269,12 @@ def training_step(
     params = [p for g in opt.param_groups for p in g["params"]]
     torch.manual_seed(seed_of(r.seed,"dropout",step,acc.process_index))
     for e in model.text_encoders: e.train(r.t5_dropout)
-    with acc.autocast(): loss,grads = diffusion_gradients(model,r,b,params)
+    loss,grads = diffusion_gradients(model,r,b,params)
     *grads,loss = across(acc,[*grads,loss])
     log = dict(loss=loss)
     if color_due(step,r.interval,r.color_at_start):
         [e.eval() for e in model.text_encoders]; t0 = mark(model.device)
-        with acc.autocast(): color,more = color_gradients(model,r,b,params)
+        color,more = color_gradients(model,r,b,params)
         *more,color = across(acc,[*more,color]); norm = get_total_norm(more)
         if r.clip_color: more = torch._foreach_mul(more,(r.clip_color/(norm+1e-6)).clamp(max=1))
         grads = torch._foreach_add(grads,more)
@@ -507,18 +511,20 @@ def finished(
     f = run_dir(r)/"done.json"; done = json.loads(f.read_text()) if f.exists() else {}
     return (done.get("hash"),done.get("captions"))==(recipe_hash(r),captions)
 
-# %% ../nbs/09_hldf.ipynb #b96add40
+# %% ../nbs/09_hldf.ipynb #055aca16
 def train(
     r:Recipe,           # everything
     stop_after:int=None # stop early after so many steps done, with a checkpoint
 ) -> Path:              # the run's folder
     "Fine-tune both LoRAs with HLDF. Run again to continue, or to find the work done."
-    acc = Accelerator(log_with=r.tracker or None, project_dir=str(run_dir(r)) if r.tracker else None)
+    acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(run_dir(r)) if r.tracker else None)
     out,main,world = run_dir(r),acc.is_main_process,acc.num_processes
     if r.batch_size%world: raise ValueError(f"{world} processes cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//world)*world}: another recipe, with fewer updates an epoch; nothing else is scaled.")
     with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
     if finished(r,key): print(f"{out} is complete."); return out
     if main: _writable(out); _sweep(out/"checkpoints")
+    plain = [f"{k}={getattr(r,k)}" for k in ("offload","checkpoint_all","t5_dropout","text_bits") if getattr(r,k) not in (False,16)]
+    if main and acc.device.type=="cuda" and r.cuda_graphs and not recorded(r): print(f"With {', '.join(plain)} steps are not recorded as CUDA graphs but launched one by one: several times slower.")
     model = load_model(r,device=acc.device); ts,opt = training_set(model,r,s),make_optimizer(model,r)
     if r.compile: compile_blocks(model)
     start,log = load_checkpoint(out/"checkpoints",model,opt,r,key); acc.wait_for_everyone()
@@ -549,7 +555,7 @@ def train(
     acc.wait_for_everyone()
     return out
 
-# %% ../nbs/09_hldf.ipynb #281606ec
+# %% ../nbs/09_hldf.ipynb #c436a880
 def _writable(out):
     try: out.mkdir(parents=True,exist_ok=True); write_atomic(out/".probe",""); (out/".probe").unlink()
     except OSError as e: raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to.") from e
@@ -564,8 +570,8 @@ def _rate(clock,r):
 def peak_memory(
     device # where training ran
 ) -> float: # GB
-    "The most memory that was taken: on a GPU of the GPU, else of the process."
-    return torch.cuda.max_memory_allocated(device)/1e9 if torch.device(device).type=="cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
+    "The most memory that was taken: on a GPU what torch had set aside there, else what the process had."
+    return torch.cuda.max_memory_reserved(device)/1e9 if torch.device(device).type=="cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
 
 def _finish(out,model,r,log,steps,key):
     for n,p in model.trainable().items(): p.data.copy_(model.ema.get(n,p))

@@ -7,8 +7,8 @@ __all__ = ['PIXART_512', 'T5_XXL', 'Cond', 'cat_cond', 'Moments', 'Model', 'put'
            'converted', 'lora_config', 'quantized_text', 'kind_of', 'load_base', 'load_model', 'full_size_counts',
            'merge', 'merge_and_save']
 
-# %% ../nbs/06_model.ipynb #803afe09
-import copy,json,logging,pkgutil,warnings
+# %% ../nbs/06_model.ipynb #89ce9967
+import copy,gc,json,logging,pkgutil,warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from .recipes import DIT_TARGETS,FAMILIES,Recipe,locate,no_weights,recipe
 # names that transformers is renaming; nothing follows from it
 warnings.filterwarnings("ignore",message=".*gradient_checkpointing.*",category=FutureWarning)
 
-# %% ../nbs/06_model.ipynb #6eecd90b
+# %% ../nbs/06_model.ipynb #4a21b839
 @dataclass
 class Cond:
     "Captions as the transformer sees them."
@@ -43,7 +43,7 @@ class Cond:
     def tensors(self): return [x for x in (self.emb,self.mask,self.pooled) if x is not None]+(self.other.tensors() if self.other else [])
     def map(self, f): return Cond(f(self.emb),f(self.mask),None if self.pooled is None else f(self.pooled),self.other and self.other.map(f))
     @classmethod
-    def of(cls, xs): return cls(*xs[:2],*(xs[2:] if len(xs)==3 else [None]),*([cls(*xs[2:])] if len(xs)==4 else []))  # the opposite of `tensors`
+    def of(cls, xs): emb,mask,*more = xs; return cls(emb,mask,*more) if len(more)<2 else cls(emb,mask,other=cls.of(more))  # the opposite of `tensors`; no family has both
     def __len__(self): return len(self.emb)
     def __bool__(self): return True
     def __getitem__(self, i): return self.map(lambda x: x[i])
@@ -168,7 +168,7 @@ def predict(
                            added_cond_kwargs=dict(resolution=None,aspect_ratio=None), return_dict=False)[0]
     return out[:,:zt.shape[1]].to(zt.dtype)
 
-# %% ../nbs/06_model.ipynb #8898c590
+# %% ../nbs/06_model.ipynb #93905361
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W, b, A, B, scale):
@@ -186,12 +186,15 @@ class _LowRank(torch.autograd.Function):
 class LeanLora(lora.Linear):
     "PEFT's LoRA of a linear layer, in the precision of its input and in half as many operations. https://arxiv.org/abs/2106.09685"
     copies = None  # of both matrices, while there are some
-    def forward(self, x, *args, **kwargs):
-        one,base = self.active_adapters[0],self.get_base_layer()
-        if args or kwargs or self.disable_adapters or self.merged or len(self.active_adapters)!=1 or one in self.lora_variant or base.weight.dtype!=x.dtype: return super().forward(x,*args,**kwargs)
-        A,B = self.copies or self.matrices()
-        return _LowRank.apply(x,base.weight,base.bias,A.to(x.dtype),B.to(x.dtype),self.scaling[one])
+    def lean(self): # is it a plain LoRA, and the only one? Anything else is left to PEFT
+        one = self.active_adapters[0] if len(self.active_adapters)==1 else None
+        return one in self.lora_A and one not in self.lora_variant and not (self.disable_adapters or self.merged or self.lora_bias[one]) and isinstance(self.lora_dropout[one],torch.nn.Identity)
     def matrices(self): return [w[self.active_adapters[0]].weight for w in (self.lora_A,self.lora_B)]
+    def forward(self, x, *args, **kwargs):
+        base = self.get_base_layer()
+        if args or kwargs or not self.lean() or base.weight.dtype!=x.dtype: return super().forward(x,*args,**kwargs)
+        A,B = self.copies or self.matrices()
+        return _LowRank.apply(x,base.weight,base.bias,A.to(x.dtype),B.to(x.dtype),self.scaling[self.active_adapters[0]])
 
 def flat(
     tensors # any number
@@ -212,9 +215,9 @@ def converted(
     dtype  # the precision of their activations
 ):
     "Inside, lean LoRAs read copies of their matrices, converted in one go."
-    lean = [m for n in nets for m in n.modules() if isinstance(m,LeanLora)]; own = [w for m in lean for w in m.matrices()]
+    lean = [m for n in nets for m in n.modules() if isinstance(m,LeanLora) and m.lean()]; own = [w for m in lean for w in m.matrices()]
     copies = unflat(flat(own).to(dtype),own) if own else []
-    for m,*m.copies in zip(lean,copies[::2],copies[1::2]): pass
+    for m,A,B in zip(lean,copies[::2],copies[1::2]): m.copies = A,B
     try: yield
     finally:
         for m in lean: m.copies = None
@@ -248,6 +251,17 @@ def loras(
     return ({first:lora_config(r,image,r.dora_transformer)} if r.lora_transformer else {})|({p:lora_config(r,text,r.dora_text,r.text_bits) for p in rest} if r.lora_text else {})
 
 @patch
+def forget(
+    self:Model
+) -> Model:
+    "Drop what `07_sampler` has recorded of this model: it holds for networks as they were, where they were."
+    if vars(self).pop("graphs",None): gc.collect()
+    return self
+
+@patch
+def __getstate__(self:Model): return {k:v for k,v in vars(self).items() if k!="graphs"}  # of a copy
+
+@patch
 def adapt(
     self:Model, # without adapters
     r:Recipe    # says which, how large, and the seed of the start
@@ -258,7 +272,7 @@ def adapt(
         warnings.simplefilter("ignore")
         torch.manual_seed(seed_of(r.seed,"lora"))
         for part,config in self.loras(r).items(): setattr(self,part,get_peft_model(getattr(self,part),config))
-    return self
+    return self.forget()
 
 @patch
 def trainable(
@@ -267,7 +281,7 @@ def trainable(
     "Everything that training changes."
     return {f"{part}.{n}":p for part in self.parts for n,p in getattr(self,part).named_parameters() if p.requires_grad}
 
-# %% ../nbs/06_model.ipynb #f2576114
+# %% ../nbs/06_model.ipynb #033cb5ac
 def quantized_text(
     r:Recipe,     # text_bits says how many
     device="cpu"  # where T5 goes
@@ -327,8 +341,7 @@ def to(
     for part in self.networks:
         if not getattr(part,"is_quantized",False): part.to(where)
     if not isinstance(where,torch.dtype): self.abar = self.abar.to(where)
-    vars(self).pop("graphs",None)  # recordings of `07_sampler`, which hold for one place
-    return self
+    return self.forget()
 
 # %% ../nbs/06_model.ipynb #47d1db35
 PIXART_512 = dict(num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, cross_attention_dim=1152, sample_size=64, patch_size=2, caption_channels=4096,
@@ -346,7 +359,7 @@ def full_size_counts(
         transformer,t5 = PixArtTransformer2DModel(**PIXART_512),T5EncoderModel(T5Config(**T5_XXL))
         return dict(transformer=get_peft_model(transformer,lora_config(r,DIT_TARGETS)).get_nb_trainable_parameters()[0], text=get_peft_model(t5,lora_config(r,r.text_targets)).get_nb_trainable_parameters()[0])
 
-# %% ../nbs/06_model.ipynb #eb9cba58
+# %% ../nbs/06_model.ipynb #9b32d4d1
 @patch
 def save(
     self:Model, # with adapters
@@ -376,9 +389,9 @@ def load(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part in found: setattr(self,part,PeftModel.from_pretrained(getattr(self,part), str(Path(folder)/self.parts[part]), is_trainable=trainable).to(self.device))
-    return self
+    return self.forget()
 
-# %% ../nbs/06_model.ipynb #6a421ba0
+# %% ../nbs/06_model.ipynb #15c58a06
 def merge(
     model:Model,    # with adapters
     keep:bool=False # leave the adapted networks as they are and merge copies
@@ -387,7 +400,7 @@ def merge(
     for p in model.parts:
         net = getattr(model,p)
         if isinstance(net,PeftModel): setattr(model,p,(copy.deepcopy(net) if keep else net).merge_and_unload())
-    return model
+    return model.forget()
 
 def merge_and_save(
     model:Model, # with adapters

@@ -7,13 +7,19 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import masking_utils
 
+from medart import sampler
 from medart.baselines import HunyuanDiT,SDXL,StableDiffusion,random_pipeline
+from medart.benchmarks import known_times
 from medart.core import rng
 from medart.generation import generate
-from medart.hldf import train
-from medart.model import load_base,load_model
+from medart.hldf import color_gradients,diffusion_gradients,draw_batch,train,training_set
+from medart.model import Moments,load_base,load_model
 from medart.recipes import FAMILIES,METHODS,locate,recipe,run_dir
+from medart.simplify import captions_for
 
 CAPTIONS = ["a red circle on a blue background","a dermoscopic image of melanoma"]
 SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=1,log_every=1,sample_every=0,gen_steps=2,gen_block=2,gen_count=0)
@@ -92,3 +98,27 @@ def test_wrong_uses_are_named(made,weights):
     with pytest.raises(ValueError,match="text_bits=4: only PixArt-alpha"): recipe("skin","sd15",scale="tiny",text_bits=4)
     with pytest.raises(ValueError,match="Choose one of: pixart, sd14"): recipe("skin",family="sd3")
     with pytest.raises(ValueError,match="sdxl.*has no small embedded model"): load_base(recipe("skin","sdxl",scale="tiny"))
+
+class Moves(TorchDispatchMode):
+    "Counts operations between main memory and a device, which a recording must not hold."
+    def __init__(self): super().__init__(); self.names = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args,**(kwargs or {}))
+        if len({t.device.type for t in tree_leaves((args,kwargs,out)) if isinstance(t,torch.Tensor) and t.dim()})>1: self.names.append(str(func))
+        return out
+
+@pytest.mark.parametrize("method",["no_hldf","sd15","sdxl","hunyuan"])
+def test_what_is_recorded_stays_on_the_device(method,made,weights,monkeypatch):
+    "On the meta device, which has no numbers; (Fast-DiT's autocast does not know it.)"
+    r = recipe("skin",method,scale="tiny",data="made",captions="simple",batch_size=2,solver_steps=2,cuda_graphs=True,lean_lora=True,**({} if method=="no_hldf" else weights(method))); model = load_model(r)
+    ts = training_set(model,r,captions_for(r,"train")); model.to("meta"); ts.moments = Moments(ts.moments.mean.to("meta"),ts.moments.std.to("meta")); b = draw_batch(model,r,ts,0); seen,moved = [],[]
+    def capture(f,ins):
+        with Moves() as m: outs = f(*ins)
+        seen.append(len(outs)); moved.extend(m.names); return outs,lambda: None
+    monkeypatch.setattr(masking_utils,"is_tracing",lambda *a: True)  # transformers asks whether a stream is being recorded, and looks into masks only where none is
+    monkeypatch.setattr(sampler,"capture",capture); monkeypatch.setattr(sampler.Graphed,"devices",("meta",))
+    params = list(model.trainable().values()); diffusion_gradients(model,r,b,params)
+    with known_times(model): color_gradients(model,r,b,params)
+    assert len(seen)>=3 and moved==[]
+    with Moves() as m: torch.ones(2).to("meta")
+    assert m.names, "a move that is not seen"

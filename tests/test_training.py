@@ -1,4 +1,5 @@
 "A run that is stopped, killed or damaged ends where an undisturbed one ends, bit for bit; wrong input is named."
+import copy
 import json
 import os
 import shutil
@@ -11,17 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
+from medart import sampler
 from medart.core import rng
 from medart.data import unit
 from medart.generation import generate
-from medart.hldf import checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,graphable,train,training_set
+from medart.hldf import checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,make_optimizer,recorded,train,training_set,training_step
 from medart.losses import color_loss
 from medart.model import load_model
 from medart.recipes import recipe,run_dir
-from medart.sampler import count_calls,dpmpp_step,graphs,schedule
+from medart.sampler import Graphed,Recomputed,count_calls,dpmpp_step,graphs,schedule
 from medart.simplify import captions_for
 
 SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=1,log_every=1,gen_steps=2,gen_block=2)
@@ -168,7 +172,7 @@ def test_compiled_blocks_give_the_same_gradients(ready):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"]>before
     assert max((x-y).abs().max().item() for x,y in zip(plain,same))<1e-10
 
-@pytest.mark.parametrize("change",[dict(),dict(color_batch=1),dict(backprop_last_k=2),dict(guidance=1.),dict(lora_text=False),dict(lora_transformer=False),dict(min_snr=5.)],ids=lambda c: " ".join(c) or "as it is")
+@pytest.mark.parametrize("change",[dict(),dict(color_batch=1),dict(backprop_last_k=2),dict(guidance=1.),dict(lora_text=False),dict(lora_transformer=False),dict(min_snr=5.),dict(lean_lora=True,alpha=16)],ids=lambda c: " ".join(c) or "as it is")
 def test_recorded_steps_have_the_same_gradients(small,change):
     "On a GPU they are recorded; on a CPU the same functions run as they are."
     r = small(solver_steps=3,dtype="float64",captions="simple",**change); model = load_model(r); ts = training_set(model,r,captions_for(r,"train")); b = draw_batch(model,r,ts,2)
@@ -178,10 +182,37 @@ def test_recorded_steps_have_the_same_gradients(small,change):
         (x,plain),(y,same) = (grads(model,replace(r,cuda_graphs=on),b,params) for on in (False,True))
         assert abs((x-y).item())<1e-12 and max((p-q).abs().max().item() for p,q in zip(plain,same))<1e-10
     assert graphs(model) and not {"predict","read"}&set(vars(model))
+    assert not graphs(copy.deepcopy(model)), "a copy would replay what was recorded of the original"
     assert not graphs(model.to("cpu")), "what was recorded in one place is replayed in another"
 
-def test_what_must_not_be_recorded_is_not(small):
-    assert [graphable(small(**c)) for c in (dict(),dict(offload=True),dict(checkpoint_all=True),dict(t5_dropout=True),dict(text_bits=8))]==[True]+[False]*4
+def test_a_recording_reads_its_inputs_anew_and_gives_copies(monkeypatch):
+    "How recordings are kept and used, with a function called again in place of a GPU's replay."
+    calls = []
+    def again(f,ins):
+        outs = f(*ins)
+        def replay():
+            for o,y in zip(outs,f(*ins)): o.copy_(y)
+        calls.append([x.shape for x in ins]); return outs,replay
+    monkeypatch.setattr(sampler,"capture",again); monkeypatch.setattr(Graphed,"devices",("cpu",))
+    double = Graphed(lambda x,i: [2*x,i+1]); x = torch.ones(3)
+    one,two = double(x,torch.tensor([1])),double(3*x,torch.tensor([2]))
+    assert one[0].tolist()==[2.]*3 and two[0].tolist()==[6.]*3 and one[1].item()==2 and two[1].item()==3 and len(calls)==1, "a result is overwritten by the next"
+    assert double(torch.ones(4),torch.tensor([1]))[0].shape==(4,) and double(x.double(),torch.tensor([1]))[0].dtype==torch.float64 and len(calls)==3
+    w = torch.nn.Parameter(torch.tensor([2.,3.])); f = Recomputed(lambda x,i: [w*x,i],[w]); x = torch.tensor([5.,7.],requires_grad=True)
+    for _ in range(2):
+        y,i = f(x,torch.tensor([4])); z,_ = f(y,i); gx,gw = torch.autograd.grad(z.sum(),[x,w])  # w*w*x, through the same recording twice
+        assert gx.tolist()==[4.,9.] and gw.tolist()==[20.,42.] and i.item()==4 and not i.requires_grad
+        f.weights = None
+    assert len(calls)==5, "once forwards, once backwards"
+    with torch.no_grad(): assert f(x,torch.tensor([4]))[0].tolist()==[10.,21.]
+
+@pytest.mark.parametrize("change",[dict(offload=True),dict(checkpoint_all=True),dict(t5_dropout=True),dict(text_bits=8)],ids=lambda c: " ".join(c))
+def test_what_must_not_be_recorded_is_not(small,change):
+    "T5's dropout is off in a colour loss, which may be recorded all the same."
+    r = small(cuda_graphs=True,captions="simple",color_at_start=True,**change); model = load_model(r); ts = training_set(model,r,captions_for(r,"train"))
+    assert not recorded(r) and recorded(r,event=True)==("t5_dropout" in change) and recorded(small(cuda_graphs=True)) and recorded(small(cuda_graphs=True,offload=True,lora_text=False))
+    training_step(model,r,draw_batch(model,r,ts,0),make_optimizer(model,r),0,Accelerator())
+    assert {k[0] for k in graphs(model)}==({"predict","read"} if "t5_dropout" in change else set())
 
 def test_lean_loras_learn_what_peft_s_do(small):
     "One step of either moves the adapters alike, and each reads what the other has written."
@@ -192,14 +223,33 @@ def test_lean_loras_learn_what_peft_s_do(small):
     z,t = torch.randn(1,*load_model(r).latent_shape,generator=rng(0,"z")),torch.tensor(500)
     seen = [m.predict(z,t,m.encode_text(["a star"])) for lean in (False,True) for m in [load_model(small(lean_lora=lean,captions="simple"),adapters=out)]]
     assert (seen[0]-seen[1]).abs().max()<1e-5
+    made = []
+    for lean in (False,True):  # the gradients themselves, which AdamW would hide a factor of
+        r = small(lean_lora=lean,captions="simple",alpha=16,dtype="float64"); model = load_model(r); ts = training_set(model,r,captions_for(r,"train"))
+        for i,p in enumerate(model.trainable().values()): p.data.copy_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+        made.append(diffusion_gradients(model,r,draw_batch(model,r,ts,0),list(model.trainable().values()))[1])
+    assert max(((x-y).norm()/x.norm()).item() for x,y in zip(*made))<1e-8
+
+def test_lean_loras_leave_to_peft_what_they_do_not_know(small):
+    "Another adapter, two of them, or none switched on."
+    m = load_model(small(lean_lora=True)); net = m.transformer; x = torch.randn(1,*m.latent_shape,generator=rng(0,"x")),torch.tensor(500),m.encode_text(["a star"])
+    for i,p in enumerate(m.trainable().values()): p.data.copy_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+    with torch.no_grad():
+        lean = m.predict(*x)
+        with net.disable_adapter(): off = m.predict(*x)
+        net.add_adapter("other",LoraConfig(r=2,target_modules=["to_q"],init_lora_weights=True)); net.set_adapter("other"); other = m.predict(*x)
+        net.base_model.set_adapter(["default","other"]); both = m.predict(*x)
+        merged = copy.deepcopy(net).merge_and_unload()
+        assert torch.equal(other,off) and (both-lean).abs().max()<1e-5 and (lean-off).abs().max()>1e-3
+        m.transformer = merged; assert (m.predict(*x)-lean).abs().max()<1e-4
 
 def test_lean_loras_keep_away_from_dora_and_quantized_weights(small):
     kinds = lambda net: {type(m).__name__ for m in net.modules() if type(m).__module__.startswith("peft.tuners.lora") or type(m).__name__=="LeanLora"}
     m = load_model(small(lean_lora=True,dora_text=True)); assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder)
     m = load_model(small(lean_lora=True,text_bits=8)); assert "LeanLora" in kinds(m.transformer) and "Linear8bitLt" in kinds(m.text_encoder) and "LeanLora" not in kinds(m.text_encoder)
 
-def test_torch_is_left_as_it_was_found(small,monkeypatch):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG",raising=False); state = lambda: (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled(),torch.utils.deterministic.fill_uninitialized_memory)
+def test_torch_is_left_as_it_was_found(small):
+    state = lambda: (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled(),torch.utils.deterministic.fill_uninitialized_memory)
     before = state()
     with pytest.raises(KeyError),deterministic(small(),"cuda"):
         assert state()==(True,False,False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
