@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_runs import papermill
 
-from medart.benchmarks import alive_peak,allocated_peak,bench_model,bench_set,cases,continued,full_captions,measure,memory_table,one_event,one_step,quoted,shapes,timed
+from medart.benchmarks import agreement,alive_peak,allocated_peak,bench_model,bench_set,cases,continued,full_captions,measure,memory_table,one_event,one_step,quoted,shaken,shapes,timed
 from medart.hldf import draw_batch
 from medart.recipes import recipe
 
@@ -28,6 +28,7 @@ def test_the_run_notebook_times_every_case(folders,tmp_path):
     assert {f.name for f in here.iterdir()}=={"tiny-cpu.json","tiny-cpu.csv","tiny-cpu.png"}
     assert {"device","torch","date"}<=set(out) and "random" in out["weights"] and "say nothing about a GPU" in out["note"]
     assert out["complete"] and not out["left_out"] and [(x["what"],x["variant"]) for x in out["rows"]]==[(c.what,c.variant) for c in cases(R,"aot_eager")]
+    assert [(x["what"],x["same_bytes"]) for x in out["agreement"] if x["compared"]=="again"]==[("step",True),("colour loss",True)] and max(x["difference"] for x in out["agreement"])<1e-4
     assert all(x["fits"] and x["seconds"]>=x["fastest"]>0 for x in out["rows"]) and min(out["flops"].values())>0 and out["matmul_flops_per_second"]>1e8
     t = pd.DataFrame(out["rows"]); t = t[t.what=="step"]; best = t[t.whose=="plain loop"].seconds.min()/t[t.whose=="ours"].seconds.iloc[0]
     assert quoted(out)["smallest ratio"]["step"]==pytest.approx(best,abs=.006)
@@ -38,7 +39,7 @@ def test_what_was_measured_before_a_kill_is_on_disk(folders):
     while not path.exists() and run.poll() is None and time.monotonic()<end: time.sleep(.02)
     run.send_signal(signal.SIGKILL); assert run.wait()==-signal.SIGKILL
     out = json.loads(path.read_text()); names = [f"{c.what}: {c.variant}" for c in cases(R,"aot_eager")]
-    assert not out["complete"] and len(out["rows"])>=1 and out["left_out"]==names[len(out["rows"]):]
+    assert not out["complete"] and len(out["rows"])>=1 and out["left_out"]==names[len(out["rows"]):]+["colour loss: agreement"]
     assert set(quoted(out).index)<={"step","colour loss"}  # what there is can be read
 
 def test_a_case_leaves_the_model_as_it_was():
@@ -52,6 +53,12 @@ def test_a_case_that_does_not_fit_is_written_down():
     def too_much(k): raise torch.OutOfMemoryError("no room")
     model = bench_model(R); case = replace(cases(R,"aot_eager")[0],ready=lambda model,r: nullcontext(too_much))
     row = measure(case,model,2); assert row["fits"] is False and row["seconds"] is None and row["fault"]=="does not fit into memory" and json.loads(json.dumps(row))==row
+
+def test_another_gradient_does_not_agree():
+    model = shaken(bench_model(R)); whole = model.predict; calls = []
+    def drifting(zt,t,cond): calls.append(0); return whole(zt,t,cond)*(1+1e-3*len(calls))
+    model.predict = drifting
+    assert not any(x["same_bytes"] for x in agreement(model,R)) and min(x["difference"] for x in agreement(model,R))>1e-4
 
 def test_a_case_that_fails_is_written_down_too():
     def broken(k): raise RuntimeError("no such kernel\nmore about it")
