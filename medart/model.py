@@ -70,7 +70,7 @@ class Moments:
     def __getitem__(self, i): return Moments(self.mean[i],self.std[i])
     def sample(self, noise:Tensor): return self.mean+self.std*noise
 
-# %% ../nbs/06_model.ipynb #f603b8c2
+# %% ../nbs/06_model.ipynb #7b10ac14
 class Model:
     "PixArt-alpha: a transformer, an autoencoder, a T5 encoder and its tokenizer. A baseline is a child of it with other networks."
     parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora") # what is adapted, the denoiser first, and the folder of its LoRA
@@ -89,6 +89,12 @@ class Model:
     def device(self): return self.vae.device
     @property
     def dtype(self): return self.vae.dtype
+
+    def forget(self):
+        "Drop what `07_sampler` has recorded of this model: it holds for its networks as they were, where they were."
+        if vars(self).pop("graphs",None): gc.collect()
+        return self
+    def __getstate__(self): return {k:v for k,v in vars(self).items() if k!="graphs"}  # of a copy
 
 # %% ../nbs/06_model.ipynb #461ab6b9
 def put(
@@ -168,7 +174,7 @@ def predict(
                            added_cond_kwargs=dict(resolution=None,aspect_ratio=None), return_dict=False)[0]
     return out[:,:zt.shape[1]].to(zt.dtype)
 
-# %% ../nbs/06_model.ipynb #93905361
+# %% ../nbs/06_model.ipynb #f2a02bc1
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W, b, A, B, scale):
@@ -249,17 +255,6 @@ def loras(
     "The denoiser's LoRA and the text encoders'."
     (first,*rest),(image,text) = self.parts,self.targets(r)
     return ({first:lora_config(r,image,r.dora_transformer)} if r.lora_transformer else {})|({p:lora_config(r,text,r.dora_text,r.text_bits) for p in rest} if r.lora_text else {})
-
-@patch
-def forget(
-    self:Model
-) -> Model:
-    "Drop what `07_sampler` has recorded of this model: it holds for networks as they were, where they were."
-    if vars(self).pop("graphs",None): gc.collect()
-    return self
-
-@patch
-def __getstate__(self:Model): return {k:v for k,v in vars(self).items() if k!="graphs"}  # of a copy
 
 @patch
 def adapt(
