@@ -242,7 +242,7 @@ def between(a,b): # seconds from a to b, of `mark`
     b.synchronize()
     return a.elapsed_time(b)/1e3
 
-# %% ../nbs/09_hldf.ipynb #cf647005
+# %% ../nbs/09_hldf.ipynb #bb499321
 @contextmanager
 def deterministic(
     r:Recipe, # deterministic
@@ -253,6 +253,9 @@ def deterministic(
     was,fill = (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()),torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True); torch.utils.deterministic.fill_uninitialized_memory = False
     try: yield
+    except RuntimeError as e:
+        if "deterministic" not in str(e): raise
+        raise RuntimeError(f"{e}\nOr pass deterministic=False: the run may then differ a little from itself when it is stopped and continued.") from e
     finally: torch.use_deterministic_algorithms(was[0],warn_only=was[1]); torch.utils.deterministic.fill_uninitialized_memory = fill
 
 # %% ../nbs/09_hldf.ipynb #3539c923

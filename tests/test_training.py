@@ -255,5 +255,8 @@ def test_torch_is_left_as_it_was_found(small):
         assert state()==(True,False,False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
         raise KeyError
     assert state()==before
+    with pytest.raises(RuntimeError,match="deterministic=False"),deterministic(small(),"cuda"): raise RuntimeError("some_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'.")
+    with pytest.raises(RuntimeError,match="^another$"),deterministic(small(),"cuda"): raise RuntimeError("another")
+    assert state()==before
     for r,device in ((small(),"cpu"),(small(deterministic=False),"cuda")):
         with deterministic(r,device): assert state()==before
