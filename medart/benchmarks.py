@@ -11,12 +11,12 @@ __all__ = ['VAE_512', 'ABAR', 'configs', 'bench_model', 'shaken', 'bench_set', '
            'alive_peak', 'quiet', 'allocated_peak', 'memory_check', 'chain_alone', 'one_pass', 'text_alone',
            'encode_images', 'weight_bytes', 'memory_table', 'memory_figure']
 
-# %% ../nbs/17_benchmarks.ipynb #9b69693a
+# %% ../nbs/17_benchmarks.ipynb #e2d940ed
 import gc,json,os,platform,time,weakref
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,replace
 from datetime import datetime,timezone
-from functools import partial
+from functools import cache,partial
 from pathlib import Path
 from statistics import median
 from typing import Callable
@@ -43,7 +43,7 @@ from .hldf import Batch,TrainingSet,between,color_gradients,compile_blocks,deter
 from .losses import channel_stats
 from .model import PIXART_512,T5_XXL,Cond,LeanLora,Model,Moments,cat_cond,put,vae_batch
 from .recipes import Recipe,locate,recipe
-from .sampler import checkpointing,graphs,guided,recomputing
+from .sampler import checkpointing,guided,instead,recomputing
 
 # %% ../nbs/17_benchmarks.ipynb #ee8d06ce
 VAE_512 = dict(in_channels=3, out_channels=3, latent_channels=4, down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4, block_out_channels=(128,256,512,512), layers_per_block=2,
@@ -94,7 +94,7 @@ def bench_set(
     if r.crop=="center": ts.moments = Moments(*(torch.zeros((images,*model.latent_shape),dtype=model.dtype,device=model.device)+v for v in (0.,1.)))
     return ts
 
-# %% ../nbs/17_benchmarks.ipynb #16bb25d0
+# %% ../nbs/17_benchmarks.ipynb #35bb1c4f
 def count_flops(
     run # function of nothing
 ) -> float: # floating-point operations of all matrix products and convolutions in it
@@ -106,12 +106,9 @@ def one_step(model:Model, r:Recipe, b:Batch):
     "The gradients of an ordinary step."
     return diffusion_gradients(model,r,b,list(model.trainable().values()))
 
-@contextmanager
 def known_times(model):
     "Inside, a model without numbers still has the noise schedule's, from which the solver takes its steps."
-    was,model.abar = model.abar,ABAR if model.abar.is_meta else model.abar
-    try: yield
-    finally: model.abar = was
+    return instead(model,abar=ABAR if model.abar.is_meta else model.abar)
 
 def one_event(model:Model, r:Recipe, b:Batch):
     "The gradients of a colour loss."
@@ -258,24 +255,18 @@ def our_painting(model:Model, r:Recipe):
     try: yield lambda k: paint_block(model,r,both)
     finally: model.text_encoder.to(where)
 
-# %% ../nbs/17_benchmarks.ipynb #b951abf8
-@contextmanager
+# %% ../nbs/17_benchmarks.ipynb #e4acd7f1
 def two_passes(model, r=None, b=None):
     "Inside, the two halves of guidance go through the transformer one after the other."
     whole = model.predict
     def halves(zt,t,cond): return torch.cat([whole(z,s,c) for z,s,c in zip(zt.chunk(2),t.expand(len(zt)).chunk(2),(cond[:len(zt)//2],cond[len(zt)//2:]))])
-    model.predict = halves
-    try: yield
-    finally: del model.predict
+    return instead(model,predict=halves)
 
-@contextmanager
 def t5_each_step(model, r, b):
     "Inside, each step of the solver encodes the captions anew, and its gradient goes through T5 anew."
     whole = model.predict
     def anew(zt,t,cond): return whole(zt,t,model.encode_text([""]*len(b.texts)+list(b.texts),raw=not r.lowercase))
-    model.predict = anew
-    try: yield
-    finally: del model.predict
+    return instead(model,predict=anew)
 
 @contextmanager
 def compiled(model, backend):
@@ -337,7 +328,7 @@ def agreement(
     model.forget()
     return rows
 
-# %% ../nbs/17_benchmarks.ipynb #ac4d56cf
+# %% ../nbs/17_benchmarks.ipynb #7390aff1
 def measure(
     case:Case,    # what to time
     model:Model,  # trained on noise, so of no use afterwards
@@ -349,7 +340,7 @@ def measure(
         with case.ready(model,case.r) as run: t = timed(run,model.device,max(2,repeats//4) if slow else repeats,1 if slow else 2)
     except torch.OutOfMemoryError: fault = "does not fit into memory"
     except RuntimeError as e: fault = f"{type(e).__name__}: {e}".splitlines()[0]  # on to the next: time on a GPU is short
-    graphs(model).clear()
+    model.forget()
     if model.device.type=="cuda": gc.collect(); torch.cuda.empty_cache()
     s,settings = t and t["seconds"],None if isinstance(case.ready,partial) else ", ".join(f"{k}={v}" for k,v in case.changes.items())  # None: it takes more than settings
     return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,seconds=s and median(s),fastest=s and min(s),
@@ -516,19 +507,22 @@ def memory_check(
     d = pd.DataFrame(rows).T
     return d.assign(ratio=d.computed/d.measured).round(3).rename(columns=lambda c: c if c=="ratio" else f"{c}, MB")
 
-# %% ../nbs/17_benchmarks.ipynb #4bf69bf4
-def chain_alone(model:Model, r:Recipe, b:Batch):
-    "The first part of a colour loss with `offload`: T5 is away."
+# %% ../nbs/17_benchmarks.ipynb #92be9fb5
+def _apart(model,r,b): # captions without their way through T5, and what then gets a gradient
     with torch.no_grad(): c = hldf_cond(model,r,b)
     c = replace(c,emb=c.emb.detach().requires_grad_())
-    with known_times(model): return torch.autograd.grad(hldf_loss(model,r,b,c),[c.emb,*(p for p in model.transformer.parameters() if p.requires_grad)])
+    return c,[c.emb,*(p for p in model.transformer.parameters() if p.requires_grad)]
+
+def chain_alone(model:Model, r:Recipe, b:Batch):
+    "The first part of a colour loss with `offload`: T5 is away."
+    c,params = _apart(model,r,b)
+    with known_times(model): return torch.autograd.grad(hldf_loss(model,r,b,c),params)
 
 def one_pass(model:Model, r:Recipe, b:Batch):
     "One solver step of a colour loss with `cuda_graphs`, computed once more and gone back through."
-    with torch.no_grad(): c = hldf_cond(model,r,b)
-    c = replace(c,emb=c.emb.detach().requires_grad_())
+    c,params = _apart(model,r,b)
     with recomputing(model): out = guided(model,b.noise,b.t[0],cat_cond(c[-1:].expand(len(b.texts)),c[:-1]),r.guidance)
-    return torch.autograd.grad(out.sum(),[c.emb,*(p for p in model.transformer.parameters() if p.requires_grad)])
+    return torch.autograd.grad(out.sum(),params)
 
 def text_alone(model:Model, r:Recipe, b:Batch):
     "The second part: T5's share of the gradient."
@@ -548,26 +542,29 @@ def weight_bytes(
     small = {id(m.weight) for n,m in net.named_modules() if isinstance(m,torch.nn.Linear) and not m.weight.requires_grad and "wo" not in n.split(".")} if bits<16 else ()
     return sum(p.numel()*({8:1,4:.5+4/64}[bits] if id(p) in small else p.element_size()) for p in net.parameters())
 
-# %% ../nbs/17_benchmarks.ipynb #c85cc529
+# %% ../nbs/17_benchmarks.ipynb #4588908b
 def memory_table(
     r:Recipe=None, # of full size unless given
     out:dict=None  # of `benchmark` on a GPU, if there is one
 ) -> pd.DataFrame: # GB
     "What each setting needs, computed; beside it what was measured."
-    r = replace(r or recipe("skin",scale="paper",batch_size=1,interval=0),cuda_graphs=False); model = bench_model(r,"meta"); every = {bits:shapes(replace(r,text_bits=bits)) for bits in (16,4)}; models = every[16]
+    r = replace(r or recipe("skin",scale="paper",batch_size=1,interval=0),cuda_graphs=False)
+    model,models,few = bench_model(r,"meta"),shapes(r),shapes(replace(r,text_bits=4))  # beside few bits T5's LoRAs are PEFT's
     lora = sum(p.numel()*p.element_size() for p in model.trainable().values()); rest,text = weight_bytes(model.transformer)+weight_bytes(model.vae),partial(weight_bytes,model.text_encoder)
-    alive,steps = lambda run,bits=16,**kw: continued(alive_peak,run,replace(r,**kw),every[16 if bits==16 else 4],run in (one_event,chain_alone)),r.solver_steps
-    rows = []
-    def row(what,settings,bits,made,weights=rest,optimizer=2*lora): rows.append(dict(what=what,settings=", ".join(filter(None,(settings,f"text_bits={bits}" if 0<bits<16 else ""))),weights=weights+(text(bits) if bits else 0),optimizer=optimizer,made=made))
+    rows,steps = [],r.solver_steps
+    @cache
+    def alive(run, beside_few=False, **kw): return continued(alive_peak,run,replace(r,**kw),few if beside_few else models,run in (one_event,chain_alone))
+    def row(what, settings, bits, made, optimizer=2*lora):  # bits of T5, 0 where it is away
+        rows.append(dict(what=what,settings=", ".join(filter(None,(settings,f"text_bits={bits}" if 0<bits<16 else ""))),weights=rest+(text(bits) if bits else 0),optimizer=optimizer,made=made))
     for settings,kw in (("",{}),("checkpoint_all=True",dict(checkpoint_all=True))):
-        for bits in (16,8,4): row("step",settings,bits,alive(one_step,bits,**kw)())
+        for bits in (16,8,4): row("step",settings,bits,alive(one_step,bits<16,**kw)())
     b = draw_batch(models[2,2],r,full_captions(bench_set(models[2,2],r)),0); decoder = alive_peak(lambda: one_event(models[2,2],replace(r,cuda_graphs=True,solver_steps=2,backprop_last_k=0),b))
     row("colour loss","",16,lora+decoder+max(alive(one_step)(),alive(one_pass)()))  # what recordings use is set aside for them
     for settings,kw in (("cuda_graphs=False",dict(checkpointing=True)),("checkpoint_all=True",dict(checkpoint_all=True)),("cuda_graphs=False, checkpointing=False",dict(checkpointing=False))):
         row("colour loss",settings,16,lora+alive(one_event,**kw)(steps))
-    for settings,kw in (("",dict(checkpointing=True)),("checkpoint_all=True",dict(checkpoint_all=True))): row("colour loss",settings,4,lora+alive(one_event,4,**kw)(steps))
-    first,second = (lora+alive(chain_alone,checkpointing=True)(steps),0),(2*lora+alive(text_alone)(),16); made,bits = max(first,second,key=lambda x: x[0]+(text() if x[1] else 0))
-    row("colour loss","offload=True",bits,made)
+    for settings,kw in (("",dict(checkpointing=True)),("checkpoint_all=True",dict(checkpoint_all=True))): row("colour loss",settings,4,lora+alive(one_event,True,**kw)(steps))
+    parts = (0,lora+alive(chain_alone,checkpointing=True)(steps)),(16,2*lora+alive(text_alone)())
+    row("colour loss","offload=True",*max(parts,key=lambda x: x[1]+(text() if x[0] else 0)))
     small = models[2,2]; both = encode_captions(small,r)  # without a gradient a block is forgotten when the next begins: two are as good as all
     row("encoding images","",16,alive_peak(lambda: encode_images(small,r)),optimizer=0)
     row("encoding captions","",16,alive_peak(lambda: encode_captions(small,r)),optimizer=0)

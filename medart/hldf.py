@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'min_snr_weight', 'diffusion_loss',
-           'recorded', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across', 'mark', 'between',
-           'deterministic', 'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits', 'checkpoint_files',
-           'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'Log', 'read_log', 'shown', 'stop_signals',
-           'Votes', 'sample_grid', 'Window', 'total_steps', 'finished', 'train', 'peak_memory', 'launch', 'main',
-           'read_losses', 'loss_figure', 'run_summary']
+           'in_the_way', 'recorded', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across',
+           'mark', 'between', 'deterministic', 'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits',
+           'checkpoint_files', 'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'Log', 'read_log', 'shown',
+           'stop_signals', 'Votes', 'sample_grid', 'Window', 'total_steps', 'finished', 'train', 'peak_memory',
+           'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
 
 # %% ../nbs/09_hldf.ipynb #dd164d0c
 import hashlib,json,os,resource,shutil,signal,threading,time
@@ -146,13 +146,20 @@ def diffusion_loss(
     w = min_snr_weight(abar,r.min_snr,v).sqrt().to(out.dtype)[:,None,None,None]
     return latent_loss(w*target,w*out)
 
-# %% ../nbs/09_hldf.ipynb #61965024
+# %% ../nbs/09_hldf.ipynb #6576bcec
+def in_the_way(
+    r:Recipe,    # settings
+    event=False  # of a colour loss? T5's dropout is off there
+) -> list:       # of them, as one would write them
+    "What keeps a step from being recorded: it must do the same operations in the same places each time."
+    return [f"{k}={getattr(r,k)}" for k,on in dict(offload=r.offload and r.lora_text,checkpoint_all=r.checkpoint_all,t5_dropout=r.t5_dropout and not event,text_bits=r.text_bits<16).items() if on]
+
 def recorded(
-    r:Recipe,    # cuda_graphs, and what speaks against it
-    event=False  # a colour loss? T5's dropout is off there
+    r:Recipe,    # cuda_graphs, and what is in its way
+    event=False  # a colour loss?
 ) -> bool:
-    "Is a step recorded, where there is a GPU? It must do the same operations in the same places each time."
-    return r.cuda_graphs and not (r.offload and r.lora_text or r.checkpoint_all or r.text_bits<16 or r.t5_dropout and not event)
+    "Is a step recorded, where there is a GPU?"
+    return r.cuda_graphs and not in_the_way(r,event)
 
 def diffusion_gradients(
     model:Model,  # the four verbs
@@ -514,7 +521,7 @@ def finished(
     f = run_dir(r)/"done.json"; done = json.loads(f.read_text()) if f.exists() else {}
     return (done.get("hash"),done.get("captions"))==(recipe_hash(r),captions)
 
-# %% ../nbs/09_hldf.ipynb #055aca16
+# %% ../nbs/09_hldf.ipynb #4280964a
 def train(
     r:Recipe,           # everything
     stop_after:int=None # stop early after so many steps done, with a checkpoint
@@ -526,8 +533,7 @@ def train(
     with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
     if finished(r,key): print(f"{out} is complete."); return out
     if main: _writable(out); _sweep(out/"checkpoints")
-    plain = [f"{k}={getattr(r,k)}" for k in ("offload","checkpoint_all","t5_dropout","text_bits") if getattr(r,k) not in (False,16)]
-    if main and acc.device.type=="cuda" and r.cuda_graphs and not recorded(r): print(f"With {', '.join(plain)} steps are not recorded as CUDA graphs but launched one by one: several times slower.")
+    if main and acc.device.type=="cuda" and r.cuda_graphs and (why := in_the_way(r)): print(f"With {', '.join(why)} steps are not recorded as CUDA graphs but launched one by one: several times slower.")
     model = load_model(r,device=acc.device); ts,opt = training_set(model,r,s),make_optimizer(model,r)
     if r.compile: compile_blocks(model)
     start,log = load_checkpoint(out/"checkpoints",model,opt,r,key); acc.wait_for_everyone()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIVE', 'Schedule', 'schedule', 'dpmpp_step', 'guided', 'clean', 'sample', 'checkpointing', 'unwrapped', 'count_calls',
-           'capture', 'Graphed', 'graphs', 'Recomputed', 'recomputing']
+           'capture', 'Graphed', 'graphs', 'Recomputed', 'instead', 'recomputing']
 
 # %% ../nbs/07_sampler.ipynb #44c35631
 from contextlib import contextmanager
@@ -219,13 +219,25 @@ class _Recomputed(torch.autograd.Function):
 
 def _floats(xs): return [x for x in xs if x.is_floating_point()]
 
-# %% ../nbs/07_sampler.ipynb #4d577980
+# %% ../nbs/07_sampler.ipynb #f3a8726c
+@contextmanager
+def instead(
+    model:Model, # whose attributes
+    **new        # by name
+):
+    "Inside, a model has other functions or tensors in place of its own."
+    was = {k:vars(model)[k] for k in new if k in vars(model)}
+    vars(model).update(new)
+    try: yield
+    finally:
+        for k in new: del vars(model)[k]
+        vars(model).update(was)
+
 @contextmanager
 def recomputing(
     model:Model # its `predict` and `read`
 ):
     "Inside, every pass of the transformer, and of T5, is made once more when the gradient comes back."
-    was = {k:f for k,f in vars(model).items() if k in ("predict","read")}
     def again(name, nets, call):
         f,params = getattr(model,name),[p for n in nets for p in n.parameters() if p.requires_grad]
         def run(*xs):
@@ -233,10 +245,8 @@ def recomputing(
         return graphs(model).setdefault((name,f,*map(id,params)),Recomputed(run,params))
     predict = again("predict",[model.denoiser],lambda f,zt,t,*c: [f(zt,t,Cond.of(c))])
     read = again("read",model.text_encoders,lambda f,*tokens: f(*tokens).tensors())
-    model.predict = lambda zt,t,cond: predict(zt,t.expand(len(zt)),*cond.tensors())[0]
-    if read.params: model.read = lambda *tokens: Cond.of(read(*tokens))
-    try: yield
-    finally:
-        predict.weights = read.weights = None
-        for k in ("predict","read"): vars(model).pop(k,None)
-        vars(model).update(was)
+    new = dict(predict=lambda zt,t,cond: predict(zt,t.expand(len(zt)),*cond.tensors())[0])
+    if read.params: new["read"] = lambda *tokens: Cond.of(read(*tokens))
+    with instead(model,**new):
+        try: yield
+        finally: predict.weights = read.weights = None
