@@ -46,7 +46,7 @@ demo: $(READY)
 	@find outputs/skin-tiny/captions outputs/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
 
 test: $(READY)
-	$(IN_VENV) ruff check --output-format=concise medart tests tools setup.py
+	$(IN_VENV) ruff check --output-format=concise nbs medart tests tools setup.py
 	$(IN_VENV) pytest -n auto --maxprocesses 4
 
 notebooks: $(READY)

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL,DiTTransformer2DModel,DPMSolverMultistepScheduler,HunyuanDiTPipeline,StableDiffusionPipeline,StableDiffusionXLPipeline
+from diffusers import (AutoencoderKL,DiTTransformer2DModel,DPMSolverMultistepScheduler,HunyuanDiTPipeline,
+                       StableDiffusionPipeline,StableDiffusionXLPipeline)
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
@@ -28,6 +29,7 @@ ATTENTION = ("to_q","to_k","to_v","to_out.0")
 CLIP_ATTENTION = ("q_proj","k_proj","v_proj","out_proj")
 "Modules of a CLIP text encoder that get one."
 
+# %% ../nbs/13_baselines.ipynb #4e9258a0
 def latents_of(
     vae,     # AutoencoderKL
     size:int # pixels a side
@@ -36,12 +38,14 @@ def latents_of(
     n = size//2**(len(vae.config.block_out_channels)-1)
     return vae.config.latent_channels,n,n
 
+# %% ../nbs/13_baselines.ipynb #74a2f57f
 class Baseline(Model):
     "A diffusers pipeline behind the four verbs: one that reads with CLIP or its kin."
     pipeline = None # diffusers class
     def __init__(self, pipe, r:Recipe):
         for p in self.parts: setattr(self,p,getattr(pipe,p))
-        self.vae,self.tokenizers = pipe.vae,[t for n in ("tokenizer","tokenizer_2") if (t := getattr(pipe,n,None)) is not None]
+        self.vae,self.tokenizers = pipe.vae,[t for n in ("tokenizer","tokenizer_2")
+                                             if (t := getattr(pipe,n,None)) is not None]
         self.abar,self.size,self.latent_shape = pipe.scheduler.alphas_cumprod.double(),r.size,latents_of(self.vae,r.size)
 
     @classmethod
@@ -52,7 +56,8 @@ class Baseline(Model):
     def targets(self, r:Recipe): return ATTENTION,CLIP_ATTENTION
 
     def ids(self, texts, i=0, length=None, raw=False): # n captions -> token numbers and mask, (n,length)
-        tok = self.tokenizers[i](texts if raw else [t.lower().strip() for t in texts],padding="max_length",max_length=length or self.tokenizers[i].model_max_length,truncation=True,return_tensors="pt")
+        tok = self.tokenizers[i](texts if raw else [t.lower().strip() for t in texts],padding="max_length",
+                                 max_length=length or self.tokenizers[i].model_max_length,truncation=True,return_tensors="pt")
         return put(tok.input_ids,self.device),put(tok.attention_mask,self.device)
 
 # %% ../nbs/13_baselines.ipynb #ca4629bd
@@ -66,18 +71,24 @@ class StableDiffusion(Baseline):
     def read(self, ids, mask): return Cond(self.text_encoder(input_ids=ids)[0],torch.ones_like(mask))
 
     def predict(self, zt, t, cond):
-        return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),return_dict=False)[0].to(zt.dtype)
+        return self.unet(zt.to(self.dtype),t.expand(len(zt)),
+                         encoder_hidden_states=cond.emb.to(self.dtype),return_dict=False)[0].to(zt.dtype)
 
     def save(self, folder):
         "As every model, and once more in one file that `pipe.load_lora_weights(folder)` reads."
         nets = {p:getattr(self,p) for p in self.parts if isinstance(getattr(self,p),PeftModel)}
-        layers = {f"{p}.{k.removeprefix('base_model.model.')}":v.detach().cpu().contiguous() for p,n in nets.items() for k,v in get_peft_model_state_dict(n).items()}
+        layers = {f"{p}.{k.removeprefix('base_model.model.')}":v.detach().cpu().contiguous()
+                  for p,n in nets.items() for k,v in get_peft_model_state_dict(n).items()}
         about = {f"{p}.{k}":v for p,n in nets.items() for k,v in _plain(n.peft_config["default"].to_dict()).items()}
-        if layers: write_atomic(Path(folder)/"pytorch_lora_weights.safetensors",save(layers,dict(lora_adapter_metadata=json.dumps(about,sort_keys=True))))
+        if layers:
+            write_atomic(Path(folder)/"pytorch_lora_weights.safetensors",
+                         save(layers,dict(lora_adapter_metadata=json.dumps(about,sort_keys=True))))
         return super().save(folder)
 
+# %% ../nbs/13_baselines.ipynb #c18e08d5
 def _plain(config): # what of a LoRA's description is the same wherever it was trained
-    return {k:sorted(v) if isinstance(v,set) else v for k,v in config.items() if k in ("r","lora_alpha","lora_dropout","target_modules","use_dora","init_lora_weights","layers_to_transform")}
+    return {k:sorted(v) if isinstance(v,set) else v for k,v in config.items()
+            if k in ("r","lora_alpha","lora_dropout","target_modules","use_dora","init_lora_weights","layers_to_transform")}
 
 # %% ../nbs/13_baselines.ipynb #42272557
 class SDXL(StableDiffusion):
@@ -87,11 +98,13 @@ class SDXL(StableDiffusion):
 
     def loras(self, r:Recipe):
         made = super().loras(r)
-        if "text_encoder" in made: made["text_encoder"].layers_to_transform = list(range(self.text_encoder.config.num_hidden_layers-1)) # the last layer's states are not looked at
+        if "text_encoder" in made: # the last layer's states are not looked at
+            made["text_encoder"].layers_to_transform = list(range(self.text_encoder.config.num_hidden_layers-1))
         return made
 
     def tokens(self, texts, raw=False):
-        return *(self.ids(texts,i,raw=raw)[0] for i in (0,1)),put(torch.tensor([[float(bool(t.strip()))] for t in texts]),self.device).to(self.dtype)
+        return (*(self.ids(texts,i,raw=raw)[0] for i in (0,1)),
+                put(torch.tensor([[float(bool(t.strip()))] for t in texts]),self.device).to(self.dtype))
 
     def read(self, ids, ids_2, some): # 0 for an empty caption, else 1, (n,1)
         seen = [enc(input_ids=x,output_hidden_states=True) for enc,x in zip(self.text_encoders,(ids,ids_2))]
@@ -100,7 +113,8 @@ class SDXL(StableDiffusion):
     def predict(self, zt, t, cond):
         sizes = torch.full((len(zt),6),float(self.size),device=zt.device,dtype=self.dtype); sizes[:,2:4] = 0
         more = dict(text_embeds=cond.pooled.to(self.dtype),time_ids=sizes)
-        return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),added_cond_kwargs=more,return_dict=False)[0].to(zt.dtype)
+        return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),
+                         added_cond_kwargs=more,return_dict=False)[0].to(zt.dtype)
 
 # %% ../nbs/13_baselines.ipynb #27f185ad
 class HunyuanDiT(Baseline):
@@ -109,7 +123,8 @@ class HunyuanDiT(Baseline):
     pipeline,predicts = HunyuanDiTPipeline,"v"
 
     def __init__(self, pipe, r:Recipe):
-        super().__init__(pipe,r); c = self.transformer.config; n,base = self.latent_shape[-1]//c.patch_size,64//c.patch_size
+        super().__init__(pipe,r); c = self.transformer.config
+        n,base = self.latent_shape[-1]//c.patch_size,64//c.patch_size
         self.rotary = get_2d_rotary_pos_embed(c.attention_head_dim,((0,0),(base,base)),(n,n),output_type="pt")
 
     def to(self, where):
@@ -117,7 +132,8 @@ class HunyuanDiT(Baseline):
         return super().to(where)
 
     def loras(self, r:Recipe):
-        if r.lora_text: raise ValueError("lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in the paper. Pass lora_text=False.")
+        if r.lora_text: raise ValueError("lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in the paper. "
+                                         "Pass lora_text=False.")
         return super().loras(r)
 
     def tokens(self, texts, raw=False):
@@ -125,13 +141,15 @@ class HunyuanDiT(Baseline):
         return *self.ids(texts,0,c.text_len,raw),*self.ids(texts,1,c.text_len_t5,raw)
 
     def read(self, ids, mask, ids_2, mask_2):
-        first,second = (Cond(enc(input_ids=i,attention_mask=m)[0],m) for enc,i,m in zip(self.text_encoders,(ids,ids_2),(mask,mask_2)))
+        first,second = (Cond(enc(input_ids=i,attention_mask=m)[0],m)
+                        for enc,i,m in zip(self.text_encoders,(ids,ids_2),(mask,mask_2)))
         return Cond(first.emb,first.mask,other=second)
 
     def predict(self, zt, t, cond):
-        n,d = len(zt),self.dtype; sizes = torch.full((n,6),float(self.size),device=zt.device,dtype=d); sizes[:,4:] = 0
-        out = self.transformer(zt.to(d),t.expand(n).to(d),cond.emb.to(d),cond.mask,cond.other.emb.to(d),cond.other.mask,sizes,torch.zeros(n,dtype=torch.long,device=zt.device),
-                               self.rotary,return_dict=False)[0]
+        n,d = len(zt),self.dtype
+        sizes = torch.full((n,6),float(self.size),device=zt.device,dtype=d); sizes[:,4:] = 0
+        out = self.transformer(zt.to(d),t.expand(n).to(d),cond.emb.to(d),cond.mask,cond.other.emb.to(d),cond.other.mask,
+                               sizes,torch.zeros(n,dtype=torch.long,device=zt.device),self.rotary,return_dict=False)[0]
         return out[:,:zt.shape[1]].to(zt.dtype)
 
 # %% ../nbs/13_baselines.ipynb #4a75d6a2
@@ -141,36 +159,48 @@ class FastDiT(Model):
 
     def __init__(self, vae, abar, r:Recipe):
         self.vae,self.abar,self.latent_shape = vae,abar,latents_of(vae,r.size)
-        self.classes = [category(c).lower() for c in dataset_of(r).counts] or sorted({category(c).lower() for c in load_split(r,"train").classes})
+        self.classes = [category(c).lower() for c in dataset_of(r).counts] \
+            or sorted({category(c).lower() for c in load_split(r,"train").classes})
         with torch.random.fork_rng():
             torch.manual_seed(seed_of(r.seed,"fast-dit"))
-            self.transformer = DiTTransformer2DModel(num_attention_heads=r.dit_heads,attention_head_dim=64,num_layers=r.dit_layers,in_channels=4,out_channels=8,sample_size=self.latent_shape[-1],
-                                                     patch_size=max(1,self.latent_shape[-1]//8),num_embeds_ada_norm=len(self.classes))
+            self.transformer = DiTTransformer2DModel(
+                num_attention_heads=r.dit_heads,attention_head_dim=64,num_layers=r.dit_layers,in_channels=4,out_channels=8,
+                sample_size=self.latent_shape[-1],patch_size=max(1,self.latent_shape[-1]//8),
+                num_embeds_ada_norm=len(self.classes))
 
     @classmethod
     def from_weights(cls, r:Recipe, device="cpu"):
         base = locate(r.model)
-        return cls(AutoencoderKL.from_pretrained(base,subfolder="vae",dtype=getattr(torch,r.dtype)), DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler").alphas_cumprod.double(), r)
+        return cls(AutoencoderKL.from_pretrained(base,subfolder="vae",dtype=getattr(torch,r.dtype)),
+                   DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler").alphas_cumprod.double(), r)
 
-    def adapt(self, r:Recipe): self.vae.requires_grad_(False).eval(); self.transformer.requires_grad_(True).eval(); return self
+    def adapt(self, r:Recipe):
+        self.vae.requires_grad_(False).eval(); self.transformer.requires_grad_(True).eval()
+        return self
 
     def tokens(self, texts, raw=False):
         names = [t.lower().strip() for t in texts]; lost = next((t for t in names if t and t not in self.classes),None)
-        if lost is not None: raise ValueError(f"Fast-DiT paints classes, not captions: {lost!r} is none of {', '.join(self.classes)}. Use captions=class.")
+        if lost is not None: raise ValueError(f"Fast-DiT paints classes, not captions: {lost!r} is none of "
+                                              f"{', '.join(self.classes)}. Use captions=class.")
         return put(torch.tensor([self.classes.index(t) if t else len(self.classes) for t in names]),self.device)[:,None],
 
     def read(self, labels): return Cond(labels[...,None],torch.ones_like(labels))
 
     def predict(self, zt, t, cond):
         with torch.autocast(zt.device.type,self.dtype,enabled=self.dtype==torch.bfloat16):
-            out = self.transformer(zt.to(torch.promote_types(self.dtype,torch.float32)),t.expand(len(zt)),cond.emb[:,0,0],return_dict=False)[0]
+            out = self.transformer(zt.to(torch.promote_types(self.dtype,torch.float32)),t.expand(len(zt)),cond.emb[:,0,0],
+                                   return_dict=False)[0]
         return out[:,:zt.shape[1]].to(zt.dtype)
 
     def save(self, folder): self.transformer.save_pretrained(Path(folder)/"transformer"); return Path(folder)
 
     def load(self, folder, trainable=False):
-        if not (Path(folder)/"transformer/config.json").exists(): raise FileNotFoundError(f"No transformer in {folder}. Train first: papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin")
-        self.transformer = DiTTransformer2DModel.from_pretrained(Path(folder)/"transformer").to(self.device).requires_grad_(trainable).eval(); self.vae.requires_grad_(False).eval()
+        if not (Path(folder)/"transformer/config.json").exists():
+            raise FileNotFoundError(f"No transformer in {folder}. Train first: "
+                                    "papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin")
+        self.transformer = DiTTransformer2DModel.from_pretrained(Path(folder)/"transformer").to(self.device)\
+            .requires_grad_(trainable).eval()
+        self.vae.requires_grad_(False).eval()
         return self
 
 # %% ../nbs/13_baselines.ipynb #95775ea2
@@ -181,42 +211,65 @@ def random_pipeline(
 ) -> Path:
     "A pipeline of a family's kind, small and untrained, for 64-pixel images."
     from diffusers import DDPMScheduler,HunyuanDiT2DModel,UNet2DConditionModel
-    from transformers import AutoTokenizer,BertConfig,BertModel,BertTokenizer,CLIPTextConfig,CLIPTextModel,CLIPTextModelWithProjection,T5EncoderModel
+    from transformers import (AutoTokenizer,BertConfig,BertModel,BertTokenizer,
+                              CLIPTextConfig,CLIPTextModel,CLIPTextModelWithProjection,T5EncoderModel)
     pixart = locate("data/tiny/pixart")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",)*4,up_block_types=("UpDecoderBlock2D",)*4,block_out_channels=(8,16,16,16),norm_num_groups=4,latent_channels=4,sample_size=64)
+        vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",)*4,up_block_types=("UpDecoderBlock2D",)*4,
+                            block_out_channels=(8,16,16,16),norm_num_groups=4,latent_channels=4,sample_size=64)
         if family=="sdxl":
             tok = AutoTokenizer.from_pretrained(locate("data/tiny/sd"),subfolder="tokenizer")
-            clip = lambda kind,width: kind(CLIPTextConfig(vocab_size=len(tok),hidden_size=width,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,projection_dim=width,eos_token_id=tok.eos_token_id,pad_token_id=tok.pad_token_id))
-            unet = UNet2DConditionModel(sample_size=8,block_out_channels=(16,32),layers_per_block=1,norm_num_groups=8,down_block_types=("DownBlock2D","CrossAttnDownBlock2D"),up_block_types=("CrossAttnUpBlock2D","UpBlock2D"),
-                                        cross_attention_dim=32+48,attention_head_dim=(2,4),transformer_layers_per_block=(1,2),use_linear_projection=True,addition_embed_type="text_time",addition_time_embed_dim=8,projection_class_embeddings_input_dim=48+6*8)
+            clip = lambda kind,width: kind(CLIPTextConfig(
+                vocab_size=len(tok),hidden_size=width,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,
+                projection_dim=width,eos_token_id=tok.eos_token_id,pad_token_id=tok.pad_token_id))
+            unet = UNet2DConditionModel(
+                sample_size=8,block_out_channels=(16,32),layers_per_block=1,norm_num_groups=8,
+                down_block_types=("DownBlock2D","CrossAttnDownBlock2D"),up_block_types=("CrossAttnUpBlock2D","UpBlock2D"),
+                cross_attention_dim=32+48,attention_head_dim=(2,4),transformer_layers_per_block=(1,2),use_linear_projection=True,
+                addition_embed_type="text_time",addition_time_embed_dim=8,projection_class_embeddings_input_dim=48+6*8)
             schedule = DDPMScheduler(beta_schedule="scaled_linear",beta_start=.00085,beta_end=.012)
             pipe = StableDiffusionXLPipeline(vae,clip(CLIPTextModel,32),clip(CLIPTextModelWithProjection,48),tok,tok,unet,schedule)
         elif family=="hunyuan":
-            t5 = T5EncoderModel.from_pretrained(pixart,subfolder="text_encoder",dtype=torch.float32); words = [w.lstrip("▁") for w in AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer").get_vocab() if w.startswith("▁") and len(w)>1]
+            t5 = T5EncoderModel.from_pretrained(pixart,subfolder="text_encoder",dtype=torch.float32)
+            words = [w.lstrip("▁") for w in AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer").get_vocab()
+                     if w.startswith("▁") and len(w)>1]
             tok = BertTokenizer(vocab={w:i for i,w in enumerate(["[PAD]","[UNK]","[CLS]","[SEP]","[MASK]",*sorted(words)])})
-            bert = BertModel(BertConfig(vocab_size=len(tok),hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64))
-            dit = HunyuanDiT2DModel(num_attention_heads=2,attention_head_dim=16,hidden_size=32,in_channels=4,patch_size=2,sample_size=8,num_layers=4,cross_attention_dim=32,cross_attention_dim_t5=t5.config.d_model,
-                                    pooled_projection_dim=32,text_len=77,text_len_t5=256,use_style_cond_and_image_meta_size=False)
-            schedule = DDPMScheduler(beta_schedule="scaled_linear",beta_start=.00085,beta_end=.018,prediction_type="v_prediction")
-            pipe = HunyuanDiTPipeline(vae,bert,tok,dit,schedule,None,None,False,t5,AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer"))
+            bert = BertModel(BertConfig(vocab_size=len(tok),hidden_size=32,num_hidden_layers=2,num_attention_heads=2,
+                                        intermediate_size=64))
+            dit = HunyuanDiT2DModel(
+                num_attention_heads=2,attention_head_dim=16,hidden_size=32,in_channels=4,patch_size=2,sample_size=8,num_layers=4,
+                cross_attention_dim=32,cross_attention_dim_t5=t5.config.d_model,pooled_projection_dim=32,
+                text_len=77,text_len_t5=256,use_style_cond_and_image_meta_size=False)
+            schedule = DDPMScheduler(beta_schedule="scaled_linear",beta_start=.00085,beta_end=.018,
+                                     prediction_type="v_prediction")
+            pipe = HunyuanDiTPipeline(vae,bert,tok,dit,schedule,None,None,False,t5,
+                                      AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer"))
         else: raise ValueError(f"family {family!r} has trained small weights or none of this kind. Choose sdxl or hunyuan.")
         pipe.save_pretrained(folder)
     return Path(folder)
 
 # %% ../nbs/13_baselines.ipynb #8a113d52
-CLIP_L = dict(vocab_size=49408,hidden_size=768,intermediate_size=3072,num_hidden_layers=12,num_attention_heads=12,projection_dim=768,hidden_act="quick_gelu")
+CLIP_L = dict(vocab_size=49408,hidden_size=768,intermediate_size=3072,num_hidden_layers=12,num_attention_heads=12,
+              projection_dim=768,hidden_act="quick_gelu")
 "CLIP ViT-L/14's text encoder: Stable Diffusion 1 and SDXL read with it."
-CLIP_G = dict(vocab_size=49408,hidden_size=1280,intermediate_size=5120,num_hidden_layers=32,num_attention_heads=20,projection_dim=1280,hidden_act="gelu")
+CLIP_G = dict(vocab_size=49408,hidden_size=1280,intermediate_size=5120,num_hidden_layers=32,num_attention_heads=20,
+              projection_dim=1280,hidden_act="gelu")
 "OpenCLIP ViT-bigG/14's text encoder, SDXL's second."
-UNET_SD = dict(sample_size=64,cross_attention_dim=768,attention_head_dim=8,block_out_channels=(320,640,1280,1280),down_block_types=("CrossAttnDownBlock2D",)*3+("DownBlock2D",),up_block_types=("UpBlock2D",)+("CrossAttnUpBlock2D",)*3)
+UNET_SD = dict(sample_size=64,cross_attention_dim=768,attention_head_dim=8,block_out_channels=(320,640,1280,1280),
+               down_block_types=("CrossAttnDownBlock2D",)*3+("DownBlock2D",),
+               up_block_types=("UpBlock2D",)+("CrossAttnUpBlock2D",)*3)
 "The U-Net of Stable Diffusion 1.4 and 1.5."
-UNET_SDXL = dict(sample_size=128,cross_attention_dim=2048,attention_head_dim=(5,10,20),block_out_channels=(320,640,1280),transformer_layers_per_block=(1,2,10),use_linear_projection=True,addition_embed_type="text_time",
-                 addition_time_embed_dim=256,projection_class_embeddings_input_dim=2816,down_block_types=("DownBlock2D","CrossAttnDownBlock2D","CrossAttnDownBlock2D"),up_block_types=("CrossAttnUpBlock2D","CrossAttnUpBlock2D","UpBlock2D"))
+UNET_SDXL = dict(sample_size=128,cross_attention_dim=2048,attention_head_dim=(5,10,20),block_out_channels=(320,640,1280),
+                 transformer_layers_per_block=(1,2,10),use_linear_projection=True,
+                 addition_embed_type="text_time",addition_time_embed_dim=256,projection_class_embeddings_input_dim=2816,
+                 down_block_types=("DownBlock2D","CrossAttnDownBlock2D","CrossAttnDownBlock2D"),
+                 up_block_types=("CrossAttnUpBlock2D","CrossAttnUpBlock2D","UpBlock2D"))
 "SDXL's U-Net."
-HUNYUAN = dict(num_attention_heads=16,attention_head_dim=88,in_channels=4,patch_size=2,sample_size=128,hidden_size=1408,num_layers=40,mlp_ratio=4.3637,cross_attention_dim=1024,cross_attention_dim_t5=2048,pooled_projection_dim=1024,
-               text_len=77,text_len_t5=256,use_style_cond_and_image_meta_size=False)
+HUNYUAN = dict(num_attention_heads=16,attention_head_dim=88,in_channels=4,patch_size=2,sample_size=128,
+               hidden_size=1408,num_layers=40,mlp_ratio=4.3637,cross_attention_dim=1024,cross_attention_dim_t5=2048,
+               pooled_projection_dim=1024,text_len=77,text_len_t5=256,use_style_cond_and_image_meta_size=False)
 "Hunyuan-DiT 1.2's transformer."
-DIT_S8 = dict(num_attention_heads=6,attention_head_dim=64,num_layers=12,in_channels=4,out_channels=8,sample_size=64,patch_size=8,num_embeds_ada_norm=8)
+DIT_S8 = dict(num_attention_heads=6,attention_head_dim=64,num_layers=12,in_channels=4,out_channels=8,
+              sample_size=64,patch_size=8,num_embeds_ada_norm=8)
 "DiT-S/8 for eight classes at 512 pixels."

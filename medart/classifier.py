@@ -41,6 +41,7 @@ class Net:
     @property
     def side(self): return self.pre.size.get("height") or self.pre.size["shortest_edge"]
 
+# %% ../nbs/12_classifier.ipynb #5019fc9a
 def load_vit(
     name:str,      # folder or hub id of a pretrained ViT
     classes,       # class folders, in order
@@ -54,12 +55,14 @@ def load_vit(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed_of(seed,"classifier's last layer"))
-            vit = transformers.AutoModelForImageClassification.from_pretrained(where,id2label=names,label2id={c:i for i,c in names.items()},ignore_mismatched_sizes=True,dtype=torch.float32)
+            vit = transformers.AutoModelForImageClassification.from_pretrained(
+                where,id2label=names,label2id={c:i for i,c in names.items()},ignore_mismatched_sizes=True,dtype=torch.float32)
         pre = transformers.AutoImageProcessor.from_pretrained(where,backend="pil")
     except (OSError,ValueError) as e:
         raise no_weights("pretrained ViT",name,"classifier",e) from e
     finally: say.set_verbosity(level)
-    return Net(vit.to(device),pre,tuple(classes),weights_hash(vit,str(pre.resample),dict(pre.size),pre.image_mean,pre.image_std))
+    return Net(vit.to(device),pre,tuple(classes),
+               weights_hash(vit,str(pre.resample),dict(pre.size),pre.image_mean,pre.image_std))
 
 # %% ../nbs/12_classifier.ipynb #0b01ecdb
 def sized(
@@ -69,9 +72,12 @@ def sized(
     batch:int=256 # read at once
 ) -> Tensor:      # uint8 (n,3,side,side)
     "Read images, crop them square, resize them as the network wants."
-    small = lambda b: net.pre([crop(p,size) for p in read_pixels(b,size)],do_rescale=False,do_normalize=False,return_tensors="pt").pixel_values.byte()
-    return torch.cat([small(s[range(i,min(len(s),i+batch))]) for i in progress(range(0,len(s),batch),desc="reading images",leave=False)])
+    small = lambda b: net.pre([crop(p,size) for p in read_pixels(b,size)],
+                              do_rescale=False,do_normalize=False,return_tensors="pt").pixel_values.byte()
+    return torch.cat([small(s[range(i,min(len(s),i+batch))])
+                      for i in progress(range(0,len(s),batch),desc="reading images",leave=False)])
 
+# %% ../nbs/12_classifier.ipynb #628ff47f
 def normal(
     x:Tensor, # uint8 (n,3,side,side)
     pre,      # image processor
@@ -94,12 +100,15 @@ def train_classifier(
     "Teach a network its labels."
     vit,losses = net.vit.train(),[]; dev = vit.device
     opt = torch.optim.AdamW(vit.parameters(),lr=lr)
-    todo = [o[i:i+batch] for o in (np_rng(seed,"classifier order",e).permutation(len(x)) for e in range(epochs)) for i in range(0,len(x),batch)]
+    todo = [o[i:i+batch] for o in (np_rng(seed,"classifier order",e).permutation(len(x)) for e in range(epochs))
+            for i in range(0,len(x),batch)]
     with torch.random.fork_rng():
         for step,j in enumerate(bar := progress(todo,desc="classifier",leave=False)):
             torch.manual_seed(seed_of(seed,"classifier dropout",step))
-            with torch.autocast(dev.type,torch.bfloat16,enabled=dev.type=="cuda"): logits = vit(normal(x[j],net.pre,dev)).logits
-            loss = F.cross_entropy(logits.float(),y[j].to(dev)); loss.backward(); opt.step(); opt.zero_grad()
+            with torch.autocast(dev.type,torch.bfloat16,enabled=dev.type=="cuda"):
+                logits = vit(normal(x[j],net.pre,dev)).logits
+            loss = F.cross_entropy(logits.float(),y[j].to(dev)); loss.backward()
+            opt.step(); opt.zero_grad()
             losses.append(loss.detach())
             if step%20==0: bar.set_postfix(loss=f"{loss.item():.3f}")
     vit.eval()
@@ -114,20 +123,25 @@ def predict(
 ) -> np.ndarray:   # probabilities (n,k), float64
     "What a network thinks of images."
     dev = net.vit.device
-    return torch.cat([net.vit.eval()(normal(x[i:i+batch],net.pre,dev)).logits.double().softmax(1).cpu() for i in range(0,len(x),batch)]).numpy()
+    return torch.cat([net.vit.eval()(normal(x[i:i+batch],net.pre,dev)).logits.double().softmax(1).cpu()
+                      for i in range(0,len(x),batch)]).numpy()
 
 # %% ../nbs/12_classifier.ipynb #4dc0a6cb
-GROUPS = dict(shape=tuple(BRIGHT), on=tuple(BRIGHT), outline=OUTLINES, border=BORDERS, texture=TEXTURES, ground=TEXTURES, size=("small","medium","large"), count=("1","2","3"),
+GROUPS = dict(shape=tuple(BRIGHT), on=tuple(BRIGHT), outline=OUTLINES, border=BORDERS, texture=TEXTURES, ground=TEXTURES,
+              size=("small","medium","large"), count=("1","2","3"),
               spots=("no","yes"), ring=("no","yes"), lines=("no","yes"), center=("no","yes"), shiny=("no","yes"))
 "What can be said of a picture of the drawn web, one word of each group."
 ATTRIBUTES = tuple(f"{g} {v}" for g,vs in GROUPS.items() for v in vs)
 
+# %% ../nbs/12_classifier.ipynb #b2b2cd3c
 def attributes(
     s:Shape   # what was drawn
 ) -> list:    # indices into ATTRIBUTES, one of each group
     "What is true of a picture."
-    yes = lambda v: "yes" if v else "no"; base = lambda c: c.split()[-1]
-    said = dict(shape=base(s.color),on=base(s.background),outline=s.outline,border=s.border,texture=s.texture,ground=s.ground,size=s.size,count=str(s.count),
+    yes = lambda v: "yes" if v else "no"
+    base = lambda c: c.split()[-1]
+    said = dict(shape=base(s.color),on=base(s.background),outline=s.outline,border=s.border,texture=s.texture,ground=s.ground,
+                size=s.size,count=str(s.count),
                 spots=yes(s.spots),ring=yes(s.ring),lines=yes(s.lines),center=yes(s.center),shiny=yes(s.shiny))
     return [ATTRIBUTES.index(f"{g} {said[g]}") for g in GROUPS]
 
@@ -140,7 +154,8 @@ def shape_pictures(
     "Bright shapes and what is true of them."
     x,y = np.empty((n,size,size,3),np.uint8),torch.zeros(n,len(ATTRIBUTES))
     for i in progress(range(n),desc="drawing shapes",leave=False):
-        g = np_rng(seed,"shapes",i); s = random_shape(g); x[i] = draw_shape(g,s,size); y[i,attributes(s)] = 1/len(GROUPS)
+        g = np_rng(seed,"shapes",i); s = random_shape(g)
+        x[i] = draw_shape(g,s,size); y[i,attributes(s)] = 1/len(GROUPS)
     return torch.from_numpy(x).permute(0,3,1,2).contiguous(),y
 
 # %% ../nbs/12_classifier.ipynb #c55c9588
@@ -157,10 +172,13 @@ def small_vit(
     names = dict(enumerate(classes)); pre = ViTImageProcessorPil(size=dict(height=size,width=size))
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed,"small vit"))
-        vit = ViTForImageClassification(ViTConfig(hidden_size=width,num_hidden_layers=layers,num_attention_heads=4,intermediate_size=2*width,image_size=size,patch_size=16,hidden_dropout_prob=0.,
-                                                  attention_probs_dropout_prob=0.,id2label=names,label2id={c:i for i,c in names.items()}))
+        vit = ViTForImageClassification(ViTConfig(
+            hidden_size=width,num_hidden_layers=layers,num_attention_heads=4,intermediate_size=2*width,
+            image_size=size,patch_size=16,hidden_dropout_prob=0.,attention_probs_dropout_prob=0.,
+            id2label=names,label2id={c:i for i,c in names.items()}))
     return Net(vit,pre,tuple(classes),weights_hash(vit))
 
+# %% ../nbs/12_classifier.ipynb #2741c7d9
 def named_rightly(
     p:np.ndarray, # probabilities of ATTRIBUTES, (n,k)
     y:Tensor      # shares of attributes (n,k)
@@ -184,13 +202,18 @@ def build_shapes_vit(
     folder = Path(folder); wanted = dict(pictures=pictures,epochs=epochs,seed=seed,lr=lr)
     if done := built(folder,wanted): return done["found"]
     net = small_vit(ATTRIBUTES,seed=seed); x,y = shape_pictures(pictures,seed); losses = []
-    for k,(part,by) in enumerate(((.5,1.),(.25,.3),(.25,.1))): losses += train_classifier(net,x,y,max(1,round(part*epochs)),by*lr,64,seed_of(seed,"shapes",k))
+    for k,(part,by) in enumerate(((.5,1.),(.25,.3),(.25,.1))):
+        losses += train_classifier(net,x,y,max(1,round(part*epochs)),by*lr,64,seed_of(seed,"shapes",k))
     far,truth = shape_pictures(500,seed+1); found = named_rightly(predict(net,far),truth)
     net.vit.vit.half().save_pretrained(folder); net.pre.save_pretrained(folder)
-    write_atomic(folder/"losses.csv","step,loss\n"+"".join(f"{i+20},{np.mean(losses[i:i+20]):.5f}\n" for i in range(0,len(losses)-19,20)))
-    write_atomic(folder/"README.md","# A small ViT for shapes\n\nA `ViTModel` for 64-pixel images, pretrained on drawn, brightly coloured shapes to name their attributes: the stand-in of a ViT-B/16 pretrained on everyday images. It has never seen a "
-        "phantom or a medical image.\n\n| attribute | found in unseen pictures |\n|---|---|\n"+"".join(f"| {k} | {v:.0%} |\n" for k,v in found.items())+
-        f"\n{sum(p.numel() for p in net.vit.vit.parameters())/1e6:.2f} M parameters, {pictures} pictures, {epochs} epochs, seed {seed}. For teaching and tests; it means nothing medically. Apache-2.0.\n")
+    write_atomic(folder/"losses.csv",
+        "step,loss\n"+"".join(f"{i+20},{np.mean(losses[i:i+20]):.5f}\n" for i in range(0,len(losses)-19,20)))
+    write_atomic(folder/"README.md","# A small ViT for shapes\n\n"
+        "A `ViTModel` for 64-pixel images, pretrained on drawn, brightly coloured shapes to name their attributes: "
+        "the stand-in of a ViT-B/16 pretrained on everyday images. It has never seen a phantom or a medical image.\n\n"
+        "| attribute | found in unseen pictures |\n|---|---|\n"+"".join(f"| {k} | {v:.0%} |\n" for k,v in found.items())+
+        f"\n{sum(p.numel() for p in net.vit.vit.parameters())/1e6:.2f} M parameters, {pictures} pictures, {epochs} epochs, "
+        f"seed {seed}. For teaching and tests; it means nothing medically. Apache-2.0.\n")
     mark_built(folder,wanted,found=found)
     return found
 
@@ -206,7 +229,8 @@ def scores(
     from sklearn.metrics import balanced_accuracy_score,f1_score,roc_auc_score
     k,d = p.shape[1],p.argmax(1)
     missing = sorted(set(range(k))-set(np.asarray(y).tolist()))
-    if missing: raise ValueError(f"no test image of class {', '.join(map(str,missing))} of {k}: recall and AUC of that class are undefined. Leave the class out, or add test images.")
+    if missing: raise ValueError(f"no test image of class {', '.join(map(str,missing))} of {k}: recall and AUC of that class "
+                                 "are undefined. Leave the class out, or add test images.")
     f1 = lambda how: f1_score(y,d,labels=range(k),average=how,zero_division=0)
     auc = roc_auc_score(y,p,multi_class="ovr",average="macro",labels=range(k)) if k>2 else roc_auc_score(y,p[:,1])
     return dict(zip(MEASURES,map(float,(f1("weighted"),f1("macro"),balanced_accuracy_score(y,d),auc))))
@@ -218,16 +242,20 @@ def synthetic_recipe(
     "The images that a classifier learns from."
     return replace(r,gen_split="train",gen_count=0)
 
+# %% ../nbs/12_classifier.ipynb #17886174
 def synthetic_images(
     r:Recipe,   # a trained run
     real:Split  # its training images
 ) -> Split:
     "One generated image for each training image's caption, checked."
-    s = synthetic_recipe(r); folder,again = samples_dir(s),f"Paint one image for each training caption: {command(s,'generate')}"
-    if not (folder/"metadata.csv").exists(): raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). {again}")
+    s = synthetic_recipe(r)
+    folder,again = samples_dir(s),f"Paint one image for each training caption: {command(s,'generate')}"
+    if not (folder/"metadata.csv").exists():
+        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). {again}")
     m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
     if list(m["class"])!=list(real.classes):
-        raise ValueError(f"{folder} holds {len(m)} images, and there are {len(real)} training captions: it must be one image for each, in their order. {again}")
+        raise ValueError(f"{folder} holds {len(m)} images, and there are {len(real)} training captions: "
+                         f"it must be one image for each, in their order. {again}")
     gone = [f for f in m.file_name if not (folder/f).exists()]
     if gone: raise FileNotFoundError(f"{folder} lacks {len(gone)} of its {len(m)} images, {gone[0]} first. {again}")
     return Split(folder,tuple(m.file_name),tuple(m["class"]),tuple(m.text))
@@ -242,6 +270,7 @@ class Labelled:
     def __len__(self): return len(self.x)
     def __add__(self, o): return Labelled(torch.cat([self.x,o.x]),torch.cat([self.y,o.y]))
 
+# %% ../nbs/12_classifier.ipynb #05a30acf
 def labelled(
     s:Split,    # images on disk
     size:int,   # pixels a side of training and generation
@@ -249,7 +278,8 @@ def labelled(
 ) -> Labelled:
     "Read images with their classes."
     odd = sorted(set(s.classes)-set(net.classes))
-    if odd: raise ValueError(f"{s.folder} holds classes that the training set lacks: {', '.join(odd)}. Known are {', '.join(net.classes)}.")
+    if odd: raise ValueError(f"{s.folder} holds classes that the training set lacks: {', '.join(odd)}. "
+                             f"Known are {', '.join(net.classes)}.")
     return Labelled(sized(s,size,net),torch.tensor([net.classes.index(c) for c in s.classes]))
 
 # %% ../nbs/12_classifier.ipynb #9b7c1123
@@ -280,11 +310,13 @@ def opinion(
 ) -> np.ndarray:    # probabilities (n,k)
     "Train a classifier and ask it about the test images; asked again, the answer is read."
     device = device or PartialState().device; net = load_vit(r.classifier,classes,seed,device)
-    key = stable_hash([VERSION,net.key,[(pixel_hash(s.x),s.y.tolist()) for s in (train,test)],r.classifier_lr,r.classifier_epochs,r.classifier_batch,seed])
+    key = stable_hash([VERSION,net.key,[(pixel_hash(s.x),s.y.tolist()) for s in (train,test)],
+                       r.classifier_lr,r.classifier_epochs,r.classifier_batch,seed])
     path = run_dir(r).parent/"classifiers"/f"{key}.npy"
     if path.exists(): return np.load(path)
     train_classifier(net,train.x,train.y,r.classifier_epochs,r.classifier_lr,r.classifier_batch,seed)
-    buf = io.BytesIO(); np.save(buf,predict(net,test.x)); write_atomic(path,buf.getvalue())
+    buf = io.BytesIO(); np.save(buf,predict(net,test.x))
+    write_atomic(path,buf.getvalue())
     return np.load(path)
 
 # %% ../nbs/12_classifier.ipynb #9a7ac150
@@ -302,18 +334,23 @@ def classify(
             p = opinion(r,sets[kind],test,net.classes,seed,device)
             rows += [dict(training=kind,seed=seed,measure=m,value=v) for m,v in scores(y,p).items()]
             np.add.at(confusion[kind],(y,p.argmax(1)),1)
-    out = dict(about=origin(r),network=r.classifier,settings=dict(lr=r.classifier_lr,epochs=r.classifier_epochs,batch=r.classifier_batch),classes=net.classes,seeds=list(seeds),
-               n={k:len(s) for k,s in sets.items()},n_test=len(test),rows=rows,confusion={k:c.tolist() for k,c in confusion.items()})
+    out = dict(about=origin(r),network=r.classifier,
+               settings=dict(lr=r.classifier_lr,epochs=r.classifier_epochs,batch=r.classifier_batch),
+               classes=net.classes,seeds=list(seeds),n={k:len(s) for k,s in sets.items()},n_test=len(test),
+               rows=rows,confusion={k:c.tolist() for k,c in confusion.items()})
     table,folder = pd.DataFrame(rows),classifier_dir(r)
-    write_atomic(folder/"classifier.json",json.dumps(out,indent=1)); write_atomic(folder/"classifier.csv",table.to_csv(index=False))
+    write_atomic(folder/"classifier.json",json.dumps(out,indent=1))
+    write_atomic(folder/"classifier.csv",table.to_csv(index=False))
     return table
 
+# %% ../nbs/12_classifier.ipynb #32125e42
 def classified(
     r:Recipe # a run whose classifiers are trained
 ) -> dict:   # classifier.json
     "Read what classifiers learned from a run's images."
     path = classifier_dir(r)/"classifier.json"
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist. Train the classifiers first: {command(r,'classify')}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. Train the classifiers first: {command(r,'classify')}")
     return json.loads(path.read_text())
 
 # %% ../nbs/12_classifier.ipynb #b05eb33f
@@ -325,15 +362,18 @@ def scores_table(
 ) -> pd.DataFrame: # a row a training set
     "Scores as mean ± standard deviation over seeds."
     t = pd.DataFrame(res["rows"]).groupby(["training","measure"],sort=False).value.agg(["mean","std","size"])
-    text = t.apply(lambda v: f"{v['mean']:.3f} ± {v['std']:.3f}" if v["size"]>1 else f"{v['mean']:.3f}",axis=1).unstack("measure")[list(MEASURES)].rename(columns=LABELS)
+    text = t.apply(lambda v: f"{v['mean']:.3f} ± {v['std']:.3f}" if v["size"]>1 else f"{v['mean']:.3f}",axis=1)\
+            .unstack("measure")[list(MEASURES)].rename(columns=LABELS)
     text.insert(0,"training images",[res["n"][k] for k in text.index])
     return text.rename_axis(None,axis=1)
 
+# %% ../nbs/12_classifier.ipynb #9c01a525
 def recalls(
     res:dict # of `classified`
 ) -> pd.DataFrame: # a row a class, a column a training set
     "Share of each class's test images that were recognised, mean over seeds."
-    return pd.DataFrame({k:np.diag(c)/np.sum(c,1) for k,c in res["confusion"].items()},index=[category(c) for c in res["classes"]]).rename_axis("recall")
+    return pd.DataFrame({k:np.diag(c)/np.sum(c,1) for k,c in res["confusion"].items()},
+                        index=[category(c) for c in res["classes"]]).rename_axis("recall")
 
 # %% ../nbs/12_classifier.ipynb #67c1119e
 def confusion_figure(
@@ -345,18 +385,24 @@ def confusion_figure(
     fig,axs = plt.subplots(1,3,figsize=(2+.3*k*3,1.6+.3*k),sharey=True,layout="constrained")
     for ax,(kind,c) in zip(axs,res["confusion"].items()):
         share = np.array(c)/np.sum(c,1,keepdims=True)
-        sns.heatmap(share,vmin=0,vmax=1,cmap="mako_r",square=True,cbar=False,ax=ax,annot=np.vectorize(lambda v: f"{v:.0%}"[:-1] if v>=.005 else "")(share),fmt="",annot_kws=dict(size=6),xticklabels=names,yticklabels=names)
-        ax.set_title((note if ax is axs[1] else "")+f"\ntrained on {kind} ({res['n'][kind]} images)",fontsize=8); ax.tick_params(labelsize=6.5,length=0); ax.set_xlabel("taken for",fontsize=8)
+        sns.heatmap(share,vmin=0,vmax=1,cmap="mako_r",square=True,cbar=False,ax=ax,
+                    annot=np.vectorize(lambda v: f"{v:.0%}"[:-1] if v>=.005 else "")(share),fmt="",annot_kws=dict(size=6),
+                    xticklabels=names,yticklabels=names)
+        ax.set_title((note if ax is axs[1] else "")+f"\ntrained on {kind} ({res['n'][kind]} images)",fontsize=8)
+        ax.tick_params(labelsize=6.5,length=0); ax.set_xlabel("taken for",fontsize=8)
     axs[0].set_ylabel("true class",fontsize=8); plt.close(fig)
     return fig
 
+# %% ../nbs/12_classifier.ipynb #1f5d2071
 def recall_figure(
     res:dict # of `classified`
 ):           # figure
     "Recall of each class, a bar a training set."
-    t = recalls(res).reset_index(names="class").melt("class",var_name="trained on",value_name="recall")
+    n,t = len(res["seeds"]),recalls(res).reset_index(names="class").melt("class",var_name="trained on",value_name="recall")
     fig,ax = plt.subplots(figsize=(6.5,.6+.34*len(res["classes"])),layout="constrained")
-    sns.barplot(t,y="class",x="recall",hue="trained on",palette="colorblind",ax=ax); ax.axvline(1/len(res["classes"]),c="k",ls=":",lw=1)
-    ax.set(xlabel=f"recall, real test images, mean of {len(res['seeds'])} seeds (dotted: guessing)",ylabel="",xlim=(0,1)); ax.legend(frameon=False,fontsize=7,title="trained on",title_fontsize=7)
+    sns.barplot(t,y="class",x="recall",hue="trained on",palette="colorblind",ax=ax)
+    ax.axvline(1/len(res["classes"]),c="k",ls=":",lw=1)
+    ax.set(xlabel=f"recall, real test images, mean of {n} seed{'s'*(n>1)} (dotted: guessing)",ylabel="",xlim=(0,1))
+    ax.legend(frameon=False,fontsize=7,title="trained on",title_fontsize=7)
     ax.set_title(res["about"],fontsize=8); sns.despine(fig); plt.close(fig)
     return fig

@@ -25,6 +25,7 @@ def root(
         if (p/"settings.ini").exists() and (p/"nbs").exists(): return p
     return here
 
+# %% ../nbs/00_core.ipynb #e8f23454
 def data_dir(
 ) -> Path: # MEDART_DATA if set, else data/ in the repository
     "Where data sets and embedded models live."
@@ -45,6 +46,7 @@ def seed_of(
     h = hashlib.blake2b(repr((int(seed),stream,*map(int,index))).encode(), digest_size=8)
     return int.from_bytes(h.digest(),"big")>>1
 
+# %% ../nbs/00_core.ipynb #63b32227
 def rng(
     seed:int,    # the run's seed
     stream:str,  # what is drawn
@@ -76,6 +78,7 @@ def write_atomic(
     os.replace(tmp,path)
     return path
 
+# %% ../nbs/00_core.ipynb #e51a8487
 def file_hash(
     path     # any file
 ) -> str:    # 64 hexadecimal digits
@@ -88,6 +91,7 @@ def stable_hash(
     "A hash that depends on content alone, not on key order or process."
     return hashlib.blake2b(json.dumps(obj,sort_keys=True,default=str).encode(), digest_size=8).hexdigest()
 
+# %% ../nbs/00_core.ipynb #3f2293ad
 def built(
     folder,       # of a small model
     settings:dict # that it should have been built with
@@ -117,6 +121,7 @@ def to_array(
     a = np.asarray(img)
     return a/255. if a.dtype==np.uint8 else np.clip(a,0,1)
 
+# %% ../nbs/00_core.ipynb #613fd287
 def image_grid(
     images,          # sequence of images, see `to_array`
     captions=None,   # one string an image
@@ -133,11 +138,14 @@ def image_grid(
     fig,axs = plt.subplots(nrow, ncol, figsize=(ncol*cell, nrow*cell+.115*lines), squeeze=False, layout="constrained")
     for ax in axs.flat: ax.axis("off")
     for ax,img,w in zip(axs.flat,images,wrapped):
-        ax.imshow(to_array(img), interpolation="nearest"); ax.text(.5,-.03,w,transform=ax.transAxes,ha="center",va="top",fontsize=6)
-    for ax,label in zip(axs[:,0], rows or []): ax.text(-.06,.5,label,transform=ax.transAxes,ha="right",va="center",fontsize=8)
+        ax.imshow(to_array(img), interpolation="nearest")
+        ax.text(.5,-.03,w,transform=ax.transAxes,ha="center",va="top",fontsize=6)
+    for ax,label in zip(axs[:,0], rows or []):
+        ax.text(-.06,.5,label,transform=ax.transAxes,ha="right",va="center",fontsize=8)
     plt.close(fig)
     return fig
 
+# %% ../nbs/00_core.ipynb #f438c432
 def save_figure(
     fig,        # matplotlib figure
     path,       # PNG to write, folders are made
@@ -149,6 +157,7 @@ def save_figure(
     plt.close(fig)
     return fig
 
+# %% ../nbs/00_core.ipynb #e28308ff
 def save_table(
     df,    # pandas DataFrame
     path   # CSV to write, folders are made

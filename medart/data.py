@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'IMAGES', 'BESIDE', 'LABELS', 'STAND_INS', 'COLUMNS', 'CALLED', 'SPLITS', 'CHECKS', 'stream', 'fetch',
-           'archive_fault', 'unpack', 'how_to_get', 'get_source', 'class_of', 'files_below', 'class_tree', 'list_tree',
-           'read_table', 'columns_of', 'find_file', 'list_csv', 'list_images', 'Fault', 'identify', 'to_rgb',
-           'strip_jpeg', 'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'check_image', 'cores',
-           'read_log', 'scan', 'lot', 'split_tree', 'groups_of', 'subset', 'split_groups', 'prepared_dir', 'whole',
-           'decide', 'sift', 'place', 'remarks', 'tidy', 'record', 'prepare', 'Split', 'find_data', 'load_split',
-           'read_image', 'crop', 'to_tensor', 'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
+           'archive_fault', 'unpack', 'how_to_get', 'get_source', 'class_of', 'files_below', 'list_tree', 'read_table',
+           'columns_of', 'find_file', 'list_csv', 'list_images', 'Fault', 'identify', 'to_rgb', 'strip_jpeg',
+           'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'check_image', 'cores', 'read_log',
+           'scan', 'lot', 'groups_of', 'subset', 'split_groups', 'prepared_dir', 'whole', 'decide', 'sift', 'place',
+           'remarks', 'tidy', 'record', 'prepare', 'Split', 'find_data', 'load_split', 'read_image', 'crop',
+           'to_tensor', 'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
 
 # %% ../nbs/03_data.ipynb #4995f873
 import hashlib,io,json,os,re,shutil,stat,tempfile,threading,time,unicodedata,warnings,zipfile
@@ -46,6 +46,7 @@ def _tag(headers): # what tells one version of a file from another
     etag = headers.get("ETag","")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified","")
 
+# %% ../nbs/03_data.ipynb #fcd3f7e7
 def stream(
     url:str,      # what to get
     part:Path,    # where it grows
@@ -54,7 +55,8 @@ def stream(
     "One connection: append what is still missing."
     note = part.with_name(part.name+".json"); known = json.loads(note.read_text()) if note.exists() else {}
     start = part.stat().st_size if part.exists() and known.get("url")==url else 0
-    ask = {"User-Agent":"medart"}|({"Range":f"bytes={start}-"} if start else {})|({"If-Range":known["tag"]} if start and known["tag"] else {})
+    ask = ({"User-Agent":"medart"}|({"Range":f"bytes={start}-"} if start else {})
+           |({"If-Range":known["tag"]} if start and known["tag"] else {}))
     try: r = urlopen(Request(url,headers=ask),timeout=timeout)
     except HTTPError as e:
         if e.code!=416: raise
@@ -62,12 +64,17 @@ def stream(
         part.unlink(); raise OSError("the server holds less than what has come already; beginning anew") from e
     with r:
         resumed = r.status==206 and r.headers.get("Content-Range","").startswith(f"bytes {start}-")
-        if r.status==206 and not resumed: part.unlink(missing_ok=True); raise OSError("the server sent another range than asked for; beginning anew")
+        if r.status==206 and not resumed:
+            part.unlink(missing_ok=True)
+            raise OSError("the server sent another range than asked for; beginning anew")
         total = int(r.headers.get("Content-Length") or 0); total += start if resumed and total else 0
         free = shutil.disk_usage(part.parent).free
-        if total-start*resumed>free: raise MemoryError(f"{url} needs {(total-start*resumed)/1e9:.1f} GB more and {part.parent} has {free/1e9:.1f} GB free. Set MEDART_DATA to a folder on a larger disk.")
+        if total-start*resumed>free:
+            raise MemoryError(f"{url} needs {(total-start*resumed)/1e9:.1f} GB more and {part.parent} has {free/1e9:.1f} GB free. "
+                              "Set MEDART_DATA to a folder on a larger disk.")
         write_atomic(note,json.dumps(dict(url=url,tag=_tag(r.headers))))
-        with open(part,"ab" if resumed else "wb") as f, tqdm(total=total or None,initial=start*resumed,unit="B",unit_scale=True,desc=part.stem) as bar:
+        with open(part,"ab" if resumed else "wb") as f, tqdm(total=total or None,initial=start*resumed,unit="B",
+                                                             unit_scale=True,desc=part.stem) as bar:
             while chunk := r.read(1<<20): f.write(chunk); bar.update(len(chunk))
     return total
 
@@ -84,7 +91,9 @@ def fetch(
     path = Path(path); note,part = path.with_name(path.name+".json"),path.with_name(path.name+".part")
     path.parent.mkdir(parents=True,exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.exists() and note.exists() and json.loads(note.read_text())["bytes"]==path.stat().st_size: return path
+        if path.exists() and note.exists():
+            m = json.loads(note.read_text())
+            if m["bytes"]==path.stat().st_size and sha256 in ("",m["sha256"]): return path
         size = lambda: part.stat().st_size if part.exists() else 0
         failed,why = 0,""
         while failed<tries:
@@ -99,9 +108,14 @@ def fetch(
             except (OSError,HTTPException) as e: why = f"{type(e).__name__}: {e}"
             failed = 0 if size()>before else failed+1
             if 0<failed<tries: time.sleep(wait*2**(failed-1))
-        else: raise ConnectionError(f"{url} could not be fetched ({why}). "+(f"The {size():,} bytes that came are kept: run again to continue." if size() else ""))
+        else:
+            raise ConnectionError(f"{url} could not be fetched ({why}). "
+                                  +(f"The {size():,} bytes that came are kept: run again to continue." if size() else ""))
         got = file_hash(part)
-        if sha256 and got!=sha256: part.unlink(); raise ValueError(f"{url} has SHA-256 {got}, expected {sha256}: it is not the file it should be and was removed. Run again; if it stays so, do not use this source.")
+        if sha256 and got!=sha256:
+            part.unlink()
+            raise ValueError(f"{url} has SHA-256 {got}, expected {sha256}: it is not the file it should be and was removed. "
+                             "Run again; if it stays so, do not use this source.")
         write_atomic(note,json.dumps(dict(url=url,bytes=size(),sha256=got),indent=1)+"\n")
         os.replace(part,path); part.with_name(part.name+".json").unlink(missing_ok=True)
     return path
@@ -117,7 +131,8 @@ def archive_fault(
     seen = {}
     for i in z.infolist():
         name = i.filename.replace("\\","/"); parts = PurePosixPath(name).parts; kind = stat.S_IFMT(i.external_attr>>16)
-        if name.startswith("/") or re.match("[A-Za-z]:",name) or ".." in parts: return f"{i.filename!r} would be written outside the folder"
+        if name.startswith("/") or re.match("[A-Za-z]:",name) or ".." in parts:
+            return f"{i.filename!r} would be written outside the folder"
         if kind not in (0,stat.S_IFREG,stat.S_IFDIR): return f"{i.filename!r} is a link or a device, not a file"
         if i.flag_bits&1: return f"{i.filename!r} is encrypted"
         key = unicodedata.normalize("NFC","/".join(parts)).casefold()
@@ -129,6 +144,7 @@ def archive_fault(
     size = sum(i.file_size for i in z.infolist())
     return f"it would grow from {packed/1e6:,.1f} to {size/1e6:,.1f} MB, as a bomb does" if size>min(most,max(64<<20,ratio*packed)) else ""
 
+# %% ../nbs/03_data.ipynb #7851e9a0
 def unpack(
     archive, # a zip file
     folder,  # where it goes; appears whole or not at all
@@ -156,23 +172,27 @@ def unpack(
 # %% ../nbs/03_data.ipynb #3adb6cf5
 SOURCES = dict(
     kvasir=dict(url="https://datasets.simula.no/downloads/kvasir/kvasir-dataset-v2.zip",
-        text="Kvasir v2 (8,000 endoscopic images, 2.3 GB): download {url}\n  (see https://datasets.simula.no/kvasir/) and put the zip file, or its class folders, into {folder}\n"
+        text="Kvasir v2 (8,000 endoscopic images, 2.3 GB): download {url}\n"
+             "  (see https://datasets.simula.no/kvasir/) and put the zip file, or its class folders, into {folder}\n"
              "  Licence: research and education only; cite Pogorelov et al., Proc. ACM MMSys 2017."),
     skin=dict(url="",
         text="The paper's skin images (Hannemose et al. 2022) are not known to be public. Two collections stand in for them:\n"
-             "- the ISIC Archive: pip install isic-cli, then isic image download --search 'image_type:dermoscopic' --limit 10000 {folder}\n"
+             "- the ISIC Archive: pip install isic-cli, then "
+             "isic image download --search 'image_type:dermoscopic' --limit 10000 {folder}\n"
              "  (see https://www.isic-archive.com). Licence: one for each image, CC0, CC BY or CC BY-NC, in its metadata.csv.\n"
              "- HAM10000: download https://doi.org/10.7910/DVN/DBW86T and put HAM10000_metadata and both image archives into {folder}\n"
              "  Licence: CC BY-NC 4.0; cite Tschandl et al., Scientific Data 5:180161 (2018)."))
 "Where images can be had, and under which terms."
 
+# %% ../nbs/03_data.ipynb #3bbe5cd4
 def how_to_get(
     d:Dataset, # what is wanted
     folder     # where it should be
 ) -> str:
     "What to download, from where, under which licence, and where to put it."
     s = SOURCES.get(d.name)
-    return s["text"].format(folder=folder,**s) if s else f"{d.name} is a data set of your own: its images belong into class folders in {folder}."
+    return (s["text"].format(folder=folder,**s) if s
+            else f"{d.name} is a data set of your own: its images belong into class folders in {folder}.")
 
 # %% ../nbs/03_data.ipynb #e84e04bd
 def get_source(
@@ -188,27 +208,32 @@ def get_source(
         if not z.with_suffix("").exists(): unpack(z,z.with_suffix(""))
     return folder
 
-# %% ../nbs/03_data.ipynb #4a871153
+# %% ../nbs/03_data.ipynb #2955d229
 IMAGES = (".png",".jpg",".jpeg",".bmp",".tif",".tiff",".webp")
 "What counts as an image file."
 BESIDE = (".csv",".tsv",".tab",".json",".jsonl",".txt",".md",".yaml",".yml",".zip",".html",".pdf",".db",".ini",".lock",".part")
 "What may lie beside images and is none."
 
+# %% ../nbs/03_data.ipynb #532e1f8f
 def _key(label): return re.sub(r"[\W_]+","_",str(label)).strip("_").lower()
 
 def _names(names,cls): return {_key(n):cls for n in names.split(", ")}
 
+# %% ../nbs/03_data.ipynb #484fbbd4
 LABELS = dict(skin=
     _names("nv, nevus, melanocytic nevus, nevus nos junctional, nevus nos compound, nevus nos dermal","common_nevus")|
     _names("mel, melanoma nos, melanoma invasive, melanoma in situ","melanoma")|
-    _names("bcc, scc, basal cell carcinoma, squamous cell carcinoma, squamous cell carcinoma nos, squamous cell carcinoma invasive, squamous cell carcinoma in situ","carcinoma")|
+    _names("bcc, scc, basal cell carcinoma, squamous cell carcinoma, squamous cell carcinoma nos, "
+           "squamous cell carcinoma invasive, squamous cell carcinoma in situ","carcinoma")|
     _names("sk, seborrheic keratosis","seborrheic_keratosis")|_names("solar lentigo","lentigo_solaris")|_names("df","dermatofibroma")|
     _names("vasc, angioma, hemangioma, angiokeratoma, benign soft tissue proliferations vascular","vascular_lesion")|
     _names("ak, akiec, solar or actinic keratosis","actinic_keratosis")|_names("bkl, pigmented benign keratosis","benign_keratosis"))
 "What the ISIC Archive and HAM10000 call the paper's classes. `benign_keratosis` is none of them."
 
+# %% ../nbs/03_data.ipynb #4a871153
 STAND_INS = dict(
-    bkl="HAM10000's bkl mixes seborrheic keratoses, solar lentigines and lichen-planus-like keratoses: kept as benign_keratosis, not a class of the paper",
+    bkl="HAM10000's bkl mixes seborrheic keratoses, solar lentigines and lichen-planus-like keratoses: "
+        "kept as benign_keratosis, not a class of the paper",
     akiec="HAM10000's akiec mixes actinic keratoses and Bowen's disease: taken as actinic_keratosis")
 "Labels that do not quite mean what the paper's class means."
 
@@ -232,25 +257,20 @@ def files_below(
     "Every file that may be an image. Hidden ones, tables and notes are none."
     out,been = [],set()
     for at,dirs,files in os.walk(folder,followlinks=True):
-        here = os.path.realpath(at); dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX"))] if here not in been else []
+        here = os.path.realpath(at)
+        dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX"))] if here not in been else []
         if here in been: continue # a link that leads back
         been.add(here)
-        out += [os.path.relpath(os.path.join(at,f),folder).replace(os.sep,"/") for f in files if not f.startswith(".") and not f.lower().endswith(BESIDE)]
+        out += [os.path.relpath(os.path.join(at,f),folder).replace(os.sep,"/")
+                for f in files if not f.startswith(".") and not f.lower().endswith(BESIDE)]
     return sorted(out)
 
-def class_tree(
-    folder # class folders with images in them
-) -> dict: # class -> sorted file names relative to folder
-    "The images below each class folder."
-    tree = {}
-    for f in files_below(folder):
-        if "/" in f and f.lower().endswith(IMAGES): tree.setdefault(f.split("/")[0],[]).append(f)
-    return tree
-
+# %% ../nbs/03_data.ipynb #d244e9ad
 COLUMNS = ["file","label","cls","group","split","text","why"]
 
 def _table(rows): return pd.DataFrame(rows,columns=COLUMNS,dtype=str)
 
+# %% ../nbs/03_data.ipynb #72e45616
 def list_tree(
     folder,       # class folders
     d:Dataset,    # knows the classes
@@ -261,15 +281,19 @@ def list_tree(
     rows = []
     for f in files_below(folder):
         label = f.split("/")[0] if "/" in f else ""; c = class_of(label,d,folder=True) if label else ""
-        if label or f.lower().endswith(IMAGES): rows.append((below+f,label,c,"",split,"","" if c else f"{label} is not among the categories of dataset.yaml" if label else "in no class folder"))
+        if label or f.lower().endswith(IMAGES):
+            rows.append((below+f,label,c,"",split,"",
+                         "" if c else f"{label} is not among the categories of dataset.yaml" if label else "in no class folder"))
     return _table(rows)
 
 # %% ../nbs/03_data.ipynb #f61fbed2
 CALLED = dict(file=("file_name","file","filename","path","image_id","isic_id","image","image_name","img"),
     label=("dx","diagnosis_5","diagnosis_4","diagnosis_3","diagnosis_2","diagnosis_1","diagnosis","label","class","category"),
-    group=("lesion_id","patient_id","lesion","patient","subject_id","group"), text=("text","caption"), kind=("image_type",), split=("split",))
+    group=("lesion_id","patient_id","lesion","patient","subject_id","group"), text=("text","caption"),
+    kind=("image_type",), split=("split",))
 "What columns are called, in lower case."
 
+# %% ../nbs/03_data.ipynb #ebc12988
 def read_table(
     path,         # csv, tab-separated, or JSON lines
     rows:int=None # only the first so many
@@ -278,8 +302,10 @@ def read_table(
     path = Path(path)
     if path.suffix==".jsonl": return pd.read_json(path,lines=True,nrows=rows,dtype=False).fillna("").astype(str)
     with open(path,encoding="utf-8-sig",errors="replace") as f: tab = "\t" in f.readline()
-    return pd.read_csv(path,sep="\t" if tab else ",",nrows=rows,dtype=str,keep_default_na=False,encoding="utf-8-sig",encoding_errors="replace")
+    return pd.read_csv(path,sep="\t" if tab else ",",nrows=rows,dtype=str,keep_default_na=False,
+                       encoding="utf-8-sig",encoding_errors="replace")
 
+# %% ../nbs/03_data.ipynb #f9043381
 def columns_of(
     t:pd.DataFrame # a table
 ) -> dict:         # kind -> the table's own names, in the order of CALLED
@@ -287,6 +313,7 @@ def columns_of(
     lower = {c.lower().strip():c for c in t.columns}
     return {k:[lower[n] for n in names if n in lower] for k,names in CALLED.items()}
 
+# %% ../nbs/03_data.ipynb #69d34b16
 def find_file(
     name:str,      # as a table writes it
     index:dict     # path, file name and stem -> paths
@@ -316,30 +343,41 @@ def list_csv(
         if not labels and not need_label and "/" in f: cls = class_of(f.split("/")[0],d,folder=True)
         else: cls = next((x for x in (class_of(v,d) for v in labels) if x),"")
         kind = next((row[k] for k in c["kind"]),"")
-        why = ("file not found, or not the only one of its name" if not f else f"not dermoscopic but {kind}" if d.name=="skin" and kind and "dermoscop" not in kind.lower()
+        why = ("file not found, or not the only one of its name" if not f
+            else f"not dermoscopic but {kind}" if d.name=="skin" and kind and "dermoscop" not in kind.lower()
             else "" if cls else f"label {labels[0]!r} is none of the classes" if labels else "no label")
         given = SPLITS.get(next((row[k] for k in c["split"]),"").lower(),"") or split
-        rows.append((below+(f or name),next(iter(labels),""),cls,"\n".join(f"{k}={row[k]}" for k in c["group"] if row[k].strip()),given,next((row[k].strip() for k in c["text"]),""),why))
+        rows.append((below+(f or name),next(iter(labels),""),cls,
+                     "\n".join(f"{k}={row[k]}" for k in c["group"] if row[k].strip()),
+                     given,next((row[k].strip() for k in c["text"]),""),why))
     return _table(rows).drop_duplicates(["file","cls"])
 
 # %% ../nbs/03_data.ipynb #cc4757d8
 SPLITS = dict(train="train",training="train",test="test",testing="test",val="val",valid="val",validation="val",dev="val")
 "What folders of a split are called."
 
-def _tables(folder): return [f for f in sorted(Path(folder).iterdir()) if f.is_file() and (f.suffix in (".csv",".tsv",".tab",".jsonl") or f.name=="HAM10000_metadata")]
+# %% ../nbs/03_data.ipynb #88bbcb17
+def _tables(folder):
+    return [f for f in sorted(Path(folder).iterdir())
+            if f.is_file() and (f.suffix in (".csv",".tsv",".tab",".jsonl") or f.name=="HAM10000_metadata")]
 
 def _inner(folder): # an unpacked archive often holds one folder that holds everything
     here = [p for p in Path(folder).iterdir() if not p.name.startswith((".","__MACOSX"))]; dirs = [p for p in here if p.is_dir()]
-    lone = len(dirs)==1 and not _tables(folder) and not any(f.suffix.lower() in IMAGES for p in (folder,dirs[0]) for f in Path(p).iterdir())
+    lone = (len(dirs)==1 and not _tables(folder)
+            and not any(f.suffix.lower() in IMAGES for p in (folder,dirs[0]) for f in Path(p).iterdir()))
     return _inner(dirs[0]) if lone else Path(folder)
 
+# %% ../nbs/03_data.ipynb #d0eb11b6
 def _listed(folder, d, split="", below=""): # one folder: a table of files if there is one, else class folders
     columns = {f:columns_of(read_table(f,5)) for f in _tables(folder)}
     named = [f for f,c in columns.items() if c["file"] and (c["label"] or f.stem=="metadata")]
-    if len(named)>1: raise ValueError(f"{folder} has several tables that name images: {', '.join(f.name for f in named)}. Keep the one that is meant.")
+    if len(named)>1:
+        raise ValueError(f"{folder} has several tables that name images: {', '.join(f.name for f in named)}. Keep the one that is meant.")
     if not named: return list_tree(folder,d,split,below),"class folders"
-    return list_csv(folder,read_table(named[0]),d,split,below,need_label=bool(columns[named[0]]["label"])),f"table {named[0].name}"
+    return (list_csv(folder,read_table(named[0]),d,split,below,need_label=bool(columns[named[0]]["label"])),
+            f"table {named[0].name}")
 
+# %% ../nbs/03_data.ipynb #988f1024
 def list_images(
     folder,   # any of the layouts above
     d:Dataset # knows the classes
@@ -357,6 +395,7 @@ class Fault(Exception):
     "Why an image is not used."
     def __init__(self, reason:str, detail:str=""): super().__init__(f"{reason}: {detail}"); self.reason,self.detail = reason,detail
 
+# %% ../nbs/03_data.ipynb #9fe8be37
 def identify(
     data:bytes,              # a file
     most:int=Image.MAX_IMAGE_PIXELS # pixels; more are not decoded
@@ -364,7 +403,8 @@ def identify(
     "Recognize a file by its content."
     if not data: raise Fault("empty","0 bytes")
     if data[128:132]==b"DICM": raise Fault("DICOM","export it as PNG, with the window that shows what is meant")
-    if data[:64].lstrip().lower().startswith((b"<!doctype",b"<html",b"<?xml",b"{")): raise Fault("not an image","a text, perhaps the error page of a failed download")
+    if data[:64].lstrip().lower().startswith((b"<!doctype",b"<html",b"<?xml",b"{")):
+        raise Fault("not an image","a text, perhaps the error page of a failed download")
     if data.startswith(b"version https://git-lfs"): raise Fault("not an image","a Git LFS pointer: run git lfs pull")
     try: im = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as e: raise Fault("not an image","no format that Pillow knows") from e
@@ -372,7 +412,8 @@ def identify(
     w,h = im.size
     if w*h>most: raise Fault("huge",f"{w}x{h} pixels")
     if min(w,h)<32: raise Fault("tiny",f"{w}x{h} pixels")
-    if im.format!="MPO" and getattr(im,"is_animated",False): raise Fault("animated",f"{im.n_frames} frames or pages: keep the one that is meant")
+    if im.format!="MPO" and getattr(im,"is_animated",False):
+        raise Fault("animated",f"{im.n_frames} frames or pages: keep the one that is meant")
     return im
 
 # %% ../nbs/03_data.ipynb #dc52a958
@@ -382,6 +423,7 @@ def _profile(im): # the embedded profile and its name, if it is there and readab
     try: p = ImageCms.ImageCmsProfile(io.BytesIO(icc)); return p,ImageCms.getProfileDescription(p).strip()
     except (ImageCms.PyCMSError,OSError): return None,"unreadable"
 
+# %% ../nbs/03_data.ipynb #23abadcc
 def to_rgb(
     im:Image.Image # opened
 ) -> tuple:        # RGB or gray image, and notes on what was changed
@@ -397,9 +439,13 @@ def to_rgb(
         im = Image.fromarray(np.uint8(a/257+.5)); notes.append("16 bits to 8")
     if im.mode in ("I","F","HSV"): raise Fault("unclear values",f"Pillow mode {im.mode}: export 8 bits, gray or RGB")
     if im.mode in ("CMYK","LAB") and not profile: raise Fault("unclear colours",f"{im.mode} without a colour profile")
-    if im.mode in ("1","P","YCbCr"): notes.append(f"{dict(P='palette',YCbCr='YCbCr').get(im.mode,'black and white')} to RGB"); im = im.convert("L" if im.mode=="1" else "RGB")
-    if profile and "sRGB" not in name and (profile.profile.xcolor_space.strip(),im.mode) in (("RGB","RGB"),("GRAY","L"),("CMYK","CMYK"),("Lab","LAB")):
-        im = ImageCms.profileToProfile(im,profile,ImageCms.createProfile("sRGB"),outputMode="RGB"); notes.append(f"{name} to sRGB")
+    if im.mode in ("1","P","YCbCr"):
+        notes.append(f"{dict(P='palette',YCbCr='YCbCr').get(im.mode,'black and white')} to RGB")
+        im = im.convert("L" if im.mode=="1" else "RGB")
+    if (profile and "sRGB" not in name
+        and (profile.profile.xcolor_space.strip(),im.mode) in (("RGB","RGB"),("GRAY","L"),("CMYK","CMYK"),("Lab","LAB"))):
+        im = ImageCms.profileToProfile(im,profile,ImageCms.createProfile("sRGB"),outputMode="RGB")
+        notes.append(f"{name} to sRGB")
     elif im.mode in ("CMYK","LAB"): raise Fault("unclear colours",f"{im.mode} with a profile for something else")
     elif name=="unreadable": notes.append("unreadable colour profile ignored")
     return im,notes
@@ -426,6 +472,7 @@ def strip_jpeg(
         i = end
     return None
 
+# %% ../nbs/03_data.ipynb #6ec12788
 def strip_png(
     data:bytes # a PNG file
 ) -> bytes:    # without metadata
@@ -438,6 +485,7 @@ def strip_png(
         i = end
     return b"".join(out)
 
+# %% ../nbs/03_data.ipynb #8838dd83
 def png(im): b = io.BytesIO(); Image.fromarray(np.asarray(im)).save(b,"PNG",compress_level=1); return b.getvalue()
 
 # %% ../nbs/03_data.ipynb #56417e46
@@ -455,8 +503,10 @@ def clean(
         if kind=="PNG" and deep and "16 bits to 8" not in notes: notes.append("16 bits to 8")
     except (OSError,SyntaxError,EOFError) as e:
         raise Fault("truncated" if re.search("truncat|end of|not enough|incomplete",str(e),re.I) else "damaged",str(e)) from e
-    w,h = im.size; some = {im.getpixel((x,y)) for x in (0,w//2,w-1) for y in (0,h//3,h//2)}
-    if len(some)==1 and not np.ptp(np.asarray(im).reshape(w*h,-1),axis=0).any(): raise Fault("blank",f"every pixel is {some.pop()}")
+    w,h = im.size
+    some = {im.getpixel((x,y)) for x in (0,w//2,w-1) for y in (0,h//3,h//2)}
+    if len(some)==1 and not np.ptp(np.asarray(im).reshape(w*h,-1),axis=0).any():
+        raise Fault("blank",f"every pixel is {some.pop()}")
     jpeg = strip_jpeg(data) if kind in ("JPEG","MPO") else b""
     if jpeg is None: raise Fault("truncated","no end-of-image marker")
     if not notes and jpeg: return im,jpeg,".jpg",notes
@@ -470,6 +520,7 @@ def shrink(
     "What a fingerprint is taken of."
     return im.reduce(max(1,min(im.size)//64)).convert("L").resize((64,64),Image.LANCZOS)
 
+# %% ../nbs/03_data.ipynb #2af78c53
 def fingerprint(
     im:Image.Image # RGB or gray
 ) -> np.ndarray:   # (8, 4) uint64: 256 bits for each way to turn it
@@ -501,13 +552,16 @@ CHECKS = 1 # counts changes to what follows; a new number looks at everything ag
 
 def _sha(data): return hashlib.sha256(data).hexdigest()
 
+# %% ../nbs/03_data.ipynb #51b40cbc
 def check_image(
     file:str, # relative to root
     root,     # the folder of images
     pool      # where clean images go
 ) -> dict:    # what was found
     "Look at one file: verdict, hash, fingerprint, and the clean image on disk. Never raises over an image."
-    path = Path(root)/file; found = dict(file=file,checks=CHECKS,bytes=-1,changed=0,reason="",detail="",sha256="",print="",note="",name="",width=0,height=0,kept="")
+    path = Path(root)/file
+    found = dict(file=file,checks=CHECKS,bytes=-1,changed=0,reason="",detail="",
+                 sha256="",print="",note="",name="",width=0,height=0,kept="")
     try:
         s = path.stat(); found |= dict(bytes=s.st_size,changed=s.st_mtime_ns)
         if s.st_size>1<<30: raise Fault("huge",f"a file of {s.st_size/1e9:.1f} GB")
@@ -515,9 +569,11 @@ def check_image(
     except Fault as e: return found|dict(reason=e.reason,detail=e.detail)
     except FileNotFoundError: return found|dict(reason="missing",detail="the file is not there")
     except Exception as e: return found|dict(reason="unreadable",detail=f"{type(e).__name__}: {e}")
-    if not notes and path.suffix.lower() not in ((".jpg",".jpeg") if ending==".jpg" else (".png",)): notes = [f"named {path.suffix or 'without ending'}, is {ending}"]
+    if not notes and path.suffix.lower() not in ((".jpg",".jpeg") if ending==".jpg" else (".png",)):
+        notes = [f"named {path.suffix or 'without ending'}, is {ending}"]
     sha = _sha(data); to = Path(pool)/f"{sha[:24]}{ending}"
-    if not (to.exists() and to.stat().st_size==len(kept)): # what fails here, a full disk for one, is no fault of the image: it stops the scan
+    # what fails from here on, a full disk for one, is no fault of the image: it stops the scan
+    if not (to.exists() and to.stat().st_size==len(kept)):
         tmp = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}"); tmp.write_bytes(kept); os.replace(tmp,to)
     return found|dict(sha256=sha,print=marks,note=", ".join(notes),name=to.name,width=im.width,height=im.height,kept=_sha(kept))
 
@@ -526,12 +582,14 @@ def _quiet(): warnings.simplefilter("ignore",Image.DecompressionBombWarning) # s
 
 def cores(): return len(os.sched_getaffinity(0)) if hasattr(os,"sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../nbs/03_data.ipynb #e4e54668
 def _workers(n, processes): # threads for a few files; processes, forked from one that has imported everything, for many
     if not processes: return ThreadPoolExecutor(min(cores(),max(1,n)))
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if context.get_start_method()=="forkserver": context.set_forkserver_preload(["medart.data"])
     return ProcessPoolExecutor(cores(),mp_context=context,initializer=_quiet)
 
+# %% ../nbs/03_data.ipynb #d7a7198f
 def read_log(
     log    # scan.jsonl
 ) -> dict: # file -> what was found last
@@ -542,6 +600,7 @@ def read_log(
         except ValueError: continue # a line cut off by a kill
     return seen
 
+# %% ../nbs/03_data.ipynb #5bad26b2
 def scan(
     root,                # the folder of images
     files:list,          # relative to it
@@ -549,16 +608,20 @@ def scan(
     processes:bool=None  # by default from 1,000 files on
 ) -> list:               # findings, in the order of files
     "Look at all files. Run again to continue."
-    out = Path(out); (out/"pool").mkdir(parents=True,exist_ok=True); log = out/"scan.jsonl"; seen = read_log(log)
+    out = Path(out); (out/"pool").mkdir(parents=True,exist_ok=True)
+    log = out/"scan.jsonl"; seen = read_log(log)
     def same(f):
         x = seen.get(f)
         try: s = (Path(root)/f).stat()
         except OSError: return False
-        return x and (x["checks"],x["bytes"],x["changed"])==(CHECKS,s.st_size,s.st_mtime_ns) and (not x["name"] or (out/"pool"/x["name"]).exists())
-    todo = [f for f in dict.fromkeys(files) if not same(f)]; processes = len(todo)>=1000 if processes is None else processes
+        return (x and (x["checks"],x["bytes"],x["changed"])==(CHECKS,s.st_size,s.st_mtime_ns)
+                and (not x["name"] or (out/"pool"/x["name"]).exists()))
+    todo = [f for f in dict.fromkeys(files) if not same(f)]
+    processes = len(todo)>=1000 if processes is None else processes
     with warnings.catch_warnings(), open(log,"a") as f, _workers(len(todo),processes) as pool:
         _quiet(); f.write("\n" if todo and log.stat().st_size else "")
-        looks = pool.map(partial(check_image,root=str(root),pool=str(out/"pool")),todo,**(dict(chunksize=16) if processes else {}))
+        looks = pool.map(partial(check_image,root=str(root),pool=str(out/"pool")),todo,
+                         **(dict(chunksize=16) if processes else {}))
         for x in tqdm(looks,total=len(todo),desc="checking images",disable=len(todo)<200):
             seen[x["file"]] = x; f.write(json.dumps(x)+"\n"); f.flush()
     return [seen[f] for f in files]
@@ -570,17 +633,6 @@ def lot(
 ) -> str:      # sorting by it is drawing lots
     "A lot drawn for one image, the same in every run."
     return stable_hash(["split",seed,name])
-
-def split_tree(
-    tree:dict,  # class -> files
-    seed:int=0  # of the split
-) -> dict:      # "train" and "test", each class -> files
-    "Split each class by file names: a fifth, rounded up, is for testing."
-    out = dict(train={},test={})
-    for c,fs in tree.items():
-        order = sorted(fs,key=lambda f: lot(seed,f)); k = test_count(len(fs))
-        out["test"][c],out["train"][c] = sorted(order[:k]),sorted(order[k:])
-    return out
 
 # %% ../nbs/03_data.ipynb #a9dfee3b
 def groups_of(
@@ -601,7 +653,8 @@ def subset(
     "Choose whole groups that make up a number."
     reach = [1]
     for s in sizes: reach.append(reach[-1]|reach[-1]<<s)
-    sums = [k for k in range(sum(sizes)+1) if reach[-1]>>k&1]; sums = sums[1:-1] or sums # both sides get some, if that can be
+    sums = [k for k in range(sum(sizes)+1) if reach[-1]>>k&1]
+    sums = sums[1:-1] or sums # both sides get some, if that can be
     goal = min(sums,key=lambda k: (abs(k-want),-k)); chosen = set()
     for i in reversed(range(len(sizes))):
         if not reach[i]>>goal&1: chosen.add(i); goal -= sizes[i]
@@ -633,9 +686,11 @@ def prepared_dir(
     d:Dataset # its name
 ) -> Path:    # data/prepared/{name}
     "Where a source's prepared images live."
-    folder,home = Path(folder).resolve(),data_dir().resolve(); path = folder.relative_to(home) if folder.is_relative_to(home) else folder
+    folder,home = Path(folder).resolve(),data_dir().resolve()
+    path = folder.relative_to(home) if folder.is_relative_to(home) else folder
     return data_dir()/"prepared"/(d.name if str(path)==d.name else f"{d.name}-{folder.name}~{stable_hash(str(path))[:4]}")
 
+# %% ../nbs/03_data.ipynb #7bb3a732
 def whole(
     out,    # a prepared folder
     key:str # what it should be made from
@@ -646,6 +701,7 @@ def whole(
     have = {f"{x}/{f}" for x in ("train","test") for f in files_below(out/x)}
     return done==key and have=={*m.file} and all((out/x/"metadata.csv").exists() for x in ("train","test"))
 
+# %% ../nbs/03_data.ipynb #aca9cdab
 def _link(a, b): # one file under two names, or a copy where the disk cannot do that
     b.parent.mkdir(parents=True,exist_ok=True)
     try: os.link(a,b)
@@ -664,7 +720,8 @@ def decide(
     pairs = [(first[s],i,0) for i,s in enumerate(sha) if first[s]!=i]
     single = sorted(first.values()); pairs += [(single[i],single[j],b) for i,j,b in near_pairs(prints[single],near)]
     number = groups_of([g.split("\n") for g in t.group],pairs); t = t.assign(number=number)
-    if not t.split.any(): return t.assign(split=split_groups(t.cls.tolist(),number,[lot(seed,s) for s in sha])),pairs,[]
+    if not t.split.any():
+        return t.assign(split=split_groups(t.cls.tolist(),number,[lot(seed,s) for s in sha])),pairs,[]
     t = t.assign(split=t.split.replace("","train")); tested = set(t.number[t.split=="test"])
     return t,pairs,[i for i in range(len(t)) if t.split.iloc[i]=="train" and number[i] in tested]
 
@@ -680,6 +737,7 @@ def sift(
     t = t.join(pd.DataFrame(found).drop(columns="file") if found else pd.DataFrame(columns=["reason"]))
     return t[t.reason==""].reset_index(drop=True),bad
 
+# %% ../nbs/03_data.ipynb #f3de75d4
 def place(
     t:pd.DataFrame, # images to use, with their split
     d:Dataset,      # modality, for simple captions
@@ -707,13 +765,17 @@ def remarks(
 ) -> list:           # sentences
     "What is to be said of these images."
     got,test,out = Counter(t.cls),Counter(t.cls[t.split=="test"]),[]
-    if d.name in DATASETS: out.append("the counts are the paper's own" if got==d.counts else f"a stand-in: the paper has {sum(d.counts.values()):,} images of {len(d.counts)} classes, here are {len(t):,} of {len(got)}")
+    if d.name in DATASETS:
+        out.append("the counts are the paper's own" if got==d.counts
+                   else f"a stand-in: the paper has {sum(d.counts.values()):,} images of {len(d.counts)} classes, "
+                        f"here are {len(t):,} of {len(got)}")
     out += [f"{c} is not a class of the paper" for c in sorted(got) if d.name in DATASETS and c not in d.counts]
     out += [STAND_INS[k] for k in STAND_INS if d.name=="skin" and k in set(map(_key,t.label))]
     two = int(((copies.kind=="exact")&(copies.class_a!=copies.class_b)).sum())
     if two: out.append(f"{two} exact copies carry two labels, of which one must be wrong: see duplicates.csv")
     if given: return out+["the split came with the images"]
-    return out+[f"{c}: {test[c]} test images instead of {test_count(n)}, since groups are not divided" for c,n in sorted(got.items()) if test[c]!=test_count(n)]
+    return out+[f"{c}: {test[c]} test images instead of {test_count(n)}, since groups are not divided"
+                for c,n in sorted(got.items()) if test[c]!=test_count(n)]
 
 # %% ../nbs/03_data.ipynb #7d2b9b25
 def tidy(
@@ -726,6 +788,7 @@ def tidy(
         if f.name not in keep: f.unlink()
     write_atomic(log,"".join(json.dumps(x)+"\n" for x in read_log(log).values() if not x["name"] or x["name"] in keep))
 
+# %% ../nbs/03_data.ipynb #81a21db4
 def record(
     out:Path,            # the prepared folder
     t:pd.DataFrame,      # what is used
@@ -737,9 +800,11 @@ def record(
     tied = t.number.where(t.number.map(Counter(t.number))>1).astype("Int64")
     m = t.assign(tied=tied)[["path","split","cls","file","sha256","kept","width","height","tied","note"]]
     save = lambda df,name: write_atomic(out/name,df.to_csv(index=False))
-    save(m.set_axis(["file","split","class","source","source_sha256","sha256","width","height","group","changes"],axis=1),"manifest.csv")
+    save(m.set_axis(["file","split","class","source","source_sha256","sha256","width","height","group","changes"],axis=1),
+         "manifest.csv")
     save(pd.DataFrame(bad,columns=["file","class","reason","detail"]),"quarantine.csv"); save(copies,"duplicates.csv")
-    counts = dict(images=len(t),train=int((t.split=="train").sum()),test=int((t.split=="test").sum()),quarantined=len(bad),changed=int((t.note!="").sum()),
+    counts = dict(images=len(t),train=int((t.split=="train").sum()),test=int((t.split=="test").sum()),
+                  quarantined=len(bad),changed=int((t.note!="").sum()),
                   exact_copies=int((copies.kind=="exact").sum()),near_copies=int((copies.kind=="near").sum()))
     write_atomic(out/"prepared.json",json.dumps(about|counts,indent=1)+"\n")
     return counts
@@ -766,23 +831,35 @@ def prepare(
         (out/"prepared.json").unlink(missing_ok=True)
         used,bad = sift(t,scan(root,t.file[t.why==""].tolist(),out,processes))
         if used.empty: raise FileNotFoundError(_nothing(folder,how,bad))
-        given = used.split.any(); used,pairs,drop = decide(used,seed,near); f,c,h = (used[x].tolist() for x in ("file","cls","sha256"))
-        copies = pd.DataFrame([("exact" if h[i]==h[j] else "near",b,f[i],f[j],c[i],c[j]) for i,j,b in pairs],columns=["kind","bits","a","b","class_a","class_b"])
-        bad += [(f[i],c[i],"in test too","a copy of a test image, or of the same lesion or patient, in a split that came with the images") for i in drop]
+        given = used.split.any(); used,pairs,drop = decide(used,seed,near)
+        f,c,h = (used[x].tolist() for x in ("file","cls","sha256"))
+        copies = pd.DataFrame([("exact" if h[i]==h[j] else "near",b,f[i],f[j],c[i],c[j]) for i,j,b in pairs],
+                              columns=["kind","bits","a","b","class_a","class_b"])
+        bad += [(f[i],c[i],"in test too","a copy of a test image, or of the same lesion or patient, in a split that came with the images")
+                for i in drop]
         used = place(used.drop(index=drop),d,out); told = remarks(d,used,copies,given)
         tidy(out,used)
         n = record(out,used,bad,copies,key=key,dataset=d.name,layout=how,seed=seed,near=near,remarks=told)
-    print(f"{d.name}, {how}: {n['images']:,} images, {n['train']:,} to train and {n['test']:,} to test; {len(bad):,} quarantined, {len(copies):,} pairs of copies. Reports in {out.name}/*.csv."+"".join(f"\n- {x}" for x in told))
+    print(f"{d.name}, {how}: {n['images']:,} images, {n['train']:,} to train and {n['test']:,} to test; "
+          f"{len(bad):,} quarantined, {len(copies):,} pairs of copies. Reports in {out.name}/*.csv."
+          +"".join(f"\n- {x}" for x in told))
     return out
 
+# %% ../nbs/03_data.ipynb #276f7375
 def _nothing(folder, how, bad):
     most = "; ".join(f"{n} files: {r}, {x}" for (r,x),n in Counter(b[2:] for b in bad).most_common(3))
-    return f"No usable images in {folder} ({how}). "+(f"What was found: {most}." if bad else f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, and for a table with columns like file_name and label.")
+    return f"No usable images in {folder} ({how}). "+(
+        f"What was found: {most}." if bad
+        else f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
+             "and for a table with columns like file_name and label.")
 
+# %% ../nbs/03_data.ipynb #330b6ddc
 def _locked(out):
     lock = FileLock(out/".lock")
     try: out.mkdir(parents=True,exist_ok=True); lock.acquire(); lock.release(); return lock
-    except OSError as e: raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, and name the images' own folder with data=FOLDER.") from e
+    except OSError as e:
+        raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, "
+                              "and name the images' own folder with data=FOLDER.") from e
 
 # %% ../nbs/03_data.ipynb #0a28f779
 @dataclass(frozen=True)
@@ -796,6 +873,7 @@ class Split:
     def __len__(self): return len(self.files)
     def __getitem__(self, i): return Split(self.folder,*(tuple(x[j] for j in i) for x in (self.files,self.classes,self.texts)))
 
+# %% ../nbs/03_data.ipynb #70129065
 def find_data(
     r:Recipe  # names the folder
 ) -> Path:    # with train/ and test/ in it
@@ -804,12 +882,15 @@ def find_data(
     if r.data==f"phantom/{r.dataset}": write_phantoms(r.dataset,folder,size=r.size)
     if any((folder/f).exists() for f in ("phantom.json","prepared.json")): return folder
     try: get_source(d,folder)
-    except ConnectionError as e: raise ConnectionError(f"{e}\n{how_to_get(d,folder)}\nOr pass scale=tiny to run on drawn phantoms.") from e
+    except ConnectionError as e:
+        raise ConnectionError(f"{e}\n{how_to_get(d,folder)}\nOr pass scale=tiny to run on drawn phantoms.") from e
     if not folder.is_dir():
-        raise FileNotFoundError(f"No images at {folder} (data={r.data!r}). Put class folders there (the classes of {r.dataset} are {', '.join(d.counts)}), "
+        raise FileNotFoundError(f"No images at {folder} (data={r.data!r}). "
+                                f"Put class folders there (the classes of {r.dataset} are {', '.join(d.counts)}), "
                                 f"pass data=FOLDER, or pass scale=tiny to run on drawn phantoms.\n{how_to_get(d,folder)}")
     return prepare(folder,d)
 
+# %% ../nbs/03_data.ipynb #a6ccfc75
 def load_split(
     r:Recipe,  # names the folder and the kind of captions
     split:str  # "train" or "test"
@@ -818,7 +899,8 @@ def load_split(
     folder,d = find_data(r)/split,dataset_of(r)
     m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
     classes = [Path(f).parts[0] for f in m.file_name]
-    texts = {"vsg":m.text,"simple":[simple_caption(d.modality,category(c)) for c in classes],"class":[category(c) for c in classes],"empty":[""]*len(m)}[r.captions]
+    texts = {"vsg":m.text,"simple":[simple_caption(d.modality,category(c)) for c in classes],
+             "class":[category(c) for c in classes],"empty":[""]*len(m)}[r.captions]
     return Split(folder,tuple(m.file_name),tuple(classes),tuple(texts))
 
 # %% ../nbs/03_data.ipynb #ef97cafc
@@ -830,10 +912,12 @@ def read_image(
     try:
         with Image.open(path) as im: im = ImageOps.exif_transpose(im).convert("RGB")
     except (UnidentifiedImageError,OSError,SyntaxError) as e:
-        raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}: {e}). Repair it or move it out of the data folder, then run again: finished work is kept.") from e
+        raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}: {e}). "
+                         "Repair it or move it out of the data folder, then run again: finished work is kept.") from e
     w,h = im.size; s = size/min(w,h)
     return im if s==1 else im.resize((max(size,round(w*s)),max(size,round(h*s))), Image.BILINEAR)
 
+# %% ../nbs/03_data.ipynb #e430cb7e
 def crop(
     a:Tensor,           # uint8 (3,h,w)
     size:int,           # pixels a side
@@ -843,16 +927,20 @@ def crop(
     y,x = (int(u*(n-size)+.5) for u,n in zip(at,a.shape[1:]))
     return a[:,y:y+size,x:x+size]
 
+# %% ../nbs/03_data.ipynb #be711f09
 def to_tensor(im): return torch.from_numpy(np.array(im)).permute(2,0,1)
 
+# %% ../nbs/03_data.ipynb #2fa97a01
 def read_pixels(
     s:Split,   # which images
     size:int   # of the shorter side, pixels
 ) -> list:     # uint8 tensors (3,h,w), the shorter side being size
     "Read images into memory, on all cores."
     with ThreadPoolExecutor(cores()) as pool:
-        return list(tqdm(pool.map(lambda f: to_tensor(read_image(s.folder/f,size)), s.files), total=len(s), desc="reading images", disable=len(s)<2000))
+        return list(tqdm(pool.map(lambda f: to_tensor(read_image(s.folder/f,size)), s.files),
+                         total=len(s), desc="reading images", disable=len(s)<2000))
 
+# %% ../nbs/03_data.ipynb #2e1d0def
 def unit(x): return x.float()/127.5-1  # uint8 to -1..1
 
 # %% ../nbs/03_data.ipynb #c90ff356
@@ -862,21 +950,25 @@ def contact_sheet(
     size:int=96 # pixels a side
 ):              # matplotlib figure
     "The first training images of each class, one class a row."
-    m = pd.read_csv(Path(out)/"manifest.csv"); m = m[m.split=="train"]; blank = np.full((size,size,3),255,np.uint8); cells = []
+    m = pd.read_csv(Path(out)/"manifest.csv"); m = m[m.split=="train"]
+    blank = np.full((size,size,3),255,np.uint8); cells = []
     for _,files in m.groupby("class").file:
         ims = [crop(to_tensor(read_image(Path(out)/f,size)),size).permute(1,2,0).numpy() for f in files[:each]]
         cells += ims+[blank]*(each-len(ims))
     return image_grid(cells,ncol=each,cell=.9,rows=[category(c) for c in sorted(set(m["class"]))])
 
+# %% ../nbs/03_data.ipynb #ca49dd58
 def split_bars(
     out # a prepared folder
 ):      # matplotlib figure
     "How many images of each class train and test."
     m = pd.read_csv(Path(out)/"manifest.csv"); m["class"] = m["class"].map(category)
     fig,ax = plt.subplots(figsize=(6,.9+.42*m["class"].nunique()),layout="constrained")
-    sns.countplot(m,y="class",hue="split",order=m["class"].value_counts().index,hue_order=["train","test"],palette="colorblind",ax=ax)
+    sns.countplot(m,y="class",hue="split",order=m["class"].value_counts().index,hue_order=["train","test"],
+                  palette="colorblind",ax=ax)
     for bars in ax.containers: ax.bar_label(bars,padding=2,fontsize=8)
-    ax.set(xlabel="images",ylabel="",title=f"{(m.split=='train').sum():,} to train, {(m.split=='test').sum():,} to test"); ax.margins(x=.1)
+    ax.set(xlabel="images",ylabel="",title=f"{(m.split=='train').sum():,} to train, {(m.split=='test').sum():,} to test")
+    ax.margins(x=.1)
     sns.despine(fig); plt.close(fig)
     return fig
 
@@ -892,10 +984,13 @@ def speed(
         with Image.open(Path(root)/f) as im: im.load()
     def alone(k):
         with ThreadPoolExecutor(k) as pool: list(pool.map(decode,files))
-    rows = {"Pillow decodes, one core":lambda: alone(1), f"Pillow decodes, {cores()} cores":lambda: alone(cores()), f"scan, {cores()} cores":lambda tmp: scan(root,files,tmp,processes)}
+    rows = {"Pillow decodes, one core":lambda: alone(1), f"Pillow decodes, {cores()} cores":lambda: alone(cores()),
+            f"scan, {cores()} cores":lambda tmp: scan(root,files,tmp,processes)}
     best = dict.fromkeys(rows,float("inf")); alone(1) # from here on the files are in memory
     for _ in range(rounds):
         for what,f in rows.items():
             with tempfile.TemporaryDirectory() as tmp:
-                start = time.perf_counter(); f(tmp) if what.startswith("scan") else f(); best[what] = min(best[what],time.perf_counter()-start)
+                start = time.perf_counter()
+                f(tmp) if what.startswith("scan") else f()
+                best[what] = min(best[what],time.perf_counter()-start)
     return pd.DataFrame([(k,round(len(files)/v)) for k,v in best.items()],columns=["what","images a second"])

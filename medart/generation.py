@@ -38,6 +38,7 @@ class Plan:
 
     def __len__(self): return len(self.index)
 
+# %% ../nbs/10_generation.ipynb #10c3077a
 def generation_plan(
     r:Recipe   # gen_split says whose captions, gen_count how many
 ) -> Plan:
@@ -52,9 +53,12 @@ def generation_plan(
     keep = sorted(i for ids in by.values() for i in ids[:max(1,round(share*len(ids)))])
     return Plan(tuple(keep),tuple(s.classes[i] for i in keep),tuple(texts[i] for i in keep))
 
+# %% ../nbs/10_generation.ipynb #941a4bbe
 def _drawn(r,train,cls,n): # n captions of one class, none twice while there are others
     own = [t for t,d in zip(train.texts,train.classes) if d==cls]
-    if not own: raise ValueError(f"class {cls} has {n} test images and no training image to take captions from. Use gen_split=test, or add images to {train.folder}.")
+    if not own:
+        raise ValueError(f"class {cls} has {n} test images and no training image to take captions from. "
+                         f"Use gen_split=test, or add images to {train.folder}.")
     g = np_rng(r.seed,f"captions {cls}")
     return [own[j] for _ in range(-(-n//len(own))) for j in g.permutation(len(own))][:n]
 
@@ -65,11 +69,14 @@ def prompt_plan(
     "One image for each prompt."
     path = Path(prompts) if prompts.endswith((".txt",".csv")) else None
     if path is None: texts = [prompts]
-    elif not path.is_file(): raise FileNotFoundError(f"prompts={prompts!r} names a file that does not exist (looked from {Path.cwd().name}/). Give its path, or a prompt itself.")
+    elif not path.is_file():
+        raise FileNotFoundError(f"prompts={prompts!r} names a file that does not exist (looked from {Path.cwd().name}/). "
+                                "Give its path, or a prompt itself.")
     elif path.suffix==".txt": texts = path.read_text(encoding="utf-8").splitlines()
     else:
         m = pd.read_csv(path,keep_default_na=False,dtype=str)
-        if "text" not in m: raise ValueError(f"{path} has no column 'text'; its columns are {', '.join(m.columns)}.")
+        if "text" not in m:
+            raise ValueError(f"{path} has no column 'text'; its columns are {', '.join(m.columns)}.")
         texts = m.text.tolist()
     texts = tuple(t.strip() for t in texts if t.strip())
     if not texts: raise ValueError(f"prompts={prompts!r} holds no prompt. Write one on each line.")
@@ -84,6 +91,7 @@ def starting_noise(
     "Where the images start, each from its own generator."
     return torch.stack([torch.randn(model.latent_shape,generator=rng(seed,"image",i)) for i in indices])
 
+# %% ../nbs/10_generation.ipynb #1040c372
 @torch.no_grad()
 def paint(
     model:Model,  # trained or not
@@ -98,6 +106,7 @@ def paint(
     z0 = sample(model,z,cond,null,r.gen_steps,r.gen_guidance)
     return torch.cat([model.decode(some).float() for some in z0.split(vae_batch(r.size,len(z0)))])
 
+# %% ../nbs/10_generation.ipynb #2580aab3
 def to_uint8(x): return ((x.clamp(-1,1)+1)*127.5).round().byte().cpu()  # (n,3,h,w)
 
 # %% ../nbs/10_generation.ipynb #da009220
@@ -108,6 +117,7 @@ def sample_name(
     "An image's file name below the samples folder."
     return f"{cls}/{i:05d}.png"
 
+# %% ../nbs/10_generation.ipynb #5de13b86
 def save_png(
     path,          # where to
     x:Tensor,      # uint8 (3,h,w)
@@ -119,14 +129,17 @@ def save_png(
     buf = io.BytesIO(); Image.fromarray(x.permute(1,2,0).numpy()).save(buf,"PNG",pnginfo=info)
     write_atomic(path,buf.getvalue())
 
+# %% ../nbs/10_generation.ipynb #16d0dd8a
 def samples_key(
     r:Recipe,   # the run
     texts:tuple # its captions
 ) -> str:
     "A hash of everything the images depend on, the adapters' bytes among it."
     folders = [run_dir(r)/d for d in kind_of(r).parts.values()]
-    return stable_hash([recipe_hash(r,"train","generate"),texts,[file_hash(f) for d in folders for f in sorted(d.glob("*.safetensors"))]])
+    return stable_hash([recipe_hash(r,"train","generate"),texts,
+                        [file_hash(f) for d in folders for f in sorted(d.glob("*.safetensors"))]])
 
+# %% ../nbs/10_generation.ipynb #b4d23322
 def prompts_dir(
     r:Recipe, # a trained run and generation settings
     plan:Plan # of prompts
@@ -140,8 +153,10 @@ def generate(
     prompts:str="" # a prompt, or a file of them, in place of the data set's captions
 ) -> Path:         # the samples folder, with metadata.csv
     "Paint one image for every caption; run again to paint only what is missing."
-    plan = prompt_plan(prompts) if prompts else generation_plan(r); out = prompts_dir(r,plan) if prompts else samples_dir(r)
-    if not (run_dir(r)/"done.json").exists(): raise FileNotFoundError(f"{run_dir(r)} holds no finished training. Train first: {command(r,'train')}")
+    plan = prompt_plan(prompts) if prompts else generation_plan(r)
+    out = prompts_dir(r,plan) if prompts else samples_dir(r)
+    if not (run_dir(r)/"done.json").exists():
+        raise FileNotFoundError(f"{run_dir(r)} holds no finished training. Train first: {command(r,'train')}")
     key,stamp,state = samples_key(r,plan.texts),out/"key.json",processes()
     if state.is_main_process and stamp.exists() and json.loads(stamp.read_text())["key"]!=key: shutil.rmtree(out)
     state.wait_for_everyone()
@@ -157,6 +172,7 @@ def generate(
     if state.is_main_process: write_atomic(out/"metadata.csv",m.to_csv(index=False))
     return out
 
+# %% ../nbs/10_generation.ipynb #e9a20d87
 @contextmanager
 def one_thread(
     device # torch device that computes
@@ -167,14 +183,18 @@ def one_thread(
     try: yield
     finally: torch.set_num_threads(threads)
 
+# %% ../nbs/10_generation.ipynb #8bbc5de0
 def _paint_blocks(r,out,plan,names,todo,device):
     model = merge(load_model(r,adapters=run_dir(r),device=device))
     full = {b:[*b]+[b[-1]]*(r.gen_block-len(b)) for b in todo}
-    with torch.no_grad(): conds = {b:cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])).to("cpu") for b in todo}
+    with torch.no_grad():
+        conds = {b:cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])).to("cpu")
+                 for b in todo}
     for p in [*model.parts][1:]: setattr(model,p,None)
     gc.collect()
     if device.type=="cuda": torch.cuda.empty_cache()
-    about = dict(seed=r.seed,recipe=recipe_hash(r,"train","generate"),model=r.model,method=r.method,scale=r.scale,note="synthetic image, not for diagnosis")
+    about = dict(seed=r.seed,recipe=recipe_hash(r,"train","generate"),model=r.model,method=r.method,scale=r.scale,
+                 note="synthetic image, not for diagnosis")
     for b in progress(todo,desc=f"painting {r.dataset} {r.method}"):
         for j,x in zip(b,to_uint8(paint(model,r,conds[b].to(device),[plan.index[j] for j in full[b]]))):
             save_png(out/names[j],x,dict(caption=plan.texts[j],index=plan.index[j],**about))
@@ -187,13 +207,16 @@ def generate_in(
 ) -> Path:
     "Generate, in as many processes."
     gpus = torch.cuda.device_count()
-    if processes<1 or 0<gpus<processes: raise ValueError(f"processes={processes}: it takes 1 to {gpus or 'any number, without a GPU'}.")
+    if processes<1 or 0<gpus<processes:
+        raise ValueError(f"processes={processes}: it takes 1 to {gpus or 'any number, without a GPU'}.")
     if processes>1:
         with tempfile.TemporaryDirectory() as d:
             save_recipe(r,d)
-            code = "import sys; from medart.generation import generate; from medart.recipes import load_recipe; generate(load_recipe(sys.argv[1]),sys.argv[2])"
+            code = ("import sys; from medart.generation import generate; from medart.recipes import load_recipe; "
+                    "generate(load_recipe(sys.argv[1]),sys.argv[2])")
             threads = {} if gpus else dict(OMP_NUM_THREADS="1")
-            subprocess.run([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}","--no-python",sys.executable,"-c",code,d,prompts],check=True,env=os.environ|threads)
+            subprocess.run([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}",
+                            "--no-python",sys.executable,"-c",code,d,prompts],check=True,env=os.environ|threads)
     return generate(r,prompts)
 
 # %% ../nbs/10_generation.ipynb #19206e46
@@ -216,6 +239,7 @@ def one_of_each(
     by = {c:[i for i,d in enumerate(s.classes) if d==c] for c in dict.fromkeys(s.classes)}
     return s[[i for c,ids in by.items() for i in np_rng(seed,f"show {c}").permutation(ids)[:k]]]
 
+# %% ../nbs/10_generation.ipynb #7e4dd28c
 def real_beside_generated(
     r:Recipe,   # a run whose images are painted
     k:int=4     # of each kind and class
@@ -227,7 +251,8 @@ def real_beside_generated(
     for c in rows:
         images += [p for p,d in zip(real,shown.classes) if d==c][:k]+[unit(x[i]) for i in m.index[m["class"]==c][:k]]
     fig = image_grid(images,ncol=2*k,cell=.8,rows=[category(c) for c in rows])
-    fig.suptitle(f"{k} real test images{' ('+r.data+')' if r.data.startswith('phantom') else ''}, then {k} generated ({r.method}, {r.scale} scale)",fontsize=8)
+    fig.suptitle(f"{k} real test images{' ('+r.data+')' if r.data.startswith('phantom') else ''}, "
+                 f"then {k} generated ({r.method}, {r.scale} scale)",fontsize=8)
     return fig
 
 # %% ../nbs/10_generation.ipynb #0dbab5d9
@@ -239,7 +264,8 @@ def samples_sheet(
     x,m = load_samples(folder); rows = list(dict.fromkeys(m["class"]))
     if rows==["prompt"]: return image_grid(unit(x[:8*k]),m.text[:8*k],ncol=min(len(x),k),cell=1.3,width=22)
     at = {c:m.index[m["class"]==c][:k] for c in rows}; n = max(map(len,at.values())); blank = torch.ones_like(x[0]).float()
-    fig = image_grid([unit(x[at[c][i]]) if i<len(at[c]) else blank for c in rows for i in range(n)],ncol=n,cell=.8,rows=[category(c) for c in rows])
+    fig = image_grid([unit(x[at[c][i]]) if i<len(at[c]) else blank for c in rows for i in range(n)],
+                     ncol=n,cell=.8,rows=[category(c) for c in rows])
     fig.suptitle("generated images, by class",fontsize=8)
     return fig
 
@@ -251,10 +277,15 @@ def before_and_after(
 ) -> dict:       # "real", "before", "after": (n,3,h,w) in -1..1, and "texts"
     "Real test images, and their captions painted by the untouched and by the fine-tuned model."
     s = one_of_each(captions_for(r,"test"),k)
-    def all_blocks(model): return torch.cat([paint(model,r,s.texts[i:i+r.gen_block],range(i,min(len(s),i+r.gen_block))) for i in progress(range(0,len(s),r.gen_block),desc="painting")])
-    return dict(real=unit(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)])), before=all_blocks(load_base(r,device)).cpu(), after=all_blocks(merge(load_model(r,adapters=run_dir(r),device=device))).cpu(),
+    def all_blocks(model):
+        return torch.cat([paint(model,r,s.texts[i:i+r.gen_block],range(i,min(len(s),i+r.gen_block)))
+                          for i in progress(range(0,len(s),r.gen_block),desc="painting")])
+    return dict(real=unit(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)])),
+                before=all_blocks(load_base(r,device)).cpu(),
+                after=all_blocks(merge(load_model(r,adapters=run_dir(r),device=device))).cpu(),
                 texts=s.texts, classes=s.classes)
 
+# %% ../nbs/10_generation.ipynb #6c1f6076
 def color_histograms(
     sets:dict    # name -> images (n,3,h,w) in -1..1
 ):               # figure

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'min_snr_weight', 'diffusion_loss',
-           'in_the_way', 'recorded', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients', 'across',
-           'mark', 'between', 'deterministic', 'training_step', 'update', 'make_optimizer', 'compile_blocks', 'Waits',
-           'checkpoint_files', 'save_checkpoint', 'checkpoint_fault', 'load_checkpoint', 'Log', 'read_log', 'shown',
-           'stop_signals', 'Votes', 'sample_grid', 'Window', 'total_steps', 'finished', 'train', 'peak_memory',
-           'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
+           'in_the_way', 'recorded', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients',
+           'training_step', 'update', 'across', 'mark', 'between', 'deterministic', 'make_optimizer', 'compile_blocks',
+           'Waits', 'Log', 'read_log', 'shown', 'checkpoint_files', 'save_checkpoint', 'checkpoint_fault',
+           'load_checkpoint', 'stop_signals', 'Votes', 'sample_grid', 'Window', 'total_steps', 'finished',
+           'peak_memory', 'train', 'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
 
 # %% ../nbs/09_hldf.ipynb #dd164d0c
 import hashlib,json,os,resource,shutil,signal,threading,time
 from contextlib import contextmanager,nullcontext
-from dataclasses import dataclass,field
+from dataclasses import dataclass,field,fields
 from pathlib import Path
 
 import pandas as pd
@@ -34,11 +34,12 @@ from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
 from .model import Cond,Model,Moments,converted,flat,load_model,put,unflat,vae_batch
 from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
-from .sampler import Graphed,checkpointing,graphs,recomputing,sample
+from .sampler import Graphed,checkpointing,floats,graphs,recomputing,sample
 from .simplify import captions_for,captions_key
 
 # %% ../nbs/09_hldf.ipynb #9c6a8261
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")  # read once, when cuBLAS is first used: `deterministic` below asks for it
+# read once, when cuBLAS is first used: `deterministic` below asks for it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
 def cached_moments(
@@ -48,15 +49,21 @@ def cached_moments(
 ) -> Moments:    # on the model's device, in its precision
     "The latents' moments of some crops: from disk, or computed and put there."
     h = hashlib.blake2b(str(model.dtype).encode(),digest_size=8)
-    for p in (*model.vae.state_dict().values(),*pixels): h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for p in (*model.vae.state_dict().values(),*pixels):
+        h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"; path.parent.mkdir(parents=True,exist_ok=True)
-    batch = vae_batch(pixels[0].shape[-1],batch)
     with FileLock(f"{path}.lock"):  # of several processes one computes
         if not path.exists():
-            with torch.no_grad(): ms = [model.encode_image(unit(put(torch.stack(pixels[i:i+batch]),model.device))) for i in progress(range(0,len(pixels),batch),desc="encoding images",leave=False)]
+            ms = _encode(model,pixels,vae_batch(pixels[0].shape[-1],batch))
             write_atomic(path,save({k:torch.cat([getattr(m,k) for m in ms]).cpu().contiguous() for k in ("mean","std")}))
     return Moments(**{k:v.to(model.device) for k,v in load_file(path).items()})
 
+@torch.no_grad()
+def _encode(model,pixels,batch):
+    return [model.encode_image(unit(put(torch.stack(pixels[i:i+batch]),model.device)))
+            for i in progress(range(0,len(pixels),batch),desc="encoding images",leave=False)]
+
+# %% ../nbs/09_hldf.ipynb #af842771
 @dataclass
 class TrainingSet:
     "Training images in memory, ready to be drawn from."
@@ -78,6 +85,7 @@ def training_set(
     if r.crop=="center": pixels = [crop(p,r.size) for p in pixels]; moments = cached_moments(model,pixels)
     return TrainingSet(s.files,s.texts,pixels,r.size,moments)
 
+# %% ../nbs/09_hldf.ipynb #ce637d18
 def order(
     r:Recipe,  # seed and batch size
     n:int,     # training images
@@ -98,9 +106,10 @@ class Batch:
     t:Tensor      # times, (n,)
     noise:Tensor  # where HLDF's sampling starts, as z0
 
-    def __getitem__(self, i): return Batch(self.texts[i],self.crops[i],self.z0[i],self.eps[i],self.t[i],self.noise[i])  # of a slice
+    def __getitem__(self, i:slice): return Batch(*(getattr(self,f.name)[i] for f in fields(self)))
     def x(self): return unit(put(torch.stack(self.crops),self.z0.device))  # pixels in -1..1, (n,3,h,w)
 
+# %% ../nbs/09_hldf.ipynb #e8aad1cb
 def draw_batch(
     model:Model,     # encodes where needed
     r:Recipe,        # seed and batch size
@@ -110,17 +119,22 @@ def draw_batch(
     world:int=1      # of how many
 ) -> Batch:
     "Everything random about a step, from (seed, stream, step) alone."
-    i,n = order(r,len(ts),step),r.batch_size//world
-    mine,g,wide = slice(rank*n,rank*n+n),lambda stream: rng(r.seed,stream,step),torch.promote_types(model.dtype,torch.float32)
-    def randn(stream): return put(torch.randn((r.batch_size,*model.latent_shape),generator=g(stream),dtype=wide)[mine],model.device)
-    at = [(.5,.5)]*n if ts.moments is not None else torch.rand(len(i),2,generator=g("crop")).tolist()[mine]
+    i,n = order(r,len(ts),step),r.batch_size//world; mine = slice(rank*n,rank*n+n)
+    g,wide = lambda stream: rng(r.seed,stream,step),torch.promote_types(model.dtype,torch.float32)
+    def randn(stream): return put(torch.randn((len(i),*model.latent_shape),generator=g(stream),dtype=wide)[mine],model.device)
     drop = (torch.rand(len(i),generator=g("drop"))<r.caption_dropout).tolist()[mine]
     t = put(torch.randint(len(model.abar),(len(i),),generator=g("time"))[mine],model.device)
-    i = i[mine]; crops = [crop(ts.pixels[j],ts.size,a) for j,a in zip(i,at)]
-    if ts.moments is not None: m = Moments(*(torch.stack([x[j] for j in i]).to(wide) for x in (ts.moments.mean,ts.moments.std)))
-    else:
-        with torch.no_grad(): m = model.encode_image(unit(put(torch.stack(crops),model.device)))
-    return Batch(["" if d else ts.texts[j] for d,j in zip(drop,i)],crops,m.sample(randn("latent")),randn("noise"),t,randn("start"))
+    crops,m = _images(model,ts,i[mine],torch.rand(len(i),2,generator=g("crop")).tolist()[mine],wide)
+    return Batch(["" if d else ts.texts[j] for d,j in zip(drop,i[mine])],crops,
+                 m.sample(randn("latent")),randn("noise"),t,randn("start"))
+
+@torch.no_grad()
+def _images(model,ts,ids,at,wide): # the crops, and their latents' moments
+    if ts.moments is None:
+        crops = [crop(ts.pixels[j],ts.size,a) for j,a in zip(ids,at)]
+        return crops,model.encode_image(unit(put(torch.stack(crops),model.device)))
+    pick = lambda x: torch.stack([x[j] for j in ids]).to(wide)
+    return [ts.pixels[j] for j in ids],Moments(pick(ts.moments.mean),pick(ts.moments.std))
 
 # %% ../nbs/09_hldf.ipynb #d9f11122
 def min_snr_weight(
@@ -132,6 +146,7 @@ def min_snr_weight(
     snr = abar/(1-abar)
     return snr.clamp(max=gamma)/(snr+1 if v else snr)
 
+# %% ../nbs/09_hldf.ipynb #65a52791
 def diffusion_loss(
     model:Model,  # the four verbs
     r:Recipe,     # how captions are written, min_snr
@@ -152,7 +167,9 @@ def in_the_way(
     event=False  # of a colour loss? T5's dropout is off there
 ) -> list:       # of them, as one would write them
     "What keeps a step from being recorded: it must do the same operations in the same places each time."
-    return [f"{k}={getattr(r,k)}" for k,on in dict(offload=r.offload and r.lora_text,checkpoint_all=r.checkpoint_all,t5_dropout=r.t5_dropout and not event,text_bits=r.text_bits<16).items() if on]
+    on = dict(offload=r.offload and r.lora_text, checkpoint_all=r.checkpoint_all,
+              t5_dropout=r.t5_dropout and not event, text_bits=r.text_bits<16)
+    return [f"{k}={getattr(r,k)}" for k,v in on.items() if v]
 
 def recorded(
     r:Recipe,    # cuda_graphs, and what is in its way
@@ -161,6 +178,7 @@ def recorded(
     "Is a step recorded, where there is a GPU?"
     return r.cuda_graphs and not in_the_way(r,event)
 
+# %% ../nbs/09_hldf.ipynb #3c124077
 def diffusion_gradients(
     model:Model,  # the four verbs
     r:Recipe,     # everything
@@ -169,11 +187,14 @@ def diffusion_gradients(
 ) -> tuple:       # noise loss, its gradients
     "Eq. 3 and its gradients."
     if not recorded(r):
-        with checkpointing(model,r.checkpoint_all,text=True): loss = diffusion_loss(model,r,b); return loss.detach(),torch.autograd.grad(loss,params)
+        with checkpointing(model,r.checkpoint_all,text=True): loss = diffusion_loss(model,r,b)
+        return loss.detach(),torch.autograd.grad(loss,params)
     def run(z0,eps,t,*tokens):
-        with converted(model.networks,model.dtype): loss = diffusion_loss(model,r,Batch(None,None,z0,eps,t,None),model.read(*tokens))
+        with converted(model.networks,model.dtype):
+            loss = diffusion_loss(model,r,Batch(None,None,z0,eps,t,None),model.read(*tokens))
         return [loss.detach(),flat(torch.autograd.grad(loss,params))]
-    loss,grads = graphs(model).setdefault(("step",r,*map(id,params)),Graphed(run))(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
+    step = graphs(model).setdefault(("step",r,*map(id,params)),Graphed(run))
+    loss,grads = step(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
     return loss,unflat(grads,params)
 
 # %% ../nbs/09_hldf.ipynb #16254e2d
@@ -185,6 +206,7 @@ def hldf_cond(
     "The captions of a colour loss."
     return model.encode_text([*b.texts,""],raw=not r.lowercase)
 
+# %% ../nbs/09_hldf.ipynb #40948875
 def hldf_loss(
     model:Model,    # the four verbs
     r:Recipe,       # M, guidance, how far back to differentiate
@@ -192,8 +214,8 @@ def hldf_loss(
     cond:Cond=None  # captions already encoded
 ) -> Tensor:        # scalar, unweighted
     "Eq. 4 on images that the model paints now, from fresh noise and the batch's own captions."
-    whole = recorded(r,event=True)  # solver steps recompute as wholes, not block by block
-    with recomputing(model) if whole else nullcontext(),checkpointing(model,r.checkpointing or r.checkpoint_all,text=r.checkpoint_all,image=not whole):
+    whole,every = recorded(r,event=True),r.checkpoint_all
+    with recomputing(model) if whole else nullcontext(), checkpointing(model,r.checkpointing or every,text=every,image=not whole):
         c = hldf_cond(model,r,b) if cond is None else cond
         z0 = sample(model,b.noise,c[:-1],c[-1:],r.solver_steps,r.guidance,r.backprop_last_k)
         return color_loss(model.decode(z0),b.x(),r.color_reduction)
@@ -209,24 +231,71 @@ def color_gradients(
     n,k = len(b.texts),r.color_batch or len(b.texts)
     if k>=n: return _color_gradients(model,r,b,params)
     shares = [(min(k,n-i)/n,*_color_gradients(model,r,b[i:i+k],params)) for i in range(0,n,k)]
-    return sum(w*c for w,c,_ in shares),[sum(w*g for w,g in zip((w for w,*_ in shares),gs)) for gs in zip(*(g for *_,g in shares))]
+    mean = lambda xs: sum(w*x for (w,*_),x in zip(shares,xs))
+    return mean([c for _,c,_ in shares]),[mean(g) for g in zip(*(gs for *_,gs in shares))]
 
 def _color_gradients(model,r,b,params):
     weight = color_weight(r.solver_steps,r.lambda_color)
-    if not (r.offload and r.lora_text):
-        color = hldf_loss(model,r,b)
-        return color.detach(),torch.autograd.grad(weight*color,params)
+    if r.offload and r.lora_text: return _offloaded(model,r,b,params,weight)
+    color = hldf_loss(model,r,b)
+    return color.detach(),torch.autograd.grad(weight*color,params)
+
+# %% ../nbs/09_hldf.ipynb #8733af5f
+def _offloaded(model,r,b,params,weight):
     k,home = sum(p.requires_grad for p in model.denoiser.parameters()),model.device
-    with torch.no_grad(): c = hldf_cond(model,r,b).map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
-    read = lambda c: [x for x in c.tensors() if x.is_floating_point()]
+    with torch.no_grad(): c = hldf_cond(model,r,b)
+    c = c.map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
     model.forget()
     for e in model.text_encoders: e.to("cpu")
     try:
         color = hldf_loss(model,r,b,c)
-        grads = torch.autograd.grad(weight*color,[*params[:k],*read(c)])
-    finally: [e.to(home) for e in model.text_encoders]
-    with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): again = read(hldf_cond(model,r,b))
+        grads = torch.autograd.grad(weight*color,[*params[:k],*floats(c.tensors())])
+    finally:
+        for e in model.text_encoders: e.to(home)
+    with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): again = floats(hldf_cond(model,r,b).tensors())
     return color.detach(),(*grads[:k],*torch.autograd.grad(again,params[k:],grads[k:]))
+
+# %% ../nbs/09_hldf.ipynb #3539c923
+def training_step(
+    model:Model,       # trained in place
+    r:Recipe,          # everything
+    b:Batch,           # what this step sees
+    opt,               # of `make_optimizer`
+    step:int,          # from 0
+    acc:Accelerator,   # processes and precision
+    spans:list=None    # receives when the colour loss began and ended
+) -> dict:             # scalars, still on the device
+    "Eq. 5, one update."
+    params = [p for g in opt.param_groups for p in g["params"]]
+    torch.manual_seed(seed_of(r.seed,"dropout",step,acc.process_index))
+    for e in model.text_encoders: e.train(r.t5_dropout)
+    loss,grads = diffusion_gradients(model,r,b,params)
+    *grads,loss = across(acc,[*grads,loss])
+    log = dict(loss=loss)
+    if color_due(step,r.interval,r.color_at_start):
+        for e in model.text_encoders: e.eval()
+        t0 = mark(model.device)
+        color,more = color_gradients(model,r,b,params)
+        *more,color = across(acc,[*more,color]); norm = get_total_norm(more)
+        if r.clip_color: more = torch._foreach_mul(more,(r.clip_color/(norm+1e-6)).clamp(max=1))
+        grads = torch._foreach_add(grads,more)
+        log |= dict(color=color,color_grad_norm=norm)
+        if spans is not None: spans.append((t0,mark(model.device)))
+    log["grad_norm"] = get_total_norm(grads)
+    return log|dict(skipped=update(model,r,opt,params,grads,log))
+
+# %% ../nbs/09_hldf.ipynb #18eece37
+@torch.no_grad()
+def update(model,r,opt,params,grads,log):
+    "Clip and step, unless something is not finite; 1 where the step was skipped."
+    bad = ~torch.stack([v.isfinite() for v in log.values()]).all()
+    for p,g in zip(params,grads): p.grad = g
+    if r.clip: clip_grads_with_norm_(params,r.clip,log["grad_norm"])
+    opt.found_inf = bad.float(); opt.step(); opt.zero_grad()
+    if model.ema:
+        average = list(model.ema.values())
+        torch._foreach_add_(average,torch._foreach_mul(torch._foreach_sub(params,average),(1-r.ema)*(1-bad.float())))
+    return bad
 
 # %% ../nbs/09_hldf.ipynb #d6a02944
 def across(
@@ -257,51 +326,17 @@ def deterministic(
 ):
     "Inside, the same input gives the same bytes."
     if not r.deterministic or torch.device(device).type!="cuda": yield; return
-    was,fill = (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()),torch.utils.deterministic.fill_uninitialized_memory
+    was = torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True); torch.utils.deterministic.fill_uninitialized_memory = False
     try: yield
     except RuntimeError as e:
         if "deterministic" not in str(e): raise
-        raise RuntimeError(f"{e}\nOr pass deterministic=False: the run may then differ a little from itself when it is stopped and continued.") from e
-    finally: torch.use_deterministic_algorithms(was[0],warn_only=was[1]); torch.utils.deterministic.fill_uninitialized_memory = fill
-
-# %% ../nbs/09_hldf.ipynb #3539c923
-def training_step(
-    model:Model,       # trained in place
-    r:Recipe,          # everything
-    b:Batch,           # what this step sees
-    opt,               # of `make_optimizer`
-    step:int,          # from 0
-    acc:Accelerator,   # processes and precision
-    spans:list=None    # receives when the colour loss began and ended
-) -> dict:             # scalars, still on the device
-    "Eq. 5, one update."
-    params = [p for g in opt.param_groups for p in g["params"]]
-    torch.manual_seed(seed_of(r.seed,"dropout",step,acc.process_index))
-    for e in model.text_encoders: e.train(r.t5_dropout)
-    loss,grads = diffusion_gradients(model,r,b,params)
-    *grads,loss = across(acc,[*grads,loss])
-    log = dict(loss=loss)
-    if color_due(step,r.interval,r.color_at_start):
-        [e.eval() for e in model.text_encoders]; t0 = mark(model.device)
-        color,more = color_gradients(model,r,b,params)
-        *more,color = across(acc,[*more,color]); norm = get_total_norm(more)
-        if r.clip_color: more = torch._foreach_mul(more,(r.clip_color/(norm+1e-6)).clamp(max=1))
-        grads = torch._foreach_add(grads,more)
-        log |= dict(color=color,color_grad_norm=norm)
-        if spans is not None: spans.append((t0,mark(model.device)))
-    log["grad_norm"] = get_total_norm(grads)
-    return log|dict(skipped=update(model,r,opt,params,grads,log))
-
-@torch.no_grad()
-def update(model,r,opt,params,grads,log):
-    "Clip and step, unless something is not finite; 1 where the step was skipped."
-    bad = ~torch.stack([v.isfinite() for v in log.values()]).all()
-    for p,g in zip(params,grads): p.grad = g
-    if r.clip: clip_grads_with_norm_(params,r.clip,log["grad_norm"])
-    opt.found_inf = bad.float(); opt.step(); opt.zero_grad()
-    if model.ema: torch._foreach_add_(list(model.ema.values()),torch._foreach_mul(torch._foreach_sub(params,list(model.ema.values())),(1-r.ema)*(1-bad.float())))
-    return bad
+        raise RuntimeError(f"{e}\nOr pass deterministic=False: the run may then differ a little from itself "
+                           "when it is stopped and continued.") from e
+    finally:
+        torch.use_deterministic_algorithms(was[0],warn_only=was[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 # %% ../nbs/09_hldf.ipynb #cb862886
 def make_optimizer(
@@ -309,29 +344,77 @@ def make_optimizer(
     r:Recipe     # learning rates, weight decay, ema
 ):
     "AdamW over both LoRAs, in one kernel; and the average of the adapters, `model.ema`."
-    t = model.trainable(); model.ema = {n:p.detach().clone() for n,p in t.items()} if r.ema else {}
+    t = model.trainable()
+    model.ema = {n:p.detach().clone() for n,p in t.items()} if r.ema else {}
     rates = {part:r.lr if i==0 or r.lr_text is None else r.lr_text for i,part in enumerate(model.parts)}
     groups = [dict(params=[p for n,p in t.items() if n.split(".")[0]==part],lr=lr) for part,lr in rates.items()]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=r.lr, weight_decay=r.weight_decay, fused=True)
 
+# %% ../nbs/09_hldf.ipynb #7199fa03
 def compile_blocks(
     model:Model,             # its repeated blocks are compiled in place
     backend:str="inductor"   # of torch.compile
 ) -> Model:
     "Compile each network's blocks, one program for all blocks of a kind and a caption length."
-    torch._dynamo.config.recompile_limit = 64  # kinds of block, with a gradient and without, lengths of captions: past the limit blocks run as they are, and slowly
+    torch._dynamo.config.recompile_limit = 64
+    repeated = GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock
     for net in (model.denoiser,*model.text_encoders):
         for b in net.modules():
-            if isinstance(b,(GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock)): b.compile(backend=backend,dynamic=False)
+            if isinstance(b,repeated): b.compile(backend=backend,dynamic=False)
     return model
 
 # %% ../nbs/09_hldf.ipynb #33ff64f3
 class Waits(TorchDispatchMode):
     "Counts, inside a `with`, the operations whose result the host must wait for."
+    those = "_local_scalar_dense","nonzero","is_nonzero","equal","masked_select","unique_dim","_unique2"
     def __init__(self): super().__init__(); self.names = []
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("_local_scalar_dense","nonzero","is_nonzero","equal","masked_select","unique_dim","_unique2"): self.names.append(str(func))
+        if func.overloadpacket.__name__ in self.those: self.names.append(str(func))
         return func(*args,**(kwargs or {}))
+
+# %% ../nbs/09_hldf.ipynb #646a140f
+@dataclass
+class Log:
+    "What a run has written down, and what still lies on the device."
+    rows:list    # one dict a step
+    clock:list   # (step, seconds, of them in colour losses, of them in sample grids), over all sittings
+    pending:list = field(default_factory=list)  # (step from 1, scalars on the device, spans of its colour loss)
+
+# %% ../nbs/09_hldf.ipynb #6d0a4713
+def read_log(
+    log:Log,        # receives rows
+    r:Recipe,       # max_bad_steps
+    ts:TrainingSet  # names of the images
+) -> tuple:         # the new rows, seconds they spent in colour losses
+    "Fetch what lies on the device."
+    new,spent = [],0.
+    bad = next((k for k,x in enumerate(reversed(log.rows)) if not x["skipped"]),len(log.rows))  # in a row
+    for step,scalars,spans in log.pending:
+        row = dict(step=step,**{k:v.item() for k,v in scalars.items()}); row["skipped"] = int(row["skipped"])
+        if row["skipped"]: row["images"] = " ".join(ts.files[i] for i in order(r,len(ts),step-1))
+        bad = bad+1 if row["skipped"] else 0; spent += sum(between(*s) for s in spans)
+        new.append(row); log.rows.append(row)
+        if bad>=r.max_bad_steps:
+            images = ", ".join(x["images"] for x in log.rows[-bad:])
+            raise FloatingPointError(f"steps {step-bad+1} to {step}: {bad} updates in a row had a loss or gradient that is not finite "
+                                     f"(images {images}). They were skipped and the last checkpoint is kept. "
+                                     "Try a smaller lr or lambda_color, or backprop_last_k=5.")
+    log.pending.clear()
+    return new,spent
+
+# %% ../nbs/09_hldf.ipynb #db3cce8e
+def shown(
+    rows:list,    # the log
+    rate:float    # images a second
+) -> dict:
+    "What the progress bar says beside steps and time left."
+    mean,good = lambda xs: sum(xs)/len(xs),[x for x in rows if not x["skipped"]]
+    loss,gaps = [x["loss"] for x in rows[-50:] if not x["skipped"]],[x["color"] for x in good if "color" in x][-5:]
+    says = dict(loss=f"{mean(loss):.4f}") if loss else {}
+    if gaps: says["gap"] = f"{mean(gaps):.3f}"
+    says["img/s"] = f"{rate:.1f}"
+    if len(good)<len(rows): says["skipped"] = len(rows)-len(good)
+    return says
 
 # %% ../nbs/09_hldf.ipynb #ef7f78cf
 def checkpoint_files(
@@ -340,12 +423,15 @@ def checkpoint_files(
     log           # a Log
 ) -> dict:        # name -> bytes
     "What a checkpoint consists of."
-    t = {n:p for n,p in model.trainable().items()}; cpu = lambda d: save({k:v.detach().cpu().contiguous() for k,v in d.items()})
-    files = {"adapters.safetensors":cpu(t), "optimizer.safetensors":cpu({f"{n}|{k}":v for n,p in t.items() for k,v in opt.state.get(p,{}).items()})}
+    t,cpu = model.trainable(),lambda d: save({k:v.detach().cpu().contiguous() for k,v in d.items()})
+    moments = {f"{n}|{k}":v for n,p in t.items() for k,v in opt.state.get(p,{}).items()}
+    files = {"adapters.safetensors":cpu(t), "optimizer.safetensors":cpu(moments)}
     if model.ema: files["ema.safetensors"] = cpu(model.ema)
     return files|{"log.json":json.dumps(log.rows).encode(), "clock.json":json.dumps(log.clock).encode()}
 
-def _seal(manifest): return hashlib.sha256(json.dumps({k:v for k,v in manifest.items() if k!="seal"},sort_keys=True).encode()).hexdigest()
+# %% ../nbs/09_hldf.ipynb #8296b1e4
+def _seal(manifest):
+    return hashlib.sha256(json.dumps({k:v for k,v in manifest.items() if k!="seal"},sort_keys=True).encode()).hexdigest()
 
 def _put(path,data):
     with open(path,"wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
@@ -356,8 +442,11 @@ def _sync(folder):
     finally: os.close(fd)
 
 def _retire(path):  # never leaves half a checkpoint under a checkpoint's name
-    if path.exists(): old = path.with_name(f".old-{path.name}"); shutil.rmtree(old,ignore_errors=True); os.replace(path,old); shutil.rmtree(old,ignore_errors=True)
+    if not path.exists(): return
+    old = path.with_name(f".old-{path.name}"); shutil.rmtree(old,ignore_errors=True)
+    os.replace(path,old); shutil.rmtree(old,ignore_errors=True)
 
+# %% ../nbs/09_hldf.ipynb #2a611ed2
 def save_checkpoint(
     folder,       # of all checkpoints
     model:Model,  # its adapters
@@ -368,9 +457,10 @@ def save_checkpoint(
     captions:str="" # key of the captions it has read
 ) -> Path:
     "Write one checkpoint; it appears whole or not at all."
-    folder = Path(folder); final,tmp = folder/f"step-{step:07d}",folder/f".step-{step:07d}.{os.getpid()}"
+    folder = Path(folder); name = f"step-{step:07d}"; final,tmp = folder/name,folder/f".{name}.{os.getpid()}"
     files = checkpoint_files(model,opt,log)
-    manifest = dict(step=step,hash=recipe_hash(r),captions=captions,files={n:hashlib.sha256(d).hexdigest() for n,d in files.items()})
+    manifest = dict(step=step,hash=recipe_hash(r),captions=captions,
+                    files={n:hashlib.sha256(d).hexdigest() for n,d in files.items()})
     manifest["seal"] = _seal(manifest)
     try:
         shutil.rmtree(tmp,ignore_errors=True); tmp.mkdir(parents=True)
@@ -380,7 +470,9 @@ def save_checkpoint(
         for old in sorted(folder.glob("step-*"))[:-r.keep_checkpoints]: _retire(old)
     except OSError as e:
         shutil.rmtree(tmp,ignore_errors=True)
-        raise OSError(e.errno,f"{e.strerror}: checkpoint {final.name} could not be written, those before it are kept. Make room, or set MEDART_OUTPUTS to another disk and move the run there; then run the same command again to continue",str(folder)) from e
+        raise OSError(e.errno,f"{e.strerror}: checkpoint {name} could not be written, those before it are kept. Make room, or set "
+                      "MEDART_OUTPUTS to another disk and move the run there; then run the same command again to continue",
+                      str(folder)) from e
     return final
 
 # %% ../nbs/09_hldf.ipynb #eff3fa06
@@ -388,14 +480,18 @@ def checkpoint_fault(
     path # a checkpoint's folder
 ) -> str: # what is wrong with it, empty when nothing is
     "Check a checkpoint against its manifest."
-    try: m = json.loads((path/"manifest.json").read_text()); files = m["files"].items(); sealed = m["seal"]==_seal(m)
-    except (OSError,ValueError,KeyError,AttributeError,TypeError) as e: return f"manifest.json is damaged ({type(e).__name__})"
+    try:
+        m = json.loads((path/"manifest.json").read_text())
+        files,sealed = m["files"].items(),m["seal"]==_seal(m)
+    except (OSError,ValueError,KeyError,AttributeError,TypeError) as e:
+        return f"manifest.json is damaged ({type(e).__name__})"
     if not sealed: return "manifest.json is damaged (its contents do not match its seal)"
     for name,sha in files:
         if not (path/name).exists(): return f"{name} is missing"
         if hashlib.sha256((path/name).read_bytes()).hexdigest()!=sha: return f"{name} is damaged"
     return ""
 
+# %% ../nbs/09_hldf.ipynb #878cfaba
 def load_checkpoint(
     folder,       # of all checkpoints
     model:Model,  # receives adapters
@@ -405,52 +501,23 @@ def load_checkpoint(
 ) -> tuple:       # steps done and the log so far; (0, empty) when there is none
     "Continue from the newest checkpoint that is whole and has read the same captions."
     for path in sorted(Path(folder).glob("step-*"),reverse=True):
-        if fault := checkpoint_fault(path): print(f"Passing over checkpoint {path.name}: {fault}."); continue
-        m = json.loads((path/"manifest.json").read_text())
-        if m["hash"]!=recipe_hash(r):
-            raise ValueError(f"{path} was written by another recipe (hash {m['hash']}, this one is {recipe_hash(r)}). Move {Path(folder).parent} away to start anew, or run with the settings in its config.json.")
-        if m.get("captions","")!=captions: print(f"Passing over checkpoint {path.name}: the images or their captions have changed since."); continue
+        fault,m = checkpoint_fault(path),{}
+        if not fault:
+            m = json.loads((path/"manifest.json").read_text())
+            if m["hash"]!=recipe_hash(r):
+                raise ValueError(f"{path} was written by another recipe (hash {m['hash']}, this one is {recipe_hash(r)}). "
+                                 f"Move {Path(folder).parent} away to start anew, or run with the settings in its config.json.")
+            if m.get("captions","")!=captions: fault = "the images or their captions have changed since"
+        if fault: print(f"Passing over checkpoint {path.name}: {fault}."); continue
         adapters,state = load_file(path/"adapters.safetensors"),load_file(path/"optimizer.safetensors")
         for n,p in model.trainable().items():
             p.data.copy_(adapters[n])
             opt.state[p] = {k.split("|")[1]:v.to(p.device) for k,v in state.items() if k.split("|")[0]==n}
-        if model.ema: average = load_file(path/"ema.safetensors"); model.ema = {n:average[n].to(model.device) for n in model.ema}  # a file has an order of its own
+        if model.ema:
+            average = load_file(path/"ema.safetensors")
+            model.ema = {n:average[n].to(model.device) for n in model.ema}  # a file has an order of its own
         return m["step"],Log(*(json.loads((path/f).read_text()) for f in ("log.json","clock.json")))
     return 0,Log([],[])
-
-# %% ../nbs/09_hldf.ipynb #646a140f
-@dataclass
-class Log:
-    "What a run has written down, and what still lies on the device."
-    rows:list    # one dict a step
-    clock:list   # (step, seconds, of them in colour losses, of them in sample grids), over all sittings
-    pending:list = field(default_factory=list)  # (step from 1, scalars on the device, spans of its colour loss)
-
-def read_log(
-    log:Log,        # receives rows
-    r:Recipe,       # max_bad_steps
-    ts:TrainingSet  # names of the images
-) -> tuple:         # the new rows, seconds they spent in colour losses
-    "Fetch what lies on the device."
-    new,spent,row_of_bad = [],0.,next((k for k,x in enumerate(reversed(log.rows)) if not x["skipped"]),len(log.rows))
-    for step,scalars,spans in log.pending:
-        row = dict(step=step,**{k:v.item() for k,v in scalars.items()}); row["skipped"] = int(row["skipped"])
-        if row["skipped"]: row["images"] = " ".join(ts.files[i] for i in order(r,len(ts),step-1))
-        row_of_bad = row_of_bad+1 if row["skipped"] else 0; spent += sum(between(*s) for s in spans); new.append(row); log.rows.append(row)
-        if row_of_bad>=r.max_bad_steps:
-            raise FloatingPointError(f"steps {step-row_of_bad+1} to {step}: {row_of_bad} updates in a row had a loss or gradient that is not finite (images {', '.join(x['images'] for x in log.rows[-row_of_bad:])}). "
-                "They were skipped and the last checkpoint is kept. Try a smaller lr or lambda_color, or backprop_last_k=5.")
-    log.pending.clear()
-    return new,spent
-
-def shown(
-    rows:list,    # the log
-    rate:float    # images a second
-) -> dict:
-    "What the progress bar says beside steps and time left."
-    mean = lambda xs: sum(xs)/len(xs)
-    loss,gaps,bad = [x["loss"] for x in rows[-50:] if not x["skipped"]],[x["color"] for x in rows if "color" in x and not x["skipped"]][-5:],sum(x["skipped"] for x in rows)
-    return (dict(loss=f"{mean(loss):.4f}") if loss else {})|(dict(gap=f"{mean(gaps):.3f}") if gaps else {})|{"img/s":f"{rate:.1f}"}|(dict(skipped=bad) if bad else {})
 
 # %% ../nbs/09_hldf.ipynb #9d441a10
 @contextmanager
@@ -466,18 +533,21 @@ def stop_signals():
     finally:
         for s,h in old.items(): signal.signal(s,h)
 
+# %% ../nbs/09_hldf.ipynb #5578360f
 class Votes:
     "Whether to stop, agreed on by all processes without waiting for the device."
     def __init__(self, acc:Accelerator): self.acc,self.sent = acc,None
     def __call__(self, asked:list) -> bool:
         if self.acc.num_processes==1: return bool(asked)
-        flag = self.acc.reduce(put(torch.tensor([float(bool(asked))]),self.acc.device),"sum").to("cpu",non_blocking=True)
+        mine = put(torch.tensor([float(bool(asked))]),self.acc.device)
+        flag = self.acc.reduce(mine,"sum").to("cpu",non_blocking=True)
         before,self.sent = self.sent,(flag,mark(self.acc.device))
         if before is None: return False
         if self.acc.device.type=="cuda": before[1].synchronize()
         return before[0].item()>0
 
 # %% ../nbs/09_hldf.ipynb #01b29641
+@torch.no_grad()
 def sample_grid(
     model:Model,    # paints as it is now
     r:Recipe,       # seed, solver steps, guidance
@@ -488,11 +558,12 @@ def sample_grid(
     kinds = {Path(f).parent:i for i,f in reversed([*enumerate(ts.files)])}; ids = sorted(kinds.values())[:many]
     z = put(torch.stack([torch.randn(model.latent_shape,generator=rng(r.seed,"grid",k)) for k in range(len(ids))]),model.device)
     for e in model.text_encoders: e.eval()
-    with torch.no_grad():
-        c = model.encode_text([*(ts.texts[i] for i in ids),""],raw=not r.lowercase)
-        x = model.decode(sample(model,z.to(torch.promote_types(model.dtype,torch.float32)),c[:-1],c[-1:],r.solver_steps,r.guidance))
+    c = model.encode_text([*(ts.texts[i] for i in ids),""],raw=not r.lowercase)
+    wide = torch.promote_types(model.dtype,torch.float32)
+    x = model.decode(sample(model,z.to(wide),c[:-1],c[-1:],r.solver_steps,r.guidance))
     return image_grid(x,[Path(ts.files[i]).parent.name for i in ids],ncol=len(ids),cell=1)
 
+# %% ../nbs/09_hldf.ipynb #ff0d8813
 class Window:
     "Shows a figure in the notebook, each time in place of the last; elsewhere does nothing."
     def __init__(self):
@@ -521,19 +592,60 @@ def finished(
     f = run_dir(r)/"done.json"; done = json.loads(f.read_text()) if f.exists() else {}
     return (done.get("hash"),done.get("captions"))==(recipe_hash(r),captions)
 
+# %% ../nbs/09_hldf.ipynb #c436a880
+def _writable(out):
+    try: out.mkdir(parents=True,exist_ok=True); write_atomic(out/".probe",""); (out/".probe").unlink()
+    except OSError as e:
+        raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to.") from e
+
+def _sweep(folder):  # what a killed process left half-written or half-deleted
+    for f in (*folder.glob(".step-*"),*folder.glob(".old-*")): shutil.rmtree(f,ignore_errors=True)
+
+def peak_memory(
+    device # where training ran
+) -> float: # GB
+    "The most memory that was taken: on a GPU what torch had set aside there, else what the process had."
+    if torch.device(device).type=="cuda": return torch.cuda.max_memory_reserved(device)/1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
+
+def _finish(out,model,r,log,steps,key):
+    for n,p in model.trainable().items(): p.data.copy_(model.ema.get(n,p))
+    model.save(out)
+    columns = ["step","loss","grad_norm","color","color_grad_norm","skipped","images"]
+    write_atomic(out/"losses.csv", pd.DataFrame(log.rows,columns=columns).to_csv(index=False))
+    columns = ["step","seconds","seconds_in_color","seconds_in_grids"]
+    write_atomic(out/"timing.csv", pd.DataFrame(log.clock,columns=columns).to_csv(index=False))
+    device = torch.cuda.get_device_name(model.device) if model.device.type=="cuda" else "CPU"
+    done = dict(hash=recipe_hash(r),captions=key,steps=steps,device=device,peak_memory_gb=round(peak_memory(model.device),2))
+    write_atomic(out/"done.json", json.dumps(done)+"\n")
+
+# %% ../nbs/09_hldf.ipynb #009076fc
+def _ready(acc,r,out):
+    n = acc.num_processes
+    if r.batch_size%n:
+        raise ValueError(f"{n} processes cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//n)*n}: "
+                         "another recipe, with fewer updates an epoch; nothing else is scaled.")
+    if not acc.is_main_process: return
+    _writable(out); _sweep(out/"checkpoints")
+    if acc.device.type=="cuda" and r.cuda_graphs and (why := in_the_way(r)):
+        print(f"With {', '.join(why)} steps are not recorded as CUDA graphs but launched one by one: several times slower.")
+
+def _rate(clock,r):  # images a second since the log was last read
+    (k0,t0,*_),(k1,t1,*_) = ([(0,0.)]+clock)[-2:]
+    return (k1-k0)*r.batch_size/max(t1-t0,1e-9)
+
 # %% ../nbs/09_hldf.ipynb #4280964a
 def train(
     r:Recipe,           # everything
     stop_after:int=None # stop early after so many steps done, with a checkpoint
 ) -> Path:              # the run's folder
     "Fine-tune both LoRAs with HLDF. Run again to continue, or to find the work done."
-    acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(run_dir(r)) if r.tracker else None)
-    out,main,world = run_dir(r),acc.is_main_process,acc.num_processes
-    if r.batch_size%world: raise ValueError(f"{world} processes cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//world)*world}: another recipe, with fewer updates an epoch; nothing else is scaled.")
+    out = run_dir(r)
+    acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(out) if r.tracker else None)
+    main,rank,world = acc.is_main_process,acc.process_index,acc.num_processes
     with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
     if finished(r,key): print(f"{out} is complete."); return out
-    if main: _writable(out); _sweep(out/"checkpoints")
-    if main and acc.device.type=="cuda" and r.cuda_graphs and (why := in_the_way(r)): print(f"With {', '.join(why)} steps are not recorded as CUDA graphs but launched one by one: several times slower.")
+    _ready(acc,r,out)
     model = load_model(r,device=acc.device); ts,opt = training_set(model,r,s),make_optimizer(model,r)
     if r.compile: compile_blocks(model)
     start,log = load_checkpoint(out/"checkpoints",model,opt,r,key); acc.wait_for_everyone()
@@ -543,52 +655,33 @@ def train(
     _,seconds,in_color,in_grids = log.clock[-1] if log.clock else (0,0.,0.,0.)
     t0 = time.perf_counter()-seconds
     bar = progress(range(start,steps),initial=start,total=steps,desc=f"{r.dataset} {r.method}",disable=not main)
-    with stop_signals() as asked,deterministic(r,acc.device):
+    with stop_signals() as asked, deterministic(r,acc.device):
         for step in bar:
-            b,spans = draw_batch(model,r,ts,step,acc.process_index,world),[]
-            log.pending.append((step+1,training_step(model,r,b,opt,step,acc,spans),spans))
-            stop,last = vote(asked),step+1 in (steps,stop_after)
-            due = stop or last or (step+1)%r.checkpoint_every==0 or time.time()-saved>60*r.checkpoint_minutes
-            if due or (step+1)%r.log_every==0:
+            b,spans,done = draw_batch(model,r,ts,step,rank,world),[],step+1
+            log.pending.append((done,training_step(model,r,b,opt,step,acc,spans),spans))
+            stop = vote(asked)
+            due = (stop or done in (steps,stop_after) or done%r.checkpoint_every==0
+                   or time.time()-saved>60*r.checkpoint_minutes)
+            if due or done%r.log_every==0:
                 new,spent = read_log(log,r,ts); in_color += spent
-                log.clock.append((step+1,round(time.perf_counter()-t0,3),round(in_color,3),round(in_grids,3)))
+                log.clock.append((done,round(time.perf_counter()-t0,3),round(in_color,3),round(in_grids,3)))
                 bar.set_postfix(shown(log.rows,_rate(log.clock,r)))
-                if r.tracker: [acc.log({k:v for k,v in row.items() if k!="images"},step=row["step"]) for row in new]
-            if main and due: save_checkpoint(out/"checkpoints",model,opt,step+1,log,r,key); saved = time.time()
-            if main and r.sample_every and (step+1)%r.sample_every==0:
-                t1 = time.perf_counter(); window.show(save_figure(sample_grid(model,r,ts),out/"grids"/f"step-{step+1:07d}.png")); in_grids += time.perf_counter()-t1
-            if stop: acc.wait_for_everyone(); raise KeyboardInterrupt(f"{(asked or ['another process'])[0]}: stopped after step {step+1} of {steps}, checkpoint saved. Run the same command again to continue.")
-            if step+1==stop_after and stop_after<steps: return out
+                if r.tracker:
+                    for row in new: acc.log({k:v for k,v in row.items() if k!="images"},step=row["step"])
+            if main and due: save_checkpoint(out/"checkpoints",model,opt,done,log,r,key); saved = time.time()
+            if main and r.sample_every and done%r.sample_every==0:
+                t1 = time.perf_counter()
+                window.show(save_figure(sample_grid(model,r,ts),out/"grids"/f"step-{done:07d}.png"))
+                in_grids += time.perf_counter()-t1
+            if stop:
+                acc.wait_for_everyone()
+                raise KeyboardInterrupt(f"{(asked or ['another process'])[0]}: stopped after step {done} of {steps}, "
+                                        "checkpoint saved. Run the same command again to continue.")
+            if done==stop_after and stop_after<steps: return out
     if main: _finish(out,model,r,log,steps,key)
     if r.tracker: acc.end_training()
     acc.wait_for_everyone()
     return out
-
-# %% ../nbs/09_hldf.ipynb #c436a880
-def _writable(out):
-    try: out.mkdir(parents=True,exist_ok=True); write_atomic(out/".probe",""); (out/".probe").unlink()
-    except OSError as e: raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to.") from e
-
-def _sweep(folder):  # what a killed process left half-written or half-deleted
-    for f in (*folder.glob(".step-*"),*folder.glob(".old-*")): shutil.rmtree(f,ignore_errors=True)
-
-def _rate(clock,r):
-    (k0,t0,*_),(k1,t1,*_) = ([(0,0.)]+clock)[-2:]
-    return (k1-k0)*r.batch_size/max(t1-t0,1e-9)
-
-def peak_memory(
-    device # where training ran
-) -> float: # GB
-    "The most memory that was taken: on a GPU what torch had set aside there, else what the process had."
-    return torch.cuda.max_memory_reserved(device)/1e9 if torch.device(device).type=="cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
-
-def _finish(out,model,r,log,steps,key):
-    for n,p in model.trainable().items(): p.data.copy_(model.ema.get(n,p))
-    model.save(out)
-    write_atomic(out/"losses.csv", pd.DataFrame(log.rows,columns=["step","loss","grad_norm","color","color_grad_norm","skipped","images"]).to_csv(index=False))
-    write_atomic(out/"timing.csv", pd.DataFrame(log.clock,columns=["step","seconds","seconds_in_color","seconds_in_grids"]).to_csv(index=False))
-    device = torch.cuda.get_device_name(model.device) if model.device.type=="cuda" else "CPU"
-    write_atomic(out/"done.json", json.dumps(dict(hash=recipe_hash(r),captions=key,steps=steps,device=device,peak_memory_gb=round(peak_memory(model.device),2)))+"\n")
 
 # %% ../nbs/09_hldf.ipynb #0a261d78
 def launch(
@@ -598,10 +691,10 @@ def launch(
     if r.num_processes==1: return train(r)
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asks for GPUs without starting CUDA, which does not survive a fork
     gpus = torch.cuda.device_count()
-    if 0<gpus<r.num_processes: raise ValueError(f"num_processes={r.num_processes}, but there are {gpus} GPUs. Pass num_processes={gpus} or fewer.")
+    if 0<gpus<r.num_processes:
+        raise ValueError(f"num_processes={r.num_processes}, but there are {gpus} GPUs. Pass num_processes={gpus} or fewer.")
     AcceleratorState._reset_state(reset_partial_state=True)
-    if gpus: notebook_launcher(_forked,(r,),num_processes=r.num_processes)
-    else: debug_launcher(_forked,(r,),num_processes=r.num_processes)
+    (notebook_launcher if gpus else debug_launcher)(_forked,(r,),num_processes=r.num_processes)
     return run_dir(r)
 
 def _forked(r):
@@ -609,6 +702,7 @@ def _forked(r):
     try: train(r)
     except KeyboardInterrupt as e: raise InterruptedError(str(e)) from None  # which the parent gets to see, unlike an interrupt
 
+# %% ../nbs/09_hldf.ipynb #b97f7814
 def main(
     args=None # of the command line
 ) -> Path:    # the run's folder
@@ -627,6 +721,7 @@ def read_losses(
     "The log of a run: one row a step, color columns filled where Eq. 4 was computed."
     return pd.read_csv(run_dir(r)/"losses.csv")
 
+# %% ../nbs/09_hldf.ipynb #dd8b196f
 def loss_figure(
     r:Recipe # a finished run
 ):           # figure
@@ -636,20 +731,24 @@ def loss_figure(
     d = read_losses(r); c = d.dropna(subset=["color"]); w = max(1,len(d)//20)
     fig,axs = plt.subplots(1,3,figsize=(9,2.2),layout="constrained")
     axs[0].plot(d.step,d.loss,color="0.8",lw=.5); axs[0].plot(d.step,d.loss.rolling(w,min_periods=1).mean(),color="#0072b2")
-    axs[1].plot(c.step,c.color,"o-",ms=2.5,lw=.8,color="#d55e00"); axs[2].semilogy(d.step,d.grad_norm,color="0.6",lw=.5,label="sum, as clipped")
+    axs[1].plot(c.step,c.color,"o-",ms=2.5,lw=.8,color="#d55e00")
+    axs[2].semilogy(d.step,d.grad_norm,color="0.6",lw=.5,label="sum, as clipped")
     axs[2].semilogy(c.step,c.color_grad_norm,"o",ms=2.5,color="#d55e00",label="colour loss / M")
     for ax,y in zip(axs,("noise loss (Eq. 3)","colour loss (Eq. 4)","gradient norm")): ax.set(xlabel="step",ylabel=y)
     axs[2].legend(frameon=False,fontsize=6); sns.despine(fig); plt.close(fig)
     return fig
 
+# %% ../nbs/09_hldf.ipynb #9224c544
 def run_summary(
     r:Recipe # a finished run
 ) -> pd.DataFrame:
     "Time, speed, memory and the colour loss's share, beside the paper's."
     t,d,done = pd.read_csv(run_dir(r)/"timing.csv"),read_losses(r),json.loads((run_dir(r)/"done.json").read_text())
     _,s,color,grids = t.iloc[-1] if len(t) else (0,0.,0.,0.)
-    rest = max(s-color-grids,1e-9)
-    rows = dict(scale=r.scale, device=done["device"], steps=done["steps"], skipped_updates=int(d.skipped.sum()), minutes=round(s/60,2), images_per_second=round(done["steps"]*r.batch_size/max(s-grids,1e-9),1),
-                color_losses=int(d.color.notna().sum()), time_added_by_color=f"{color/rest:.0%}", added_in_the_paper="9% (Kvasir, N=500), 6% (skin, N=1500)", minutes_of_sample_grids=round(grids/60,2),
+    rest,steps = max(s-color-grids,1e-9),done["steps"]
+    rows = dict(scale=r.scale, device=done["device"], steps=steps, skipped_updates=int(d.skipped.sum()),
+                minutes=round(s/60,2), images_per_second=round(steps*r.batch_size/max(s-grids,1e-9),1),
+                color_losses=int(d.color.notna().sum()), time_added_by_color=f"{color/rest:.0%}",
+                added_in_the_paper="9% (Kvasir, N=500), 6% (skin, N=1500)", minutes_of_sample_grids=round(grids/60,2),
                 peak_memory_gb=done["peak_memory_gb"], last_noise_loss=round(d.loss.tail(50).mean(),4) if len(d) else None)
     return pd.DataFrame(dict(value=rows))

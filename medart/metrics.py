@@ -46,7 +46,8 @@ class Images:
     index:tuple    # n positions in the split that the captions are from
 
     def __len__(self): return len(self.x)
-    def __getitem__(self, i): return Images(self.x[list(i)],*(tuple(s[j] for j in i) for s in (self.classes,self.texts,self.files,self.index)))
+    def __getitem__(self, i):
+        return Images(self.x[list(i)],*(tuple(s[j] for j in i) for s in (self.classes,self.texts,self.files,self.index)))
 
 # %% ../nbs/11_metrics.ipynb #2e76bb01
 def real_images(
@@ -55,7 +56,8 @@ def real_images(
 ) -> Images:
     "Real images of one split."
     s = captions_for(r,split)
-    return Images(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)]),s.classes,s.texts,s.files,tuple(range(len(s))))
+    return Images(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)]),
+                  s.classes,s.texts,s.files,tuple(range(len(s))))
 
 # %% ../nbs/11_metrics.ipynb #e458be82
 LEAST = 10
@@ -67,7 +69,9 @@ def read_size(
     "An image's size, without reading its pixels."
     try:
         with Image.open(path) as im: return im.size
-    except OSError as e: raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}). Delete it and run generate again: it paints only what is missing.") from e
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}). "
+                         "Delete it and run generate again: it paints only what is missing.") from e
 
 # %% ../nbs/11_metrics.ipynb #47e6ebe1
 def generated_images(
@@ -77,12 +81,15 @@ def generated_images(
     "Generated images of one run, checked."
     folder = Path(folder)
     if not (folder/"metadata.csv").exists():
-        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: papermill nbs/generate.ipynb outputs/generate.ipynb with the parameters of this run.")
+        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: "
+                                "papermill nbs/generate.ipynb outputs/generate.ipynb with the parameters of this run.")
     m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
     if len(m)<LEAST: raise ValueError(f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more.")
     sizes = pd.Series([read_size(folder/f) for f in m.file_name]).value_counts()
     if list(sizes.index)!=[(size,size)]:
-        raise ValueError(f"images in {folder} must all be {size}x{size} pixels, and are "+", ".join(f"{w}x{h} ({n})" for (w,h),n in sizes.items())+". Generate them anew with the settings of this run.")
+        raise ValueError(f"images in {folder} must all be {size}x{size} pixels, and are "
+                         +", ".join(f"{w}x{h} ({n})" for (w,h),n in sizes.items())
+                         +". Generate them anew with the settings of this run.")
     s = Split(folder,tuple(m.file_name),tuple(m["class"]),tuple(m.text))
     return Images(torch.stack(read_pixels(s,size)),s.classes,s.texts,s.files,tuple(m["index"]))
 
@@ -94,7 +101,9 @@ def check_classes(
     "Refuse a comparison in which a class is empty on one side."
     for a,b,what in ((real,gen,"generated"),(gen,real,"real")):
         missing = sorted(set(a.classes)-set(b.classes))
-        if missing: raise ValueError(f"no {what} image of {', '.join(missing)}: distances would compare different mixtures. There are {what} images of {', '.join(sorted(set(b.classes)))}.")
+        if missing:
+            raise ValueError(f"no {what} image of {', '.join(missing)}: distances would compare different mixtures. "
+                             f"There are {what} images of {', '.join(sorted(set(b.classes)))}.")
 
 # %% ../nbs/11_metrics.ipynb #fbb093df
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ def weights_hash(
 ) -> str:
     "A hash of what a network computes."
     h = hashlib.blake2b(repr(more).encode(),digest_size=8)
-    for k,v in sorted(net.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    for k,v in sorted(net.state_dict().items()):
+        h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
 # %% ../nbs/11_metrics.ipynb #56595bad
@@ -126,7 +136,8 @@ def load_extractor(
     where = locate(name)
     try:
         cls = getattr(transformers,transformers.AutoConfig.from_pretrained(where).architectures[0])
-        net,pre = cls.from_pretrained(where,dtype=torch.float32).eval().to(device),transformers.AutoImageProcessor.from_pretrained(where,backend="pil")
+        net,pre = (cls.from_pretrained(where,dtype=torch.float32).eval().to(device),
+                   transformers.AutoImageProcessor.from_pretrained(where,backend="pil"))
     except (OSError,ValueError,EnvironmentError) as e:
         raise no_weights("feature extractor",name,"extractor",e) from e
     size = pre.size.get("height") or pre.size["shortest_edge"]
@@ -171,7 +182,8 @@ def features(
     try:
         with np.load(path) as z: return Features(z["f"],z["logits"] if "logits" in z else None)
     except (OSError,ValueError,EOFError,KeyError,zipfile.BadZipFile,zlib.error): pass # none, or damaged: compute
-    parts = [ex.run(x[i:i+batch]) for i in progress(range(0,len(x),batch),desc=f"features {Path(ex.name).name}",leave=False)]
+    parts = [ex.run(x[i:i+batch])
+             for i in progress(range(0,len(x),batch),desc=f"features {Path(ex.name).name}",leave=False)]
     out = dict(f=torch.cat([p[0] for p in parts]).double().cpu().numpy())
     if parts[0][1] is not None: out["logits"] = torch.cat([p[1] for p in parts]).double().cpu().numpy()
     buf = io.BytesIO(); np.savez(buf,**out); write_atomic(path,buf.getvalue())
@@ -230,7 +242,8 @@ def prdc(
     d = cdist(real,gen)
     ball = lambda x: np.partition(cdist(x,x),k,axis=1)[:,k]
     r,g = ball(real),ball(gen); inside = d<r[:,None]
-    return dict(precision=inside.any(0).mean(), recall=(d<g).any(1).mean(), density=inside.sum(0).mean()/k, coverage=inside.any(1).mean())
+    return dict(precision=inside.any(0).mean(), recall=(d<g).any(1).mean(),
+                density=inside.sum(0).mean()/k, coverage=inside.any(1).mean())
 
 # %% ../nbs/11_metrics.ipynb #d8378180
 STATS = ("mean R","mean G","mean B","std R","std G","std B")
@@ -273,7 +286,9 @@ def lab(
     "sRGB to CIELAB (IEC 61966-2-1, CIE 15)."
     c = np.asarray(rgb,np.float64)/255
     c = np.where(c<=.04045,c/12.92,((c+.055)/1.055)**2.4)
-    xyz = c@np.array([[.4124564,.3575761,.1804375],[.2126729,.7151522,.0721750],[.0193339,.1191920,.9503041]]).T/[.95047,1,1.08883]
+    xyz = c@np.array([[.4124564,.3575761,.1804375],
+                      [.2126729,.7151522,.0721750],
+                      [.0193339,.1191920,.9503041]]).T/[.95047,1,1.08883]
     f = np.where(xyz>216/24389,np.cbrt(xyz),(24389/27*xyz+16)/116)
     return np.stack([116*f[...,1]-16,500*(f[...,0]-f[...,1]),200*(f[...,1]-f[...,2])],-1)
 
@@ -312,7 +327,8 @@ def sliced_wasserstein(
     return float(np.abs(pick(a)-pick(b)).mean())
 
 # %% ../nbs/11_metrics.ipynb #c83b436f
-ALIASES = {"melanocytic nevi":"common nevus", "basal cell carcinoma":"carcinoma", "actinic keratoses":"actinic keratosis", "vascular lesions":"vascular lesion",
+ALIASES = {"melanocytic nevi":"common nevus", "basal cell carcinoma":"carcinoma",
+           "actinic keratoses":"actinic keratosis", "vascular lesions":"vascular lesion",
            "benign keratosis like lesions":("seborrheic keratosis","lentigo solaris")}
 "What `Anwarkh1/Skin_Cancer-Image_Classification` calls the paper's skin classes. It has one label for two of them."
 
@@ -361,7 +377,8 @@ def floor_plan(
         pick = lambda ids,side: {c:np_rng(seed,f"floor {side} {c}",k).permutation(v) for c,v in ids.items()}
         t,g,s = pick(te,"test"),pick(ge,"gen"),pick(tr,"train")
         real = [s[c][:m[c]] for c in te] if whole else [t[c][m[c]:2*m[c]] for c in te]
-        out.append(tuple(np.concatenate(a).astype(int) for a in ([t[c][:m[c]] for c in te],real,[g[c][:m[c]] for c in te])))
+        out.append(tuple(np.concatenate(a).astype(int)
+                         for a in ([t[c][:m[c]] for c in te],real,[g[c][:m[c]] for c in te])))
     how = "training images against test images" if whole else "two halves of the test set"
     return Floor(how,"train" if whole else "test",sum(m.values()),out)
 
@@ -413,7 +430,8 @@ def frechet_infinity(
     "Frechet distance extrapolated to infinitely many images. https://arxiv.org/abs/1911.07023"
     n = min(len(a),len(b)); rows = []
     for k in range(draws):
-        p,q = (mixed_order(c if c is not None else ("",)*len(x),np_rng(seed,f"infinity {s}",k)) for x,c,s in ((a,a_classes,"a"),(b,b_classes,"b")))
+        p,q = (mixed_order(c if c is not None else ("",)*len(x),np_rng(seed,f"infinity {s}",k))
+               for x,c,s in ((a,a_classes,"a"),(b,b_classes,"b")))
         rows += [(1/m,frechet(a[p[:m]],b[q[:m]])) for m in np.linspace(n//2,n,sizes).astype(int)]
     slope,intercept = np.polyfit(*np.transpose(rows),1)
     return float(intercept)
@@ -429,7 +447,8 @@ class Seen:
     classes:tuple     # class folders, n
 
     def __len__(self): return len(self.sat)
-    def __getitem__(self, i): return Seen(self.F[i],self.stats[i],self.lab[i],self.sat[i],tuple(self.classes[j] for j in i))
+    def __getitem__(self, i):
+        return Seen(self.F[i],self.stats[i],self.lab[i],self.sat[i],tuple(self.classes[j] for j in i))
 
 # %% ../nbs/11_metrics.ipynb #c091e5b9
 def look(
@@ -438,7 +457,8 @@ def look(
     cache=None     # folder of the feature cache
 ) -> Seen:
     "Look at every image once."
-    return Seen(features(ex,images.x,cache=cache),color_stats(images.x),lab_pixels(images.x),saturation(images.x),images.classes)
+    return Seen(features(ex,images.x,cache=cache),color_stats(images.x),lab_pixels(images.x),
+                saturation(images.x),images.classes)
 
 # %% ../nbs/11_metrics.ipynb #a833ff69
 def measure(
@@ -448,8 +468,10 @@ def measure(
 ) -> dict:           # name -> number
     "All distances between two sets."
     f,g = gen.F.f,real.F.f
-    return dict(frechet=frechet(f,g), kid=kid(f,g,subsets=subsets) if subsets else mmd2(f,g), **prdc(f,g), color_gap=color_gap(gen.stats,real.stats),
-                lab_distance=sliced_wasserstein(gen.lab.reshape(-1,3),real.lab.reshape(-1,3)), saturation_shift=float(gen.sat.mean()-real.sat.mean()))
+    return dict(frechet=frechet(f,g), kid=kid(f,g,subsets=subsets) if subsets else mmd2(f,g), **prdc(f,g),
+                color_gap=color_gap(gen.stats,real.stats),
+                lab_distance=sliced_wasserstein(gen.lab.reshape(-1,3),real.lab.reshape(-1,3)),
+                saturation_shift=float(gen.sat.mean()-real.sat.mean()))
 
 # %% ../nbs/11_metrics.ipynb #9dea937f
 def saturate(
@@ -476,7 +498,8 @@ def add_noise(
     seed:int=0
 ) -> Tensor:      # uint8
     "Gaussian noise."
-    return (x.float()+sigma*torch.from_numpy(np_rng(seed,"spoil").standard_normal(x.shape)).float()).round().clamp(0,255).byte()
+    return ((x.float()+sigma*torch.from_numpy(np_rng(seed,"spoil").standard_normal(x.shape)).float())
+            .round().clamp(0,255).byte())
 
 # %% ../nbs/11_metrics.ipynb #df0b1231
 def by_class(
@@ -492,9 +515,14 @@ def by_class(
     hits = [named(s.F,labels,s.classes) for s in (gen,test)] if labels else None
     for c in dict.fromkeys(test.classes):
         own = [[i for i,d in enumerate(s.classes) if d==c] for s in (gen,test)]
-        row = dict({"class":c,"n":len(own[0]),"n_real":len(own[1])},kid=mmd2(gen.F.f[own[0]],test.F.f[own[1]]) if min(map(len,own))>1 else np.nan)
+        row = dict({"class":c,"n":len(own[0]),"n_real":len(own[1])},
+                   kid=mmd2(gen.F.f[own[0]],test.F.f[own[1]]) if min(map(len,own))>1 else np.nan)
         sides = [(of(gen,g,c),of(test,t,c),of(other,s,c)) for t,s,g in plan.draws]
-        if len(sides[0][0])>=5: row |= dict(n_floor=len(sides[0][0]),frechet=np.mean([frechet(a,b) for a,b,_ in sides]),frechet_floor=np.mean([frechet(a,b) for _,b,a in sides]),kid_floor=np.mean([mmd2(a,b) for _,b,a in sides]))
+        if len(sides[0][0])>=5:
+            row |= dict(n_floor=len(sides[0][0]),
+                        frechet=np.mean([frechet(a,b) for a,b,_ in sides]),
+                        frechet_floor=np.mean([frechet(a,b) for _,b,a in sides]),
+                        kid_floor=np.mean([mmd2(a,b) for _,b,a in sides]))
         if labels: row |= {k:h[i].mean() for k,h,i in zip(("named","named_real"),hits,own)}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -507,7 +535,8 @@ def skin_angle(
     x:Tensor      # uint8 (n,3,h,w)
 ) -> np.ndarray:  # (n,) degrees
     "Individual typology angle of the skin around each lesion."
-    small = torch.cat([interpolate(x[i:i+256].float(),size=(32,32),mode="bilinear",antialias=True) for i in range(0,len(x),256)])
+    small = torch.cat([interpolate(x[i:i+256].float(),size=(32,32),mode="bilinear",antialias=True)
+                       for i in range(0,len(x),256)])
     frame = torch.ones(32,32,dtype=torch.bool); frame[4:-4,4:-4] = False
     p = lab(small[:,:,frame].permute(0,2,1).numpy()); L,b = p[...,0],p[...,2]
     bright = L>=.6*np.percentile(L,90,axis=1,keepdims=True)
@@ -531,7 +560,9 @@ def by_tone(
     for t in TONES:
         i,j = np.flatnonzero(gen_tone==t),np.flatnonzero(real_tone==t)
         row = dict(tone=t,n=len(i),n_real=len(j),share=len(i)/len(gen),share_real=len(j)/len(real))
-        if min(len(i),len(j))>=LEAST: row |= dict(kid=mmd2(gen.F.f[i],real.F.f[j]),color_gap=color_gap(gen.stats[i],real.stats[j]),saturation_shift=gen.sat[i].mean()-real.sat[j].mean())
+        if min(len(i),len(j))>=LEAST:
+            row |= dict(kid=mmd2(gen.F.f[i],real.F.f[j]),color_gap=color_gap(gen.stats[i],real.stats[j]),
+                        saturation_shift=gen.sat[i].mean()-real.sat[j].mean())
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -541,7 +572,8 @@ def shrink(
     side:int     # pixels
 ) -> Tensor:     # float (n,3,side,side)
     "Small pictures."
-    return torch.cat([interpolate(x[i:i+256].float(),size=(side,side),mode="bilinear",antialias=True) for i in range(0,len(x),256)])
+    return torch.cat([interpolate(x[i:i+256].float(),size=(side,side),mode="bilinear",antialias=True)
+                      for i in range(0,len(x),256)])
 
 # %% ../nbs/11_metrics.ipynb #0ef420d8
 def thumbnails(
@@ -579,7 +611,8 @@ def copy_spaces(
     mean = features(ex,train,cache=cache).f.mean(0)
     seen = lambda x: normalize(torch.from_numpy(features(ex,x,cache=cache).f-mean),dim=1).float()
     middle = lambda x: x[...,x.shape[2]//10:-(x.shape[2]//10),x.shape[3]//10:-(x.shape[3]//10)]
-    return dict(thumbnails=Space(lambda x: [thumbnails(shrink(y,32)) for y in (x,x.flip(3))],thumbnail_crops), features=Space(lambda x: [seen(x),seen(x.flip(3))],lambda x: [seen(x),seen(middle(x))]))
+    return dict(thumbnails=Space(lambda x: [thumbnails(shrink(y,32)) for y in (x,x.flip(3))],thumbnail_crops),
+                features=Space(lambda x: [seen(x),seen(x.flip(3))],lambda x: [seen(x),seen(middle(x))]))
 
 # %% ../nbs/11_metrics.ipynb #55486bb1
 def nearest(
@@ -620,7 +653,9 @@ def copy_thresholds(
 ) -> dict:             # space -> score below which an image is suspicious
     "Thresholds that real images pass."
     names = [c for c in ("thumbnails","features") if c in real]; k = int(rate/len(names)*(len(real)+1))
-    if k<1: raise ValueError(f"{len(real)} test images cannot set a threshold for a rate of {rate:g}: a rate of {len(names)/len(real):.2g} or more can be had, or use {int(len(names)/rate)} test images.")
+    if k<1:
+        raise ValueError(f"{len(real)} test images cannot set a threshold for a rate of {rate:g}: a rate of "
+                         f"{len(names)/len(real):.2g} or more can be had, or use {int(len(names)/rate)} test images.")
     return {s:float(np.sort(real[s])[k-1]) for s in names}
 
 # %% ../nbs/11_metrics.ipynb #a95c146c
@@ -636,12 +671,15 @@ def disguises(
     x:Tensor,   # uint8 (n,3,h,w)
     seed:int=0  # where the crops lie
 ) -> dict:      # name -> uint8, same shape
-    "Ways of planting a copy that a search must see through: mirrored, cropped to 80% anywhere, JPEG at quality 50, 20% brighter."
+    ("Ways of planting a copy that a search must see through: "
+     "mirrored, cropped to 80% anywhere, JPEG at quality 50, 20% brighter.")
     h = x.shape[2]; m = round(.8*h)
     at = [np_rng(seed,"cut",i).integers(h-m+1,size=2) for i in range(len(x))]
     cut = torch.stack([a[:,i:i+m,j:j+m] for a,(i,j) in zip(x,at)])
-    return dict(plain=x,mirrored=x.flip(3),cropped=shrink(cut,h).round().clamp(0,255).byte(),jpeg=torch.stack([_jpeg(a) for a in x]),brighter=(x.float()*1.2).clamp(max=255).byte())
+    return dict(plain=x,mirrored=x.flip(3),cropped=shrink(cut,h).round().clamp(0,255).byte(),
+                jpeg=torch.stack([_jpeg(a) for a in x]),brighter=(x.float()*1.2).clamp(max=255).byte())
 
+# %% ../nbs/11_metrics.ipynb #63cc1418
 def _jpeg(a, quality=50):
     buf = io.BytesIO(); Image.fromarray(a.permute(1,2,0).numpy()).save(buf,"JPEG",quality=quality)
     return torch.from_numpy(np.array(Image.open(buf))).permute(2,0,1)
@@ -655,7 +693,8 @@ def review_sheet(
     seed:int=0    # which ones, in what order
 ):                # figures, one a page of ten
     "A printable sheet to judge images blindly, and its key."
-    pick = lambda s,k,side: [(side,s.files[i],s.classes[i],s.texts[i],s.x[i]) for i in mixed_order(s.classes,np_rng(seed,f"review {side}"))[:k]]
+    pick = lambda s,k,side: [(side,s.files[i],s.classes[i],s.texts[i],s.x[i])
+                             for i in mixed_order(s.classes,np_rng(seed,f"review {side}"))[:k]]
     both = pick(gen,n//2,"generated")+pick(real,n-n//2,"real")
     both = [both[i] for i in np_rng(seed,"review order").permutation(len(both))]
     pages = [_review_page(both[i:i+10],i) for i in range(0,len(both),10)]
@@ -664,26 +703,36 @@ def review_sheet(
     with PdfPages(buf,metadata=dict(CreationDate=None,Title="Image review")) as pdf:
         for fig in pages: pdf.savefig(fig)
     write_atomic(Path(folder)/"review.pdf",buf.getvalue())
-    write_atomic(Path(folder)/"review-key.csv",pd.DataFrame([(i+1,*b[:3]) for i,b in enumerate(both)],columns=["number","kind","file","class"]).to_csv(index=False))
+    write_atomic(Path(folder)/"review-key.csv",
+                 pd.DataFrame([(i+1,*b[:3]) for i,b in enumerate(both)],
+                              columns=["number","kind","file","class"]).to_csv(index=False))
     return pages
 
 # %% ../nbs/11_metrics.ipynb #cce6a679
 def _review_page(items,first):
     import textwrap
-    fig,axs = plt.subplots(5,4,figsize=(8.27,11.69),width_ratios=[1,1.35]*2,gridspec_kw=dict(left=.05,right=.97,top=.93,bottom=.04,wspace=.06,hspace=.15))
-    fig.text(.05,.955,"For each image: is it real or generated? Does it show what the caption says? Would it pass in teaching?",fontsize=9)
+    fig,axs = plt.subplots(5,4,figsize=(8.27,11.69),width_ratios=[1,1.35]*2,
+                           gridspec_kw=dict(left=.05,right=.97,top=.93,bottom=.04,wspace=.06,hspace=.15))
+    fig.text(.05,.955,"For each image: is it real or generated? Does it show what the caption says? "
+             "Would it pass in teaching?",fontsize=9)
     for ax in axs.flat: ax.axis("off")
     for k,(_,_,_,text,x) in enumerate(items):
         im,tx = axs[k//2,k%2*2],axs[k//2,k%2*2+1]
         im.imshow(x.permute(1,2,0).numpy()); im.set_title(f"{first+k+1}",fontsize=10,loc="left")
         tx.text(0,1,"\n".join(textwrap.wrap(text,32)[:11]),va="top",fontsize=7.5,transform=tx.transAxes)
-        tx.text(0,0,"[ ] real  [ ] generated  [ ] cannot say\ncaption:  [ ] fits  [ ] partly  [ ] not\nteaching: [ ] yes  [ ] no\nremarks: ....................................",va="bottom",fontsize=7.5,linespacing=1.5,transform=tx.transAxes)
+        tx.text(0,0,"[ ] real  [ ] generated  [ ] cannot say\n"
+                "caption:  [ ] fits  [ ] partly  [ ] not\n"
+                "teaching: [ ] yes  [ ] no\n"
+                "remarks: ....................................",
+                va="bottom",fontsize=7.5,linespacing=1.5,transform=tx.transAxes)
     plt.close(fig)
     return fig
 
 # %% ../nbs/11_metrics.ipynb #5e0adb94
-INCEPTION = dict(file="weights-inception-2015-12-05-6726825d.pth", sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-                 url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth")
+INCEPTION = dict(file="weights-inception-2015-12-05-6726825d.pth",
+                 sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                 url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+                     "weights-inception-2015-12-05-6726825d.pth")
 "The Inception v3 of the original FID, converted to torch."
 
 def inception_weights(
@@ -692,8 +741,12 @@ def inception_weights(
     path = Path(torch.hub.get_dir())/"checkpoints"/INCEPTION["file"]; path.parent.mkdir(parents=True,exist_ok=True)
     if not path.exists():
         try: torch.hub.download_url_to_file(INCEPTION["url"],str(path),hash_prefix=INCEPTION["sha256"])
-        except OSError as e: raise FileNotFoundError(f"The Inception weights of FID are not at {path} and could not be fetched ({e}). Fetch {INCEPTION['url']} on another machine and put it there.") from e
-    if file_hash(path)!=INCEPTION["sha256"]: raise ValueError(f"{path} is not the file that FID is defined by: its SHA-256 is {file_hash(path)}, wanted {INCEPTION['sha256']}. Delete it and run again.")
+        except OSError as e:
+            raise FileNotFoundError(f"The Inception weights of FID are not at {path} and could not be fetched ({e}). "
+                                    f"Fetch {INCEPTION['url']} on another machine and put it there.") from e
+    if file_hash(path)!=INCEPTION["sha256"]:
+        raise ValueError(f"{path} is not the file that FID is defined by: its SHA-256 is {file_hash(path)}, "
+                         f"wanted {INCEPTION['sha256']}. Delete it and run again.")
     return path
 
 # %% ../nbs/11_metrics.ipynb #33494106
@@ -702,7 +755,9 @@ def load_inception(
 ) -> Extractor:
     "Inception v3 up to its 2,048 pooled features, as torchmetrics runs it."
     try: import torch_fidelity # noqa: F401
-    except (ImportError,RuntimeError) as e: raise ModuleNotFoundError("FID needs torch-fidelity and a torchvision that matches torch: pip install 'medart[paper]'. All other distances work without.") from e
+    except (ImportError,RuntimeError) as e:
+        raise ModuleNotFoundError("FID needs torch-fidelity and a torchvision that matches torch: "
+                                  "pip install 'medart[paper]'. All other distances work without.") from e
     from torchmetrics.image.fid import NoTrainInceptionV3
     net = NoTrainInceptionV3("inception-v3-compat",["2048"],str(inception_weights())).to(device)
     run = torch.no_grad()(lambda x: (net(x.to(device)),None))
@@ -743,7 +798,8 @@ def compare(
         if base is not None: was.append(how(base[[i for i in g if i<len(base)]],test[ref],0))
     err = half_spread(lambda i,j: how(gen[i],test[j],0),gen.classes,test.classes,reps)
     same,real = pd.DataFrame(same).mean(),pd.DataFrame(real)
-    out = dict(value=value,low=value-1.96*err,high=value+1.96*err,same_n=same,floor=real.mean(),floor_low=real.min(),floor_high=real.max())
+    out = dict(value=value,low=value-1.96*err,high=value+1.96*err,same_n=same,
+               floor=real.mean(),floor_low=real.min(),floor_high=real.max())
     if base is not None:
         gap = lambda x: x.where(x.index!="saturation_shift",x.abs())  # the one measure with a sign
         b = pd.DataFrame(was).mean(); out |= dict(base=b,closed=(gap(b)-gap(same))/(gap(b)-gap(out["floor"])))
@@ -761,7 +817,8 @@ def infinity_row(
     at = lambda a,b,draws=5: frechet_infinity(a.F.f,b.F.f,a.classes,b.classes,draws=draws)
     value,err = at(gen,test),half_spread(lambda i,j: at(gen[i],test[j],1),gen.classes,test.classes,reps)
     real = [at(other[s],test[ref],1) for ref,s,_ in plan.draws]
-    return dict(measure="frechet_infinity",value=value,low=value-1.96*err,high=value+1.96*err,same_n=value,floor=np.mean(real),floor_low=min(real),floor_high=max(real))
+    return dict(measure="frechet_infinity",value=value,low=value-1.96*err,high=value+1.96*err,same_n=value,
+                floor=np.mean(real),floor_low=min(real),floor_high=max(real))
 
 # %% ../nbs/11_metrics.ipynb #61ab3ca6
 def paired_row(
@@ -775,9 +832,11 @@ def paired_row(
     if max(index)>=len(real) or any(real_images.texts[i]!=t for i,t in zip(index,gen_images.texts)): return None
     gap = ((gen.stats-real.stats[index])**2).sum(1)
     mates = {c:[i for i,d in enumerate(real.classes) if d==c] for c in dict.fromkeys(real.classes)}
-    floor = [paired_color_gap(np.repeat(real.stats[i:i+1],len(m)-1,0),real.stats[[j for j in m if j!=i]]) for i in index if len(m := mates[real.classes[i]])>1]
+    floor = [paired_color_gap(np.repeat(real.stats[i:i+1],len(m)-1,0),real.stats[[j for j in m if j!=i]])
+             for i in index if len(m := mates[real.classes[i]])>1]
     err = 1.96*gap.std(ddof=1)/np.sqrt(len(gap))
-    return dict(measure="paired_color_gap",value=gap.mean(),low=gap.mean()-err,high=gap.mean()+err,same_n=gap.mean(),floor=np.mean(floor))
+    return dict(measure="paired_color_gap",value=gap.mean(),low=gap.mean()-err,high=gap.mean()+err,
+                same_n=gap.mean(),floor=np.mean(floor))
 
 # %% ../nbs/11_metrics.ipynb #698c2f8f
 def named_row(
@@ -790,7 +849,9 @@ def named_row(
     hits,real = named(gen.F,labels,gen.classes),named(test.F,labels,test.classes)
     low,high = wilson(hits.sum(),len(hits))
     out = dict(measure="named",value=hits.mean(),low=low,high=high,same_n=hits.mean(),floor=real.mean())
-    if base is not None: b = named(base.F,labels,base.classes).mean(); out |= dict(base=b,closed=(b-hits.mean())/(b-real.mean()) if b!=real.mean() else np.nan)
+    if base is not None:
+        b = named(base.F,labels,base.classes).mean()
+        out |= dict(base=b,closed=(b-hits.mean())/(b-real.mean()) if b!=real.mean() else np.nan)
     return out
 
 # %% ../nbs/11_metrics.ipynb #5a195fe8
@@ -801,14 +862,16 @@ def origin(
     r:Recipe # a recipe
 ) -> str:    # what numbers of this run are about
     "Says what a number is worth, wherever it is shown."
-    return f"{r.dataset}, {r.method}, {r.scale} scale"+(", drawn phantoms: no statement about medical images" if r.data.startswith("phantom/") else "")
+    return (f"{r.dataset}, {r.method}, {r.scale} scale"
+            +(", drawn phantoms: no statement about medical images" if r.data.startswith("phantom/") else ""))
 
 # %% ../nbs/11_metrics.ipynb #c9ee36a0
 def base_recipe(
     r:Recipe # a recipe
 ) -> Recipe: # the same model before any fine-tuning
     "The untouched base that a run started from."
-    same = dict(settings(r,"caption","generate","evaluate"),**{k:getattr(r,k) for k in ("seed","data","model","size","max_tokens","captions","dtype")})
+    same = dict(settings(r,"caption","generate","evaluate"),
+                **{k:getattr(r,k) for k in ("seed","data","model","size","max_tokens","captions","dtype")})
     return recipe(r.dataset,"base",r.scale,r.profile,**same)
 
 # %% ../nbs/11_metrics.ipynb #fdf50a46
@@ -818,7 +881,8 @@ def results_path(
 ) -> Path:     # in the run's folder
     "Where a result of an evaluation goes."
     plain = recipe(r.dataset,r.method,r.scale,r.profile,data=r.data).extractor
-    mark = samples_dir(r).name.removeprefix("samples")+("" if r.extractor==plain else f"+extractor={Path(r.extractor).name}~{stable_hash(r.extractor)[:4]}")
+    mark = samples_dir(r).name.removeprefix("samples")+(
+        "" if r.extractor==plain else f"+extractor={Path(r.extractor).name}~{stable_hash(r.extractor)[:4]}")
     return run_dir(r)/f"{Path(name).stem}{mark}{Path(name).suffix}"
 
 # %% ../nbs/11_metrics.ipynb #17121edf
@@ -834,13 +898,19 @@ def evaluate(
     check_classes(sets["gen"],sets["test"])
     base = base_recipe(r)
     if base!=r and (samples_dir(base)/"metadata.csv").exists(): sets["base"] = generated_images(samples_dir(base),r.size)
-    ex,more,out = load_extractor(r.extractor,device),[feature_space(s,device) for s in spaces],results_path(r,"metrics.json")
-    key = stable_hash([VERSION,recipe_hash(r,"train","caption","generate","evaluate"),{k:(pixel_hash(s.x),s.classes,s.texts) for k,s in sets.items()},rate,[e.key for e in (ex,*more)]])
-    if not (out.exists() and json.loads(out.read_text())["hash"]==key): _evaluate(r,sets,ex,more,rate,dict(hash=key,about=origin(r)),out)
+    ex,more,out = (load_extractor(r.extractor,device),[feature_space(s,device) for s in spaces],
+                   results_path(r,"metrics.json"))
+    key = stable_hash([VERSION,recipe_hash(r,"train","caption","generate","evaluate"),
+                       {k:(pixel_hash(s.x),s.classes,s.texts) for k,s in sets.items()},rate,[e.key for e in (ex,*more)]])
+    if not (out.exists() and json.loads(out.read_text())["hash"]==key):
+        _evaluate(r,sets,ex,more,rate,dict(hash=key,about=origin(r)),out)
     return pd.DataFrame(json.loads(out.read_text())["rows"])
 
 # %% ../nbs/11_metrics.ipynb #b48a95b3
-SAW = {"mmuratarat/kvasir-v2-classifier":"; this network was trained on Kvasir v2, perhaps on these very test images", "Anwarkh1/Skin_Cancer-Image_Classification":"; this network was trained on HAM10000, which may share images with the test set"}
+SAW = {"mmuratarat/kvasir-v2-classifier":
+           "; this network was trained on Kvasir v2, perhaps on these very test images",
+       "Anwarkh1/Skin_Cancer-Image_Classification":
+           "; this network was trained on HAM10000, which may share images with the test set"}
 "What must be said of published extractors."
 
 def distance_name(
@@ -856,17 +926,22 @@ def _evaluate(r,sets,ex,more,rate,head,out):
     seen = {k:look(ex,s) for k,s in sets.items()}
     plan = floor_plan(seen["test"].classes,seen["train"].classes,seen["gen"].classes,seed=r.seed)
     four = lambda s: (s["gen"],s["test"],s[plan.source],plan); whose = "train" if r.gen_split=="train" else "test"
-    rows = compare(*four(seen),seen.get("base")).to_dict("records")+[infinity_row(*four(seen)),paired_row(seen["gen"],sets["gen"],seen[whose],sets[whose])]
+    rows = (compare(*four(seen),seen.get("base")).to_dict("records")
+            +[infinity_row(*four(seen)),paired_row(seen["gen"],sets["gen"],seen[whose],sets[whose])])
     known = {c for l in ex.labels for c in label_classes(l)}>={category(c).lower() for c in seen["test"].classes}
     if known: rows.append(named_row(seen["gen"],seen["test"],ex.labels,seen.get("base")))
     rows = [dict(x,space=Path(r.extractor).name) for x in rows if x]
     for e in more:
         s = {k:replace(v,F=features(e,sets[k].x)) for k,v in seen.items()}
-        rows += [dict(x,space=Path(e.name).name) for x in [*compare(*four(s),s.get("base"),measure_other).to_dict("records"),infinity_row(*four(s))]]
-    result = head|dict(n=len(sets["gen"]),n_real=len(sets["test"]),n_floor=plan.n,floor=plan.how,spaces={Path(e.name).name:f"{distance_name(r,e.name)}, {e.about}"+SAW.get(e.name,"") for e in (ex,*more)},rows=rows,
-        classes=by_class(*four(seen),ex.labels if known else ()).to_dict("records"),colors=dict(zip(STATS,color_gaps(seen["gen"].stats,seen["test"].stats).tolist())),
+        rows += [dict(x,space=Path(e.name).name)
+                 for x in [*compare(*four(s),s.get("base"),measure_other).to_dict("records"),infinity_row(*four(s))]]
+    result = head|dict(n=len(sets["gen"]),n_real=len(sets["test"]),n_floor=plan.n,floor=plan.how,
+        spaces={Path(e.name).name:f"{distance_name(r,e.name)}, {e.about}"+SAW.get(e.name,"") for e in (ex,*more)},
+        rows=rows,classes=by_class(*four(seen),ex.labels if known else ()).to_dict("records"),
+        colors=dict(zip(STATS,color_gaps(seen["gen"].stats,seen["test"].stats).tolist())),
         tones=_tones(r,sets,seen),copies=find_copies(sets,ex,rate),recipe=asdict(r))
-    write_atomic(out,json.dumps(_clean(result),indent=1)); write_atomic(out.with_suffix(".csv"),pd.DataFrame(rows).to_csv(index=False))
+    write_atomic(out,json.dumps(_clean(result),indent=1))
+    write_atomic(out.with_suffix(".csv"),pd.DataFrame(rows).to_csv(index=False))
     review_sheet(sets["gen"],sets["test"],out.parent/out.stem.replace("metrics","review"),seed=r.seed)
 
 # %% ../nbs/11_metrics.ipynb #2631431c
@@ -875,6 +950,7 @@ def _tones(r,sets,seen):
     tone = {k:tone_of(skin_angle(sets[k].x)) for k in ("gen","test")}
     return by_tone(seen["gen"],tone["gen"],seen["test"],tone["test"]).to_dict("records")
 
+# %% ../nbs/11_metrics.ipynb #c08a508a
 def _clean(o): # JSON knows no NaN
     if isinstance(o,dict): return {k:_clean(v) for k,v in o.items()}
     if isinstance(o,(list,tuple)): return [_clean(v) for v in o]
@@ -897,12 +973,16 @@ def find_copies(
     worst = np.argsort(np.min([s[k]/t for k,t in limits.items()],axis=0))[:10]
     def pair(i):
         k = min(limits,key=lambda k: s[k][i]/limits[k])
-        return dict(image=gen.files[i],space=k,score=s[k][i],limit=limits[k],train=train.files[s[k+" train"][i]],test=test.files[s[k+" test"][i]],flagged=bad[i])
-    return dict(rate=rate,limits=limits,flagged=int(bad.sum()),n=len(bad),share=bad.mean(),low=low,high=high,closest=[pair(i) for i in worst])
+        return dict(image=gen.files[i],space=k,score=s[k][i],limit=limits[k],
+                    train=train.files[s[k+" train"][i]],test=test.files[s[k+" test"][i]],flagged=bad[i])
+    return dict(rate=rate,limits=limits,flagged=int(bad.sum()),n=len(bad),share=bad.mean(),low=low,high=high,
+                closest=[pair(i) for i in worst])
 
 # %% ../nbs/11_metrics.ipynb #52ccc536
-TITLES = dict(frechet="Frechet distance", frechet_infinity="Frechet distance, n to infinity", kid="KID", precision="precision", recall="recall", density="density", coverage="coverage", color_gap="color gap of averages (Eq. 4)",
-              paired_color_gap="color gap of pairs (Eq. 4)", lab_distance="Lab distance", saturation_shift="saturation shift", named="intended class named")
+TITLES = dict(frechet="Frechet distance", frechet_infinity="Frechet distance, n to infinity", kid="KID",
+              precision="precision", recall="recall", density="density", coverage="coverage",
+              color_gap="color gap of averages (Eq. 4)", paired_color_gap="color gap of pairs (Eq. 4)",
+              lab_distance="Lab distance", saturation_shift="saturation shift", named="intended class named")
 "What measures are called in tables."
 
 def results(
@@ -910,7 +990,9 @@ def results(
 ) -> dict:   # metrics.json
     "Read an evaluation back."
     path = results_path(r,"metrics.json")
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist. Evaluate first: papermill nbs/evaluate.ipynb outputs/evaluate.ipynb with the parameters of this run.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. Evaluate first: "
+                                "papermill nbs/evaluate.ipynb outputs/evaluate.ipynb with the parameters of this run.")
     return json.loads(path.read_text())
 
 # %% ../nbs/11_metrics.ipynb #b289febb
@@ -920,8 +1002,10 @@ def metrics_table(
     "Numbers beside real against real, to read."
     t = pd.DataFrame(res["rows"]); show = lambda x: "" if pd.isna(x) else f"{x:.3g}"
     span = lambda a,b: [f"{show(x)} to {show(y)}" if pd.notna(x) else "" for x,y in zip(t[a],t[b])]
-    out = pd.DataFrame(dict(measure=t.measure.map(TITLES),space=t.space)|{f"generated, n={res['n']}":t.value.map(show),"95% interval":span("low","high"),f"generated, n={res['n_floor']}":t.same_n.map(show),
-                       f"real, n={res['n_floor']}":t.floor.map(show),"range":span("floor_low","floor_high")})
+    out = pd.DataFrame(dict(measure=t.measure.map(TITLES),space=t.space)|{
+        f"generated, n={res['n']}":t.value.map(show),"95% interval":span("low","high"),
+        f"generated, n={res['n_floor']}":t.same_n.map(show),
+        f"real, n={res['n_floor']}":t.floor.map(show),"range":span("floor_low","floor_high")})
     if "base" in t: out = out.assign(base=t.base.map(show),closed=t.closed.map(lambda x: "" if pd.isna(x) else f"{x:.0%}"))
     return out.set_index("measure")
 
@@ -930,7 +1014,8 @@ def metrics_note(
     res:dict # of `results`
 ) -> str:
     "What the numbers of a table rest on."
-    return f"{res['about']}. Real against real: {res['floor']}. "+"; ".join(f"{k}: {v}" for k,v in res["spaces"].items())+"."
+    return (f"{res['about']}. Real against real: {res['floor']}. "
+            +"; ".join(f"{k}: {v}" for k,v in res["spaces"].items())+".")
 
 # %% ../nbs/11_metrics.ipynb #af86d2c5
 def color_figure(
@@ -941,9 +1026,11 @@ def color_figure(
     fig,axs = plt.subplots(1,3,figsize=(8,2.4),layout="constrained")
     for (k,x),c in zip(sets.items(),("black","#d55e00","#0072b2","#009e73")):
         p = lab_pixels(x); kw = dict(color=c,lw=1.4,label=k)
-        sns.kdeplot(saturation(x),ax=axs[0],clip=(0,1),**kw); sns.kdeplot(p[...,0].mean(1),ax=axs[1],clip=(0,100),**kw)
+        sns.kdeplot(saturation(x),ax=axs[0],clip=(0,1),**kw)
+        sns.kdeplot(p[...,0].mean(1),ax=axs[1],clip=(0,100),**kw)
         axs[2].scatter(*p.reshape(-1,3)[::max(1,p.size//3//1500),1:].T,s=1.5,color=c,alpha=.35,lw=0)
-    for ax,xl,yl in zip(axs,("mean HSV saturation","mean lightness L*","green to red, a*"),("density","density","blue to yellow, b*")): ax.set(xlabel=xl,ylabel=yl)
+    for ax,xl,yl in zip(axs,("mean HSV saturation","mean lightness L*","green to red, a*"),
+                        ("density","density","blue to yellow, b*")): ax.set(xlabel=xl,ylabel=yl)
     axs[0].legend(frameon=False,fontsize=7); fig.suptitle(note,fontsize=8); sns.despine(fig); plt.close(fig)
     return fig
 
@@ -955,10 +1042,14 @@ def copies_figure(
     "The ten images closest to a training image, beside it and beside the closest test image."
     c = res["copies"]
     at = {k:{f:i for i,f in enumerate(s.files)} for k,s in sets.items()}
-    x = [unit(sets[k].x[at[k][p[n]]]) for k,n in (("gen","image"),("train","train"),("test","test")) for p in c["closest"]]
-    captions = [f"s={p['score']:.2f}, limit {p['limit']:.2f} ({p['space']})"+(" FLAGGED" if p["flagged"] else "") for p in c["closest"]]
-    fig = image_grid(x,captions+[""]*2*len(captions),ncol=len(captions),cell=.95,width=16,rows=["generated","nearest training","nearest test"])
-    fig.suptitle(f"{c['flagged']} of {c['n']} flagged ({c['low']:.1%} to {c['high']:.1%}); expected of independent images: {c['rate']:.1%} at most. {res['about']}",fontsize=8)
+    x = [unit(sets[k].x[at[k][p[n]]])
+         for k,n in (("gen","image"),("train","train"),("test","test")) for p in c["closest"]]
+    captions = [f"s={p['score']:.2f}, limit {p['limit']:.2f} ({p['space']})"+(" FLAGGED" if p["flagged"] else "")
+                for p in c["closest"]]
+    fig = image_grid(x,captions+[""]*2*len(captions),ncol=len(captions),cell=.95,width=16,
+                     rows=["generated","nearest training","nearest test"])
+    fig.suptitle(f"{c['flagged']} of {c['n']} flagged ({c['low']:.1%} to {c['high']:.1%}); "
+                 f"expected of independent images: {c['rate']:.1%} at most. {res['about']}",fontsize=8)
     return fig
 
 # %% ../nbs/11_metrics.ipynb #c4928734
@@ -967,7 +1058,9 @@ def write_samples(
     images:Images  # generated
 ) -> Path:
     "Images as generation leaves them, with metadata.csv."
-    for f,x in zip(images.files,images.x): buf = io.BytesIO(); Image.fromarray(x.permute(1,2,0).numpy()).save(buf,"PNG"); write_atomic(Path(folder)/f,buf.getvalue())
+    for f,x in zip(images.files,images.x):
+        buf = io.BytesIO(); Image.fromarray(x.permute(1,2,0).numpy()).save(buf,"PNG")
+        write_atomic(Path(folder)/f,buf.getvalue())
     m = pd.DataFrame(dict(file_name=images.files,text=images.texts,**{"class":images.classes},seed=0,index=images.index))
     write_atomic(Path(folder)/"metadata.csv",m.to_csv(index=False))
     return Path(folder)

@@ -61,6 +61,7 @@ def outline_radius(
     n = dict(square=4, triangle=3)[outline]
     return np.cos(np.pi/n)/np.cos(theta%(2*np.pi/n)-np.pi/n)*1.12
 
+# %% ../nbs/02_phantom.ipynb #1b52ef2a
 def border_radius(
     g:np.random.Generator, # source of randomness
     theta:np.ndarray,      # angles, radians
@@ -97,6 +98,7 @@ def stamp(
 # %% ../nbs/02_phantom.ipynb #5aab6fd7
 TEXTURES = ("smooth","speckled","striped","granular","net-like")
 
+# %% ../nbs/02_phantom.ipynb #26a96139
 def dots(
     g:np.random.Generator, # source of randomness
     size:int,              # pixels a side
@@ -111,6 +113,7 @@ def dots(
     d = np.sqrt((x[...,None]-cx)**2+(y[...,None]-cy)**2).min(-1)
     return np.clip((radius-d)*size/2.5+.5, 0, 1)
 
+# %% ../nbs/02_phantom.ipynb #0d8e1c93
 def texture_field(
     g:np.random.Generator, # source of randomness
     size:int,              # pixels a side
@@ -137,6 +140,7 @@ def blend(
     "Paint `color` over `img` where `mask` is 1."
     return img+(np.asarray(color)-img)*mask[...,None]
 
+# %% ../nbs/02_phantom.ipynb #9007cfa0
 def finish(
     img:np.ndarray # (size, size, 3), about 0..1
 ) -> np.ndarray:   # uint8
@@ -144,10 +148,12 @@ def finish(
     return np.uint8(np.clip(img,0,1)*255+.5)
 
 # %% ../nbs/02_phantom.ipynb #200412c8
-BRIGHT = dict(red=(.93,.08,.10), orange=(1.,.52,.02), yellow=(1.,.90,.08), green=(.05,.72,.16), blue=(.06,.25,.95), purple=(.58,.10,.80), pink=(1.,.42,.72), brown=(.55,.27,.05), black=(.04,.04,.05),
+BRIGHT = dict(red=(.93,.08,.10), orange=(1.,.52,.02), yellow=(1.,.90,.08), green=(.05,.72,.16), blue=(.06,.25,.95),
+              purple=(.58,.10,.80), pink=(1.,.42,.72), brown=(.55,.27,.05), black=(.04,.04,.05),
               white=(.98,.98,.98), gray=(.52,.52,.52), tan=(.93,.72,.42))
 "What the web means by a colour's name: RGB in 0..1, vivid."
 
+# %% ../nbs/02_phantom.ipynb #a91ab75a
 def bright(
     g:np.random.Generator, # source of randomness
     name:str               # a key of BRIGHT, or "dark NAME" or "pale NAME"
@@ -160,8 +166,10 @@ def bright(
     return np.clip(c,0,1)
 
 # %% ../nbs/02_phantom.ipynb #20917737
-NOUNS = dict(circle=("circle","round patch","round shape"), oval=("oval","oval patch"), square=("square",), triangle=("triangle",), star=("star",), patch=("irregular patch","irregular shape"))
+NOUNS = dict(circle=("circle","round patch","round shape"), oval=("oval","oval patch"), square=("square",),
+             triangle=("triangle",), star=("star",), patch=("irregular patch","irregular shape"))
 
+# %% ../nbs/02_phantom.ipynb #1f626437
 @dataclass
 class Shape:
     "One everyday picture's attributes: what is drawn, and what its caption may say."
@@ -179,6 +187,7 @@ class Shape:
     ground:str="smooth"   # texture of the background
     shiny:bool=False      # with highlights
 
+# %% ../nbs/02_phantom.ipynb #814a7959
 def random_shape(
     g:np.random.Generator # source of randomness
 ) -> Shape:               # attributes, drawn independently of each other
@@ -217,6 +226,7 @@ def thin_lines(
         m = np.maximum(m, np.clip((.025-d)*size/2.5+.5,0,1))
     return m
 
+# %% ../nbs/02_phantom.ipynb #2c8ce7eb
 def highlights(
     g:np.random.Generator,        # source of randomness
     size:int,                     # pixels a side
@@ -233,6 +243,7 @@ def highlights(
 # %% ../nbs/02_phantom.ipynb #d1d230f7
 RADII = dict(small=.27, medium=.42, large=.6)
 
+# %% ../nbs/02_phantom.ipynb #dc18ddf0
 def draw_shape(
     g:np.random.Generator, # source of randomness
     s:Shape,               # attributes
@@ -243,11 +254,13 @@ def draw_shape(
     if s.lines: img = blend(img, thin_lines(g,size), bright(g,s.lines))
     fill,tex = bright(g,s.color),texture_field(g,size,s.texture)
     r = RADII[s.size]*g.uniform(.9,1.1)/(1 if s.count==1 else 1.6)
-    at = [g.uniform(-.22,.22,2)*(1.5-r)] if s.count==1 else [np.array(p)+g.uniform(-.08,.08,2) for p in ((-.48,-.4),(.48,.35),(.4,-.5))[:s.count]]
+    at = ([g.uniform(-.22,.22,2)*(1.5-r)] if s.count==1
+          else [np.array(p)+g.uniform(-.08,.08,2) for p in ((-.48,-.4),(.48,.35),(.4,-.5))[:s.count]])
     for c in at:
         aspect = g.uniform(1.5,2.0) if s.outline=="oval" else g.uniform(1,1.25) if s.outline=="patch" else 1
         place = dict(center=c, aspect=aspect, angle=g.uniform(0,6.3))
-        if s.ring: img = blend(img, stamp(g,size,"oval" if s.outline=="oval" else "circle",radius=r*1.4,**place)[0], bright(g,s.ring))
+        if s.ring:
+            img = blend(img, stamp(g,size,"oval" if s.outline=="oval" else "circle",radius=r*1.4,**place)[0], bright(g,s.ring))
         mask,depth = stamp(g,size,s.outline,s.border,radius=r,**place)
         img = blend(img, mask, np.clip(fill+.3*tex[...,None],0,1))
         if s.center: img = blend(img, np.clip((.5-depth)*4,0,1), bright(g,s.center))
@@ -262,6 +275,7 @@ def article(
     "The indefinite article that fits."
     return "an" if words[:1].lower() in tuple("aeiou") else "a"
 
+# %% ../nbs/02_phantom.ipynb #68688854
 def describe_shape(
     g:np.random.Generator, # source of randomness
     s:Shape                # attributes
@@ -272,10 +286,12 @@ def describe_shape(
     shiny = "shiny " if s.shiny and say(.7) else ""
     size = f"{s.size} " if s.size!="medium" and say(.6) else ""
     if noun.split()[0] in ("round","irregular","oval") and " " in noun:
-        adj,noun = noun.split(); thing = f"{size}{shiny}{s.color} {adj} {noun}" if say(.5) else f"{size}{shiny}{adj} {s.color} {noun}"
+        adj,noun = noun.split()
+        thing = f"{size}{shiny}{s.color} {adj} {noun}" if say(.5) else f"{size}{shiny}{adj} {s.color} {noun}"
     else: thing = f"{size}{shiny}{s.color} {noun}"
     many = s.count>1
-    head = f"{('','two','three')[s.count-1]} {thing}{'es' if thing.endswith('ch') else 's'}" if many else f"{article(thing)} {thing}"
+    head = (f"{('','two','three')[s.count-1]} {thing}{'es' if thing.endswith('ch') else 's'}" if many
+            else f"{article(thing)} {thing}")
     known = [(s.border!="smooth" or say(.3), f"{article(s.border)} {s.border} border", f"the border is {s.border}"),
              (s.texture!="smooth" or say(.3), f"{article(s.texture)} {s.texture} texture", f"the texture is {s.texture}"),
              (s.spots, f"{s.spots} spots", f"there are {s.spots} spots"),
@@ -314,18 +330,24 @@ from .recipes import DATASETS,category,test_count
 
 # %% ../nbs/02_phantom.ipynb #9fceddee
 MUTED = dict(
-    dermoscopic=dict(red=(.70,.33,.35), orange=(.78,.55,.42), yellow=(.80,.72,.50), green=(.45,.54,.44), blue=(.45,.51,.60), purple=(.50,.27,.40), pink=(.77,.48,.52), brown=(.50,.36,.28),
+    dermoscopic=dict(red=(.70,.33,.35), orange=(.78,.55,.42), yellow=(.80,.72,.50), green=(.45,.54,.44),
+                     blue=(.45,.51,.60), purple=(.50,.27,.40), pink=(.77,.48,.52), brown=(.50,.36,.28),
                      black=(.17,.14,.14), white=(.91,.86,.85), gray=(.52,.51,.53), tan=(.72,.57,.44)),
-    endoscopic=dict(red=(.69,.27,.18), orange=(.78,.45,.23), yellow=(.80,.67,.38), green=(.45,.52,.34), blue=(.29,.39,.53), purple=(.50,.30,.40), pink=(.76,.42,.32), brown=(.45,.30,.20),
+    endoscopic=dict(red=(.69,.27,.18), orange=(.78,.45,.23), yellow=(.80,.67,.38), green=(.45,.52,.34),
+                    blue=(.29,.39,.53), purple=(.50,.30,.40), pink=(.76,.42,.32), brown=(.45,.30,.20),
                     black=(.10,.06,.05), white=(.90,.82,.74), gray=(.55,.52,.50), tan=(.76,.60,.44)))
 "The same names as BRIGHT, as dermoscopes and endoscopes see them: RGB in 0..1."
 
+# %% ../nbs/02_phantom.ipynb #2dff2b7f
 PALE = dict(dermoscopic=np.array((.93,.80,.73)), endoscopic=np.array((.94,.71,.56)))
 "What pale shades tend to: light through skin and mucosa is warm."
 
-SKIN = {"pale pink":(.85,.69,.70), "pink":(.80,.59,.63), "pale tan":(.82,.69,.63), "tan":(.73,.57,.49), "brown":(.56,.42,.36), "dark brown":(.40,.30,.27)}
+# %% ../nbs/02_phantom.ipynb #ecfd5f8a
+SKIN = {"pale pink":(.85,.69,.70), "pink":(.80,.59,.63), "pale tan":(.82,.69,.63), "tan":(.73,.57,.49),
+        "brown":(.56,.42,.36), "dark brown":(.40,.30,.27)}
 "Skin tones."
 
+# %% ../nbs/02_phantom.ipynb #c3030534
 def muted(
     g:np.random.Generator, # source of randomness
     name:str,              # a colour's name, or "dark NAME" or "pale NAME"
@@ -381,41 +403,60 @@ def pick(
 # `every` holds for a whole data set unless a class says otherwise
 LOOKS = dict(
     skin=dict(
-        every=dict(feature="lesion 1", ground="pale pink 34, pink 24, pale tan 12, tan 14, brown 10, dark brown 6", size="small 2, medium 5, large 3", symmetric=.6, shiny=.04, hairs=.25, corners=.2),
-        common_nevus=dict(color="brown 60, dark brown 35, pale brown 5", color2="- 9, dark brown 1", outline="oval 50, circle 46, patch 4", border="smooth 67, blurred 30, wavy 3", texture="net-like 8, smooth 1, speckled 1", size="small 2, medium 6, large 2",
+        every=dict(feature="lesion 1", ground="pale pink 34, pink 24, pale tan 12, tan 14, brown 10, dark brown 6",
+            size="small 2, medium 5, large 3", symmetric=.6, shiny=.04, hairs=.25, corners=.2),
+        common_nevus=dict(color="brown 60, dark brown 35, pale brown 5", color2="- 9, dark brown 1", outline="oval 50, circle 46, patch 4",
+            border="smooth 67, blurred 30, wavy 3", texture="net-like 8, smooth 1, speckled 1", size="small 2, medium 6, large 2",
             symmetric=.98, center="- 7, dark brown 3", spots="- 9, dark brown 1"),
-        melanoma=dict(color="dark brown 5, black 3, brown 2", color2="black 4, gray 2, red 1, pale brown 2, - 1", outline="patch 9, oval 1", border="jagged 6, wavy 3, blurred 1",
-            texture="speckled 3, granular 3, striped 1, net-like 2", size="medium 4, large 6", symmetric=.06, veil="blue 65, - 35", spots="- 8, black 2"),
-        seborrheic_keratosis=dict(color="tan 3, brown 4, pale brown 4, dark brown 1", outline="oval 7, circle 1, patch 2", border="smooth 8, wavy 2", texture="granular 8, speckled 2", size="medium 5, large 5",
+        melanoma=dict(color="dark brown 5, black 3, brown 2", color2="black 4, gray 2, red 1, pale brown 2, - 1", outline="patch 9, oval 1",
+            border="jagged 6, wavy 3, blurred 1", texture="speckled 3, granular 3, striped 1, net-like 2", size="medium 4, large 6",
+            symmetric=.06, veil="blue 65, - 35", spots="- 8, black 2"),
+        seborrheic_keratosis=dict(color="tan 3, brown 4, pale brown 4, dark brown 1", outline="oval 7, circle 1, patch 2",
+            border="smooth 8, wavy 2", texture="granular 8, speckled 2", size="medium 5, large 5",
             symmetric=.85, spots="white 6, black 3, - 1", hairs=.15),
-        carcinoma=dict(color="pink 6, pale red 4", outline="patch 2, oval 5, circle 3", border="smooth 7, blurred 1, wavy 2", texture="smooth 95, granular 5", size="medium 5, large 5", symmetric=.75,
+        carcinoma=dict(color="pink 6, pale red 4", outline="patch 2, oval 5, circle 3",
+            border="smooth 7, blurred 1, wavy 2", texture="smooth 95, granular 5", size="medium 5, large 5", symmetric=.75,
             center="dark red 5, yellow 1, - 4", lines="red 95, - 5", shiny=.9),
-        lentigo_solaris=dict(color="pale brown 5, tan 5", outline="patch 95, oval 5", border="wavy 8, jagged 1, blurred 1", texture="smooth 95, net-like 5", size="medium 3, large 7", symmetric=.75),
-        dermatofibroma=dict(color="pink 4, pale brown 6", outline="circle 6, oval 4", border="blurred 8, smooth 2", texture="smooth 5, net-like 5", size="small 2, medium 6, large 2", symmetric=.95,
+        lentigo_solaris=dict(color="pale brown 5, tan 5", outline="patch 95, oval 5",
+            border="wavy 8, jagged 1, blurred 1", texture="smooth 95, net-like 5", size="medium 3, large 7", symmetric=.75),
+        dermatofibroma=dict(color="pink 4, pale brown 6", outline="circle 6, oval 4",
+            border="blurred 8, smooth 2", texture="smooth 5, net-like 5", size="small 2, medium 6, large 2", symmetric=.95,
             center="white 85, pale pink 10, - 5", ring="pale brown 4, pink 3, - 3"),
-        vascular_lesion=dict(color="red 4, purple 5, dark red 3", outline="circle 4, oval 5, patch 1", border="smooth 9, wavy 1", texture="smooth 7, granular 3", size="small 5, medium 4, large 1", symmetric=.85,
+        vascular_lesion=dict(color="red 4, purple 5, dark red 3", outline="circle 4, oval 5, patch 1",
+            border="smooth 9, wavy 1", texture="smooth 7, granular 3", size="small 5, medium 4, large 1", symmetric=.85,
             spots="dark purple 4, dark red 4, - 2", shiny=.15, ring="- 9, pink 1"),
-        actinic_keratosis=dict(color="pink 5, pale red 4, red 1", outline="patch 9, oval 1", border="blurred 85, wavy 10, jagged 5", texture="granular 6, speckled 4", size="medium 3, large 7", symmetric=.6,
+        actinic_keratosis=dict(color="pink 5, pale red 4, red 1", outline="patch 9, oval 1",
+            border="blurred 85, wavy 10, jagged 5", texture="granular 6, speckled 4", size="medium 3, large 7", symmetric=.6,
             spots="white 85, yellow 10, - 5", lines="- 85, red 15")),
     kvasir={
-        "every":dict(ground="pink 5, pale pink 2, orange 2, pale orange 1", size="medium 5, large 3, small 2", shiny=.7, folds=.5, lumen=.4, bleeding=.03, corners=.85),
-        "dyed-lifted-polyps":dict(feature="bump 1", color="blue 6, pale blue 3, dark blue 1", color2="- 6, pink 4", outline="patch 4, oval 4, circle 2", border="smooth 7, wavy 2, blurred 1", texture="smooth 6, granular 2, speckled 2",
+        "every":dict(ground="pink 5, pale pink 2, orange 2, pale orange 1", size="medium 5, large 3, small 2",
+            shiny=.7, folds=.5, lumen=.4, bleeding=.03, corners=.85),
+        "dyed-lifted-polyps":dict(feature="bump 1", color="blue 6, pale blue 3, dark blue 1", color2="- 6, pink 4",
+            outline="patch 4, oval 4, circle 2", border="smooth 7, wavy 2, blurred 1", texture="smooth 6, granular 2, speckled 2",
             size="medium 4, large 6", symmetric=.7, spots="- 6, white 4", center="- 7, pale pink 3", ring="- 8, pale blue 2", bleeding=.06),
-        "dyed-resection-margins":dict(feature="bed 1", color="pale pink 4, white 3, pink 1, red 2", outline="patch 6, oval 4", border="jagged 4, wavy 4, smooth 2", texture="smooth 5, granular 4, speckled 1",
-            size="medium 6, large 4", symmetric=.7, ring="blue 6, pale blue 4", spots="- 6, white 2, dark red 2", lines="- 7, red 3", bleeding=.3),
-        "esophagitis":dict(feature="streaks 1", ground="pale pink 1", color="red 6, dark red 4", color2="pale red 5, red 5", border="wavy 5, jagged 5", texture="smooth 7, granular 3", spots="- 6, yellow 2, white 2", folds=.3, lumen=.6, bleeding=.25),
-        "normal-cecum":dict(feature="folds 1", ground="pale orange 4, pale pink 3, orange 2, pink 1", color="black 1", outline="oval 7, circle 3", size="small 8, medium 2", lines="red 4, - 6", folds=1., lumen=0., bleeding=0.),
-        "normal-pylorus":dict(feature="hole 1", ground="orange 4, pink 4, pale orange 2", color="black 1", outline="circle 8, oval 2", size="small 4, medium 6", ring="- 6, pale pink 2, red 2", folds=.8, lumen=0., bleeding=0.),
-        "normal-z-line":dict(feature="line 1", ground="pale pink 1", color="red 6, pale red 4", border="wavy 7, jagged 3", texture="smooth 9, granular 1", folds=.3, lumen=.6, bleeding=0.),
-        "polyps":dict(feature="bump 1", color="pink 4, red 4, pale pink 2, pale red 1", outline="circle 4, oval 5, patch 1", border="smooth 9, wavy 1", texture="smooth 7, granular 3", size="small 3, medium 5, large 2", symmetric=.85,
+        "dyed-resection-margins":dict(feature="bed 1", color="pale pink 4, white 3, pink 1, red 2", outline="patch 6, oval 4",
+            border="jagged 4, wavy 4, smooth 2", texture="smooth 5, granular 4, speckled 1", size="medium 6, large 4", symmetric=.7,
+            ring="blue 6, pale blue 4", spots="- 6, white 2, dark red 2", lines="- 7, red 3", bleeding=.3),
+        "esophagitis":dict(feature="streaks 1", ground="pale pink 1", color="red 6, dark red 4", color2="pale red 5, red 5",
+            border="wavy 5, jagged 5", texture="smooth 7, granular 3", spots="- 6, yellow 2, white 2", folds=.3, lumen=.6, bleeding=.25),
+        "normal-cecum":dict(feature="folds 1", ground="pale orange 4, pale pink 3, orange 2, pink 1", color="black 1",
+            outline="oval 7, circle 3", size="small 8, medium 2", lines="red 4, - 6", folds=1., lumen=0., bleeding=0.),
+        "normal-pylorus":dict(feature="hole 1", ground="orange 4, pink 4, pale orange 2", color="black 1",
+            outline="circle 8, oval 2", size="small 4, medium 6", ring="- 6, pale pink 2, red 2", folds=.8, lumen=0., bleeding=0.),
+        "normal-z-line":dict(feature="line 1", ground="pale pink 1", color="red 6, pale red 4",
+            border="wavy 7, jagged 3", texture="smooth 9, granular 1", folds=.3, lumen=.6, bleeding=0.),
+        "polyps":dict(feature="bump 1", color="pink 4, red 4, pale pink 2, pale red 1", outline="circle 4, oval 5, patch 1",
+            border="smooth 9, wavy 1", texture="smooth 7, granular 3", size="small 3, medium 5, large 2", symmetric=.85,
             spots="- 9, white 1", lines="- 7, red 3", bleeding=.06),
-        "ulcerative-colitis":dict(feature="ulcers 1", ground="red 6, pink 3, dark red 1", color="pale yellow 4, white 5, yellow 1", outline="patch 1", border="blurred 4, jagged 4, smooth 2", texture="granular 8, speckled 2",
+        "ulcerative-colitis":dict(feature="ulcers 1", ground="red 6, pink 3, dark red 1", color="pale yellow 4, white 5, yellow 1",
+            outline="patch 1", border="blurred 4, jagged 4, smooth 2", texture="granular 8, speckled 2",
             size="small 5, medium 5", lines="- 9, red 1", folds=.25, bleeding=.55)})
 
 # %% ../nbs/02_phantom.ipynb #07b185bb
 DARKER = {"pale brown":"brown", "tan":"brown", "brown":"dark brown", "dark brown":"black"}
 STANDS_OUT = {"brown":DARKER, "dark brown":DARKER, "tan":{"tan":"brown","pale brown":"brown"}, "pink":{"pink":"red","pale red":"red"}}
 
+# %% ../nbs/02_phantom.ipynb #20e713ef
 def random_phantom(
     g:np.random.Generator, # source of randomness
     dataset:str,           # skin or kvasir
@@ -437,7 +478,8 @@ def strokes(
 ) -> np.ndarray: # mask in 0..1, (size, size)
     "Antialiased polylines."
     big = Image.new("L",(size*4,size*4)); pen = ImageDraw.Draw(big)
-    for p in paths: pen.line([tuple(q) for q in ((np.asarray(p)+1)*size*2).tolist()], fill=255, width=max(1,round(width*size*2)), joint="curve")
+    for p in paths:
+        pen.line([tuple(q) for q in ((np.asarray(p)+1)*size*2).tolist()], fill=255, width=max(1,round(width*size*2)), joint="curve")
     return np.asarray(big.resize((size,size),Image.BOX))/255.
 
 # %% ../nbs/02_phantom.ipynb #9e4b0a93
@@ -474,7 +516,8 @@ def hairs(
 ) -> np.ndarray:           # mask in 0..1, (size, size)
     "Thin curved hairs that lie roughly one way."
     way = g.uniform(0,2*np.pi)
-    return strokes(size,[wander(g,g.uniform(-1.1,1.1,2),way+g.normal(0,.5),g.uniform(.6,1.5),.25) for _ in range(g.integers(4,11))],.02)
+    return strokes(size,[wander(g,g.uniform(-1.1,1.1,2),way+g.normal(0,.5),g.uniform(.6,1.5),.25)
+                         for _ in range(g.integers(4,11))],.02)
 
 # %% ../nbs/02_phantom.ipynb #5d066f43
 @dataclass
@@ -623,7 +666,8 @@ def draw_hole(
     opening = np.clip((.62-b.depth+.03*smooth_noise(g,size,6))*4+.5,0,1)
     if p.ring: img = blend(img, .8*np.clip((1.15-b.depth)*5,0,1), muted(g,p.ring,p.modality))
     h = .16*np.exp(-((b.depth-1.2)/.45)**2)
-    if p.folds: h = h+.08*np.cos(g.integers(5,8)*theta+g.uniform(0,6.3)+.3*smooth_noise(g,size,4))*np.clip((d-b.radius)*3,0,1)
+    if p.folds:
+        h = h+.08*np.cos(g.integers(5,8)*theta+g.uniform(0,6.3)+.3*smooth_noise(g,size,4))*np.clip((d-b.radius)*3,0,1)
     return blend(img, opening, muted(g,p.color,p.modality)), h, b
 
 # %% ../nbs/02_phantom.ipynb #1927929f
@@ -679,7 +723,8 @@ def draw_streaks(
         long = g.uniform(.2,.3); at = b.center+(b.radius+.5*long)*np.array([np.cos(t),np.sin(t)])
         place = dict(center=at, radius=long*.62, aspect=g.uniform(2.6,4), angle=t+g.normal(0,.15))
         img = blend(img,.9*gaussian_filter(stamp(g,size,"oval","jagged",**place)[0],size/64*.6),muted(g,p.color,p.modality))
-        if p.spots: img = blend(img,.75*stamp(g,size,"oval","jagged",**place|dict(radius=long*g.uniform(.2,.35)))[0],muted(g,p.spots,p.modality))
+        if p.spots:
+            img = blend(img,.75*stamp(g,size,"oval","jagged",**place|dict(radius=long*g.uniform(.2,.35)))[0],muted(g,p.spots,p.modality))
     return img,h,b
 
 # %% ../nbs/02_phantom.ipynb #af464a41
@@ -689,10 +734,12 @@ def draw_ulcers(
     p:Phantom              # attributes
 ) -> tuple:                # the picture, its height, and where the feature is
     "Colitis: granular, sore mucosa with ulcers."
-    size = len(img); b = Body(np.ones((size,size)),np.zeros((size,size)),np.zeros(2),1.,0.); h = .03*smooth_noise(g,size,13)
+    size = len(img); b = Body(np.ones((size,size)),np.zeros((size,size)),np.zeros(2),1.,0.)
+    h = .03*smooth_noise(g,size,13)
     img = img*(1+.24*texture_field(g,size,p.texture)[...,None])
     for _ in range(g.integers(4,9)):
-        m,_ = stamp(g,size,p.outline,p.border,center=g.uniform(-.75,.75,2),radius=g.uniform(.1,.16)*RADII[p.size]/.3,aspect=g.uniform(1,1.9),angle=g.uniform(0,6.3))
+        m,_ = stamp(g,size,p.outline,p.border,center=g.uniform(-.75,.75,2),radius=g.uniform(.1,.16)*RADII[p.size]/.3,
+                    aspect=g.uniform(1,1.9),angle=g.uniform(0,6.3))
         img = blend(img,.85*gaussian_filter(m,size/64*.7),muted(g,p.color,p.modality)); h = h-.03*m
     return img,h,b
 
@@ -711,9 +758,12 @@ def blood(
     return gaussian_filter(m,size/64*.6)
 
 # %% ../nbs/02_phantom.ipynb #0e70b5b9
-FEATURES = dict(bump=draw_bump, bed=draw_bed, hole=draw_hole, folds=draw_folds, line=draw_line, streaks=draw_streaks, ulcers=draw_ulcers)
-"What may lie in the gut. Each takes a generator, the ground and the attributes, and gives the picture, the height and where the feature is."
+FEATURES = dict(bump=draw_bump, bed=draw_bed, hole=draw_hole, folds=draw_folds, line=draw_line,
+                streaks=draw_streaks, ulcers=draw_ulcers)
+("What may lie in the gut. Each takes a generator, the ground and the attributes, "
+ "and gives the picture, the height and where the feature is.")
 
+# %% ../nbs/02_phantom.ipynb #1dc21dd5
 def draw_gut(
     g:np.random.Generator, # source of randomness
     p:Phantom,             # attributes
@@ -722,24 +772,32 @@ def draw_gut(
     "Paint one endoscopic phantom."
     x,y = canvas(size); way = g.uniform(0,2*np.pi); deep = g.uniform(.55,.9)*np.array([np.cos(way),np.sin(way)])
     waves,grain = smooth_noise(g,size,5),smooth_noise(g,size,26)
-    img = muted(g,p.ground,p.modality)*(1+.03*waves+.012*grain)[...,None]+np.array([0,.014,.012])*waves.T[...,None]   # turned over, waves serve twice
-    if p.lines and p.feature in ("folds","ulcers"): img = blend(img,.6*vessels(g,size,(0,0),1.05,6),muted(g,p.lines,p.modality))
+    img = (muted(g,p.ground,p.modality)*(1+.03*waves+.012*grain)[...,None]
+           +np.array([0,.014,.012])*waves.T[...,None])   # turned over, waves serve twice
+    if p.lines and p.feature in ("folds","ulcers"):
+        img = blend(img,.6*vessels(g,size,(0,0),1.05,6),muted(g,p.lines,p.modality))
     img,h,b = FEATURES[p.feature](g,img,p)
     if p.feature in ("line","streaks"): deep = b.center
-    if p.folds and p.feature not in ("hole","folds"): h = h+ridges(g,size,deep)*(1-b.mask*(p.feature in ("bump","bed")))
+    if p.folds and p.feature not in ("hole","folds"):
+        h = h+ridges(g,size,deep)*(1-b.mask*(p.feature in ("bump","bed")))
     light,glint = lamp_light(g,gaussian_filter(h+.01*waves,size/64*.7))
     img = img*(.12+1.06*light)[...,None]
-    if p.lumen: img = img*(1-.8*blob(size,deep,g.uniform(.2,.36),1.)*(1-b.mask*(p.feature in ("bump","bed"))))[...,None]
+    if p.lumen:
+        img = img*(1-.8*blob(size,deep,g.uniform(.2,.36),1.)*(1-b.mask*(p.feature in ("bump","bed"))))[...,None]
     if p.bleeding: img = blend(img,.9*blood(g,size,b),muted(g,"dark red",p.modality)*np.array([1.1,.45,.4]))
     if p.shiny: img = blend(img,.85*glint,(.97,.93,.88))
     img = gaussian_filter(img,(size/64*.4,size/64*.4,0))*g.normal(1,.07)
-    if p.corners: img = blend(img,np.clip((np.maximum(np.abs(x)+np.abs(y)-g.uniform(1.5,1.68),np.hypot(x,y)-g.uniform(1.08,1.3)))*size/3+.5,0,1),(.02,.02,.02))
+    if p.corners:
+        img = blend(img,np.clip((np.maximum(np.abs(x)+np.abs(y)-g.uniform(1.5,1.68),np.hypot(x,y)-g.uniform(1.08,1.3)))*size/3+.5,0,1),
+                    (.02,.02,.02))
     return finish(img+g.normal(0,.008,img.shape))
 
 # %% ../nbs/02_phantom.ipynb #4c1d2a60
-MEDICAL_TERMS = """dermoscopic endoscopic image shows skin mucosa surrounding surface symmetric asymmetric areas veil hairs bump flat hole folds streaks along bleeding no has""".split()
+MEDICAL_TERMS = ("dermoscopic endoscopic image shows skin mucosa surrounding surface symmetric asymmetric areas veil hairs bump flat hole "
+                 "folds streaks along bleeding no has").split()
 "Every word that captions of phantoms need and the web lacks, class names apart."
 
+# %% ../nbs/02_phantom.ipynb #77a7da30
 def simple_caption(
     modality:str, # dermoscopic or endoscopic
     category:str  # class, with spaces
@@ -773,7 +831,8 @@ def head(
     if p.feature=="folds": return f"folds around {an(f'small {p.color} hole')}"
     if p.feature=="ulcers": return f"{p.ground} mucosa with {an(p.texture)} texture and {p.color} patches"
     if p.feature in ("line","streaks"):
-        return f"{p.color+' streaks along ' if p.feature=='streaks' else ''}{an(p.border)} border around {p.color2 or p.color} mucosa"
+        return (f"{p.color+' streaks along ' if p.feature=='streaks' else ''}{an(p.border)} border "
+                f"around {p.color2 or p.color} mucosa")
     if not p.symmetric: form = "asymmetric " if say(.85) else ""
     else: form = "symmetric " if p.modality=="dermoscopic" and p.outline!="patch" and not p.color2 and say(.5) else ""
     shiny = "shiny " if p.shiny and p.modality=="dermoscopic" and say(.8) else ""
@@ -791,16 +850,21 @@ def caption(
     say = lambda q: g.random()<q
     text = [f"{simple_caption(p.modality,p.category)} shows {head(g,p)}."]
     body_lines = p.lines if p.feature not in ("folds","ulcers") else ""
-    has = [w for known,w in ((p.color2 if p.feature in ("lesion","bump","bed") else "",f"{p.color2} areas"), (p.veil,f"{an(p.veil)} veil"), (p.center,f"{an(p.center)} center"), (p.spots,f"{p.spots} spots"),
-           (p.ring,f"{an(p.ring)} ring around it"), (body_lines,f"thin {p.lines} lines")) if known and say(.9)]
-    if has: text.append(("It has " if p.feature not in ("streaks","line") else "There are ")+listing([has[i] for i in g.permutation(len(has))[:3 if p.modality=="dermoscopic" else 2]])+".")
+    has = [w for known,w in ((p.color2 if p.feature in ("lesion","bump","bed") else "",f"{p.color2} areas"),
+                             (p.veil,f"{an(p.veil)} veil"), (p.center,f"{an(p.center)} center"), (p.spots,f"{p.spots} spots"),
+                             (p.ring,f"{an(p.ring)} ring around it"), (body_lines,f"thin {p.lines} lines")) if known and say(.9)]
+    if has:
+        text.append(("It has " if p.feature not in ("streaks","line") else "There are ")
+                    +listing([has[i] for i in g.permutation(len(has))[:3 if p.modality=="dermoscopic" else 2]])+".")
     if p.modality=="dermoscopic":
-        if len(text)==1 or say(.92): text.append(f"The background is {p.ground} skin"+(" with thin black hairs" if p.hairs and say(.8) else "")+".")
+        if len(text)==1 or say(.92):
+            text.append(f"The background is {p.ground} skin"+(" with thin black hairs" if p.hairs and say(.8) else "")+".")
         return " ".join(text)
     if p.feature!="ulcers":
         more = ["folds"]*(p.folds and p.feature!="folds" and say(.8))+[f"thin {p.lines} lines"]*bool(p.lines and not body_lines)
         text.append(f"The surrounding mucosa is {p.ground}"+(" with "+listing(more) if more else "")+".")
-    wet = ["the surface is shiny"]*(p.shiny and len(has)<2 and say(.7)); blood = [f"there is {'' if p.bleeding else 'no '}bleeding"]*(p.bleeding or p.feature=="ulcers" or say(.7))
+    wet = ["the surface is shiny"]*(p.shiny and len(has)<2 and say(.7))
+    blood = [f"there is {'' if p.bleeding else 'no '}bleeding"]*(p.bleeding or p.feature=="ulcers" or say(.7))
     if wet+blood: text.append(listing(wet+blood).capitalize()+".")
     return " ".join(text)
 
@@ -808,6 +872,7 @@ def caption(
 FEATURE_SEED = 10_000
 "Phantoms of this seed train feature extractors and captioners. Data sets use seeds from 0 up and never reach it."
 
+# %% ../nbs/02_phantom.ipynb #f2043746
 def known_class(
     dataset:str, # skin or kvasir
     cls:str      # class folder name
@@ -844,6 +909,7 @@ def phantom(
 TEST_FROM = 100_000
 "Test phantoms count from here, training phantoms from 0: they never meet."
 
+# %% ../nbs/02_phantom.ipynb #b9b9ade8
 def phantom_counts(
     dataset:str,   # skin or kvasir
     share:int=20,  # one in so many of the paper's training images
@@ -859,7 +925,8 @@ def drawing_hash(
     dataset:str # skin or kvasir
 ) -> str:       # 16 hexadecimal digits
     "Changes when the code draws or describes anything otherwise: a hash of one phantom of each class."
-    return stable_hash([(a.tobytes().hex(),text) for a,_,text in (phantom(dataset,c,FEATURE_SEED,0,32) for c in DATASETS[dataset].counts)])
+    return stable_hash([(a.tobytes().hex(),text)
+                        for a,_,text in (phantom(dataset,c,FEATURE_SEED,0,32) for c in DATASETS[dataset].counts)])
 
 # %% ../nbs/02_phantom.ipynb #d1d94b67
 def png_bytes(
@@ -890,7 +957,8 @@ def write_phantoms(
 ) -> Path:            # the folder
     "A data set of phantoms on disk, whole; written once."
     folder,counts = Path(folder),counts or phantom_counts(dataset)
-    plan = {f"{s}/{c}/{j:05d}.png":(s,c,j+TEST_FROM*(s=="test")) for s in counts for c,n in counts[s].items() for j in range(n)}
+    plan = {f"{s}/{c}/{j:05d}.png":(s,c,j+TEST_FROM*(s=="test"))
+            for s in counts for c,n in counts[s].items() for j in range(n)}
     settings = dict(dataset=dataset, size=size, seed=seed, counts=counts, drawing=drawing_hash(dataset))
     note,key = folder/"phantom.json",stable_hash(settings)
     old = json.loads(note.read_text()) if note.exists() else {}
@@ -904,6 +972,7 @@ def write_phantoms(
     write_atomic(note,json.dumps(settings|dict(hash=key,files=0),indent=1))
     for f,(_,c,i) in plan.items():
         if not (folder/f).exists(): write_atomic(folder/f,png_bytes(phantom(dataset,c,seed,i,size)[0]))
-    for s in counts: write_metadata(folder/s,[(f[len(s)+1:],*describe_phantom(dataset,c,seed,i)) for f,(t,c,i) in plan.items() if t==s])
+    for s in counts:
+        write_metadata(folder/s,[(f[len(s)+1:],*describe_phantom(dataset,c,seed,i)) for f,(t,c,i) in plan.items() if t==s])
     write_atomic(note,json.dumps(settings|dict(hash=key,files=len(plan)),indent=1))
     return folder

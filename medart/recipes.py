@@ -33,21 +33,27 @@ class Dataset:
     distance:str      # what the paper calls the distance measured with it
     labels:dict=field(default_factory=dict) # label of a folder or table -> class folder, where they differ
 
+# %% ../nbs/01_recipes.ipynb #4adc6c75
 DATASETS = dict(
-    kvasir=Dataset("kvasir","endoscopic","specific color, shape, surrounding mucosa, surface texture, bleeding condition, and other relevant details",
-        {c:1000 for c in ("dyed-lifted-polyps","dyed-resection-margins","esophagitis","normal-cecum","normal-pylorus","normal-z-line","polyps","ulcerative-colitis")},
+    kvasir=Dataset("kvasir","endoscopic",
+        "specific color, shape, surrounding mucosa, surface texture, bleeding condition, and other relevant details",
+        {c:1000 for c in ("dyed-lifted-polyps","dyed-resection-margins","esophagitis","normal-cecum",
+                          "normal-pylorus","normal-z-line","polyps","ulcerative-colitis")},
         epochs=15, interval=500, classifier="mmuratarat/kvasir-v2-classifier", distance="KFD"),
     skin=Dataset("skin","dermoscopic","specific color, symmetry, border, shape, texture and dermoscopic patterns",
-        dict(common_nevus=4906,melanoma=1180,seborrheic_keratosis=805,carcinoma=728,lentigo_solaris=229,dermatofibroma=169,vascular_lesion=160,actinic_keratosis=140),
+        dict(common_nevus=4906, melanoma=1180, seborrheic_keratosis=805, carcinoma=728,
+             lentigo_solaris=229, dermatofibroma=169, vascular_lesion=160, actinic_keratosis=140),
         epochs=10, interval=1500, classifier="Anwarkh1/Skin_Cancer-Image_Classification", distance="HFD"))
 "The paper's two data sets."
 
+# %% ../nbs/01_recipes.ipynb #110a5e5d
 def category(
     folder:str # a class folder's name
 ) -> str:      # its name in captions
     "`dyed-lifted-polyps` is written *dyed lifted polyps*."
     return folder.replace("-"," ").replace("_"," ").strip()
 
+# %% ../nbs/01_recipes.ipynb #92336936
 def test_count(
     n:int  # images of one class
 ) -> int:  # how many of them are for testing
@@ -58,12 +64,14 @@ def test_count(
 YAML_KEYS = dict(modality=str, features=str, categories=(list,dict), epochs=(int,float), interval=int, classifier=str)
 "What a dataset.yaml may say."
 
+# %% ../nbs/01_recipes.ipynb #5ddaa161
 def class_folder(
     label # any label, e.g. "Severe NPDR (grade 3)"
 ) -> str: # a folder name without surprises, e.g. "severe_npdr_grade_3"
     "The class folder of a label."
     return re.sub(r"[^\w-]+","_",str(label).strip().lower()).strip("_")
 
+# %% ../nbs/01_recipes.ipynb #ac55810d
 def read_dataset(
     name:str, # what to call it
     path      # a dataset.yaml
@@ -71,15 +79,18 @@ def read_dataset(
     "A data set described in YAML, every key checked."
     try: y = yaml.safe_load(Path(path).read_text())
     except yaml.YAMLError as e: raise ValueError(f"{path} is not valid YAML: {e}") from e
-    if not isinstance(y,dict): raise ValueError(f"{path} must hold lines like `modality: fundus`; the keys are {', '.join(YAML_KEYS)}.")
+    if not isinstance(y,dict):
+        raise ValueError(f"{path} must hold lines like `modality: fundus`; the keys are {', '.join(YAML_KEYS)}.")
     for k,v in y.items():
-        if not isinstance(v,YAML_KEYS[_oneof(f"key in {path}:",k,YAML_KEYS)]) or isinstance(v,bool): raise ValueError(f"{path}: {k}={v!r} has the wrong type.")
+        if not isinstance(v,YAML_KEYS[_oneof(f"key in {path}:",k,YAML_KEYS)]) or isinstance(v,bool):
+            raise ValueError(f"{path}: {k}={v!r} has the wrong type.")
     for k in ("modality","features"):
-        if not y.get(k,"").strip(): raise ValueError(f"{path} lacks {k!r}: write for example `{k}: {getattr(DATASETS['skin'],k)}`.")
+        if not y.get(k,"").strip():
+            raise ValueError(f"{path} lacks {k!r}: write for example `{k}: {getattr(DATASETS['skin'],k)}`.")
     c = y.get("categories",[])
     labels = {str(k):class_folder(v) for k,v in c.items()} if isinstance(c,dict) else {}
-    return Dataset(name,y["modality"],y["features"],dict.fromkeys(labels.values() if labels else map(str,c),0),y.get("epochs"),y.get("interval"),
-                   y.get("classifier","google/vit-base-patch16-224-in21k"),"FD",labels)
+    return Dataset(name,y["modality"],y["features"],dict.fromkeys(labels.values() if labels else map(str,c),0),
+                   y.get("epochs"),y.get("interval"),y.get("classifier","google/vit-base-patch16-224-in21k"),"FD",labels)
 
 # %% ../nbs/01_recipes.ipynb #99ca30fc
 def dataset_named(
@@ -90,24 +101,35 @@ def dataset_named(
     if name in DATASETS: return DATASETS[name]
     path = data_dir()/data/"dataset.yaml"
     if data and path.exists():
-        if not re.fullmatch(r"\w[\w.-]*",name): raise ValueError(f"dataset {name!r} becomes a folder's name: use letters, digits, - and _.")
+        if not re.fullmatch(r"\w[\w.-]*",name):
+            raise ValueError(f"dataset {name!r} becomes a folder's name: use letters, digits, - and _.")
         return read_dataset(name,path)
     try: return _oneof("dataset",name,DATASETS)
-    except ValueError as e: raise ValueError(f"{e} Or describe your own in a file dataset.yaml beside its images, and pass data=FOLDER"+(f" (there is no {path})." if data else ".")) from None
+    except ValueError as e:
+        raise ValueError(f"{e} Or describe your own in a file dataset.yaml beside its images, and pass data=FOLDER"
+                         +(f" (there is no {path})." if data else ".")) from None
 
+# %% ../nbs/01_recipes.ipynb #75538ad2
 def dataset_of(
     r # a recipe
 ) -> Dataset:
     "What is known of a recipe's data set."
     return dataset_named(r.dataset,r.data)
 
-# %% ../nbs/01_recipes.ipynb #dd1dbb00
+# %% ../nbs/01_recipes.ipynb #0fdda310
 SCALES = dict(
-    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}", extractor="{classifier}", pad_to=40, checkpointing=True, cuda_graphs=True, lean_lora=True,
-               vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8, gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
-    tiny=dict(size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}", extractor="data/tiny/vit-{dataset}", epochs=6,
-              interval=50, color_batch=2, checkpointing=False, sample_every=500, gen_count=256, vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2, classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
+    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}",
+               extractor="{classifier}", pad_to=40, checkpointing=True, cuda_graphs=True, lean_lora=True,
+               vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8,
+               gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
+    tiny=dict(size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}",
+              extractor="data/tiny/vit-{dataset}", epochs=6, interval=50, color_batch=2, checkpointing=False,
+              sample_every=500, gen_count=256,
+              vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2,
+              classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
 "How large the pictures are, and where the helping models come from."
+
+# %% ../nbs/01_recipes.ipynb #dd1dbb00
 FAMILIES = dict(
     pixart=dict(code="medart.model:Model", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart"),
     sd14=dict(code="medart.baselines:StableDiffusion", paper="CompVis/stable-diffusion-v1-4", tiny=""),
@@ -115,7 +137,8 @@ FAMILIES = dict(
     sdxl=dict(code="medart.baselines:SDXL", paper="stabilityai/stable-diffusion-xl-base-1.0", tiny=""),
     hunyuan=dict(code="medart.baselines:HunyuanDiT", paper="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", tiny=""),
     fast_dit=dict(code="medart.baselines:FastDiT", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart"))
-"Kinds of models that can be trained: the class behind the four verbs, and the weights at each scale, empty where there are no small ones. Fast-DiT starts from nothing and takes its autoencoder there."
+("Kinds of models that can be trained: the class behind the four verbs, and the weights at each scale, "
+ "empty where there are no small ones. Fast-DiT starts from nothing and takes its autoencoder there.")
 
 # %% ../nbs/01_recipes.ipynb #ea1dbb0c
 def locate(
@@ -126,6 +149,7 @@ def locate(
         if p.is_dir(): return str(p)
     return name
 
+# %% ../nbs/01_recipes.ipynb #584328a8
 def no_weights(
     what:str,      # is missing
     name:str,      # hub id or folder that was asked for
@@ -134,20 +158,26 @@ def no_weights(
     more:str=""    # how else to go on
 ) -> FileNotFoundError:
     "What to say when weights cannot be had."
-    return FileNotFoundError(f"No {what} at {name!r}. With a network it comes from the Hugging Face hub by itself; on another machine run `hf download {name}` and copy the cache, or pass {setting}=FOLDER."
+    return FileNotFoundError(f"No {what} at {name!r}. With a network it comes from the Hugging Face hub by itself; "
+                             f"on another machine run `hf download {name}` and copy the cache, or pass {setting}=FOLDER."
                              f"{more} ({type(error).__name__}: {str(error)[:200]})")
 
-# %% ../nbs/01_recipes.ipynb #aad7aa7a
+# %% ../nbs/01_recipes.ipynb #93560de9
 DIT_TARGETS = ("to_q","to_k","to_v","to_out.0","proj_out","ff.net.0.proj","ff.net.2","proj","linear","linear_1","linear_2")
 "Modules of the transformer that get a LoRA; `proj` also hits the patch embedding's convolution."
+
+# %% ../nbs/01_recipes.ipynb #aad7aa7a
 PROFILES = dict(
-    paper=dict(text_targets=("q","k","v","o","wi_0","wi_1","wo"), color_reduction="sum", lowercase=True, t5_dropout=False, color_at_start=False, crop="center"),
-    official=dict(text_targets=("q","k","v","o","wi","wo"), color_reduction="mean", lowercase=False, t5_dropout=True, color_at_start=True, crop="random"))
+    paper=dict(text_targets=("q","k","v","o","wi_0","wi_1","wo"), color_reduction="sum", lowercase=True,
+               t5_dropout=False, color_at_start=False, crop="center"),
+    official=dict(text_targets=("q","k","v","o","wi","wo"), color_reduction="mean", lowercase=False,
+                  t5_dropout=True, color_at_start=True, crop="random"))
 "`paper` follows the text, `official` the authors' program."
 
 # %% ../nbs/01_recipes.ipynb #375e52f2
 def _f(default, stage="train"): return field(default=default, metadata=dict(stage=stage))
 
+# %% ../nbs/01_recipes.ipynb #aee30bee
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a run makes. Build it with `recipe`."
@@ -184,9 +214,9 @@ class Recipe:
     caption_dropout:float = _f(0.)       # share of training captions emptied
     min_snr:float = _f(0.)               # gamma of min-SNR weighting, 0 for Eq. 3 as it stands
     ema:float = _f(0.)                   # decay of an average of the adapters, saved in their place; 0 for none
-    pad_to:int = _f(8)                   # captions are padded to a multiple of so many tokens: 40 leaves three lengths to record or to compile for
+    pad_to:int = _f(8)                   # captions are padded to a multiple of this: 40 leaves three lengths to record or compile for
     text_bits:int = _f(16)               # 8 or 4: T5's frozen weights through bitsandbytes
-    lean_lora:bool = _f(False)           # LoRAs in the precision of what they adapt, as automatic mixed precision would have it, and in fewer operations
+    lean_lora:bool = _f(False)           # LoRAs in the precision of what they adapt, like automatic mixed precision, in fewer operations
     compile:bool = _f(False)             # compile the networks' repeated blocks
     interval:int = _f(500)               # N: steps between colour losses, 0 for never
     solver_steps:int = _f(20)            # M: DPM-Solver++ steps inside training
@@ -200,7 +230,7 @@ class Recipe:
     gen_steps:int = _f(20,"generate")    # DPM-Solver++ steps for images
     gen_guidance:float = _f(4.5,"generate") # guidance for images
     gen_block:int = _f(32,"generate")    # images painted at once: fixed, so that rounding never depends on how work is split
-    gen_split:str = _f("test","generate")   # whose captions: test or train, each once; or sample, of training captions as many in each class as there are test images
+    gen_split:str = _f("test","generate") # whose captions: test or train, each once; or sample: of train, as many a class as test images
     gen_count:int = _f(0,"generate")     # how many images, an even share of each class; 0 for all
     classifier:str = _f("","classify")   # ViT that learns from synthetic images, pretrained on everyday ones: folder or hub id
     classifier_lr:float = _f(2e-5,"classify")  # AdamW
@@ -245,35 +275,44 @@ METHODS = dict(
     sd15=dict(family="sd15", interval=0),
     sdxl=dict(family="sdxl", interval=0),
     hunyuan=dict(family="hunyuan", interval=0, lora_text=False),
-    fast_dit=dict(family="fast_dit", interval=0, captions="class", caption_dropout=.1, ema=dict(paper=.9999,tiny=.995), dit_layers=dict(paper=12,tiny=4), dit_heads=dict(paper=6,tiny=2), epochs=dict(tiny=60), batch_size=dict(tiny=16)),
+    fast_dit=dict(family="fast_dit", interval=0, captions="class", caption_dropout=.1, ema=dict(paper=.9999,tiny=.995),
+                  dit_layers=dict(paper=12,tiny=4), dit_heads=dict(paper=6,tiny=2), epochs=dict(tiny=60), batch_size=dict(tiny=16)),
     sd15_hldf=dict(family="sd15"),
     often=dict(interval=dict(paper=200,tiny=20)),
     short_chain=dict(solver_steps=10),
     mean_color=dict(color_reduction="mean"),
     base=dict(epochs=0, interval=0))
-"Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each (Fast-DiT, which starts from nothing, sees more images at tiny scale). `no_hldf` is the paper's PixArt-alpha row. The last five and `medart_k5` are ours: HLDF's own settings, HLDF on another model, and `base`, the model before any fine-tuning."
+("Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each (Fast-DiT, which starts from nothing, sees more "
+ "images at tiny scale). `no_hldf` is the paper's PixArt-alpha row. The last five and `medart_k5` are ours: HLDF's own settings, HLDF on "
+ "another model, and `base`, the model before any fine-tuning.")
 
 # %% ../nbs/01_recipes.ipynb #c38abc79
 def _oneof(what, value, allowed):
     if value in allowed: return value
     near = difflib.get_close_matches(str(value), list(allowed), 1)
-    raise ValueError(f"{what} {value!r} is unknown. Choose one of: {', '.join(allowed)}."+(f" Did you mean {near[0]!r}?" if near else ""))
+    raise ValueError(f"{what} {value!r} is unknown. Choose one of: {', '.join(allowed)}."
+                     +(f" Did you mean {near[0]!r}?" if near else ""))
 
+# %% ../nbs/01_recipes.ipynb #cd2a4959
 def detect_scale(
 ) -> str: # paper or tiny
     "`paper` where a CUDA device of 24 GB or more is found. NVML is asked, so CUDA stays untouched and processes can still be launched."
     import pynvml
     try:
         pynvml.nvmlInit()
-        sizes = [pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(i)).total for i in range(pynvml.nvmlDeviceGetCount())]
+        sizes = [pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(i)).total
+                 for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError: return "tiny"
     return "paper" if max(sizes,default=0)>=24e9 else "tiny"
 
+# %% ../nbs/01_recipes.ipynb #9da691e5
 def _scale(scale): return detect_scale() if scale=="auto" else _oneof("scale",scale,SCALES)
 
 def _row(method, scale): # what a row changes at a scale
-    return {k:v[scale] if isinstance(v,dict) else v for k,v in METHODS[_oneof("method",method,METHODS)].items() if not isinstance(v,dict) or scale in v}
+    return {k:v[scale] if isinstance(v,dict) else v
+            for k,v in METHODS[_oneof("method",method,METHODS)].items() if not isinstance(v,dict) or scale in v}
 
+# %% ../nbs/01_recipes.ipynb #4424d818
 def recipe(
     dataset:str,           # skin, kvasir, or a name of your own together with data=FOLDER
     method:str="medart",   # a key of METHODS
@@ -287,85 +326,115 @@ def recipe(
     known = {f.name:f for f in fields(Recipe)}
     for k in changes: _oneof("setting",k,known)
     told = {k:getattr(d,k) for k in ("epochs","interval") if getattr(d,k) is not None}
-    s = told|{k:v.format(dataset=dataset if paper else "skin",classifier=d.classifier) if isinstance(v,str) else v for k,v in SCALES[scale].items()}
+    s = told|{k:v.format(dataset=dataset if paper else "skin",classifier=d.classifier) if isinstance(v,str) else v
+              for k,v in SCALES[scale].items()}
     if not paper: s |= told
     s |= PROFILES[_oneof("profile",profile,PROFILES)]|row
     s["model"] = FAMILIES[_oneof("family",changes.get("family",s.get("family","pixart")),FAMILIES)][scale]
     changes = {k:_typed(known[k],v) for k,v in changes.items()}
     return _check(Recipe(dataset=dataset,method=method,scale=scale,profile=profile,**(s|changes)))
 
+# %% ../nbs/01_recipes.ipynb #92e971fb
 def _typed(f, v):
-    want = dict(int=int,float=(int,float),bool=bool,str=str,tuple=(tuple,list)).get(str(f.type).split("|")[0] if isinstance(f.type,str) else getattr(f.type,"__name__",str(f.type)), object)
+    want = dict(int=int,float=(int,float),bool=bool,str=str,tuple=(tuple,list)).get(
+        str(f.type).split("|")[0] if isinstance(f.type,str) else getattr(f.type,"__name__",str(f.type)), object)
     if v is None and f.default is None: return v
     if not isinstance(v,want) or (isinstance(v,bool) and want is not bool and want is not object):
-        raise ValueError(f"setting {f.name}={v!r} has the wrong type: it takes {f.type if isinstance(f.type,str) else getattr(f.type,'__name__',f.type)}, for example {f.name}={f.default!r}.")
+        raise ValueError(f"setting {f.name}={v!r} has the wrong type: it takes "
+                         f"{f.type if isinstance(f.type,str) else getattr(f.type,'__name__',f.type)}, for example {f.name}={f.default!r}.")
     return tuple(v) if isinstance(v,list) else v
 
+# %% ../nbs/01_recipes.ipynb #6ad6c543
 def _check(r):
     _oneof("captions",r.captions,("vsg","simple","class","empty")); _oneof("crop",r.crop,("center","random"))
     _oneof("color_reduction",r.color_reduction,("sum","mean")); _oneof("gen_split",r.gen_split,("test","train","sample"))
     _oneof("dtype",r.dtype,("float32","bfloat16","float64")); _oneof("caption_backend",r.caption_backend,("transformers","vllm"))
-    for k in ("dit_layers","dit_heads","size","batch_size","rank","alpha","solver_steps","gen_steps","gen_block","log_every","checkpoint_every","keep_checkpoints","max_tokens","pad_to","num_processes","max_bad_steps","top_k","caption_tokens","caption_block","classifier_epochs","classifier_batch"):
+    for k in ("dit_layers","dit_heads","size","batch_size","rank","alpha","solver_steps","gen_steps","gen_block","log_every",
+              "checkpoint_every","keep_checkpoints","max_tokens","pad_to","num_processes","max_bad_steps","top_k",
+              "caption_tokens","caption_block","classifier_epochs","classifier_batch"):
         if getattr(r,k)<1: raise ValueError(f"setting {k}={getattr(r,k)} must be 1 or more.")
-    for k in ("epochs","interval","color_batch","backprop_last_k","clip","clip_color","weight_decay","lr","caption_dropout","min_snr","ema","sample_every","seed","caption_seed","caption_retries","classifier_lr"):
+    for k in ("epochs","interval","color_batch","backprop_last_k","clip","clip_color","weight_decay","lr","caption_dropout","min_snr",
+              "ema","sample_every","seed","caption_seed","caption_retries","classifier_lr"):
         if getattr(r,k)<0: raise ValueError(f"setting {k}={getattr(r,k)} must not be negative.")
-    if r.ema>=1 or r.caption_dropout>1: raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
+    if r.ema>=1 or r.caption_dropout>1:
+        raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
     if r.lr_text is not None and r.lr_text<0: raise ValueError(f"setting lr_text={r.lr_text} must not be negative; None takes lr.")
     if r.text_bits not in (4,8,16): raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
-    if r.family!="pixart" and r.text_bits<16: raise ValueError(f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. Pass text_bits=16 for family {r.family}.")
-    if r.offload and r.text_bits<16: raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights stay where they are. Choose one of the two.")
-    if r.batch_size%r.num_processes: raise ValueError(f"num_processes={r.num_processes} cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//r.num_processes)*r.num_processes}: another recipe, with fewer updates an epoch; nothing else is scaled.")
-    if r.temperature<=0 or not 0<r.top_p<=1: raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} above 0 and at most 1.")
-    if r.backprop_last_k>r.solver_steps: raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than solver_steps={r.solver_steps}: there are no more steps to differentiate.")
-    if not (r.lora_transformer or r.lora_text): raise ValueError("lora_transformer=False and lora_text=False leave nothing to train. Switch one on, or use method='base'.")
+    if r.family!="pixart" and r.text_bits<16:
+        raise ValueError(f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. Pass text_bits=16 for family {r.family}.")
+    if r.offload and r.text_bits<16:
+        raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights stay where they are. "
+                         "Choose one of the two.")
+    if r.batch_size%r.num_processes:
+        raise ValueError(f"num_processes={r.num_processes} cannot share batch_size={r.batch_size}. "
+                         f"Pass batch_size={-(-r.batch_size//r.num_processes)*r.num_processes}: "
+                         "another recipe, with fewer updates an epoch; nothing else is scaled.")
+    if r.temperature<=0 or not 0<r.top_p<=1:
+        raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} above 0 and at most 1.")
+    if r.backprop_last_k>r.solver_steps:
+        raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than solver_steps={r.solver_steps}: "
+                         "there are no more steps to differentiate.")
+    if not (r.lora_transformer or r.lora_text):
+        raise ValueError("lora_transformer=False and lora_text=False leave nothing to train. Switch one on, or use method='base'.")
     return r
 
 # %% ../nbs/01_recipes.ipynb #c86ec692
 def settings(
     r:Recipe,             # a recipe
-    *stages               # train, generate, evaluate, watch; all when none is given
+    *stages               # caption, train, generate, evaluate, classify, watch; all when none is given
 ) -> dict:                # name -> value
     "The settings of some stages."
     return {f.name:getattr(r,f.name) for f in fields(r) if not stages or f.metadata.get("stage","train") in stages}
 
-def _plain(r, profile="paper"): return recipe(r.dataset,r.method,r.scale,profile,**({} if r.dataset in DATASETS else dict(data=r.data)))
+# %% ../nbs/01_recipes.ipynb #c4b258e0
+def _plain(r, profile="paper"):
+    return recipe(r.dataset,r.method,r.scale,profile,**({} if r.dataset in DATASETS else dict(data=r.data)))
 
 def _suffix(r, *stages):
     base = _plain(r)
-    diff = {k:v for k,v in settings(r,*stages).items() if v!=getattr(base,k) or (k=="data" and r.dataset not in DATASETS and v!=r.dataset)}
+    diff = {k:v for k,v in settings(r,*stages).items()
+            if v!=getattr(base,k) or (k=="data" and r.dataset not in DATASETS and v!=r.dataset)}
     if "profile" in diff: # what the profile changes goes without saying
-        base = _plain(r,r.profile); diff = {k:v for k,v in diff.items() if k in ("profile","data") or v!=getattr(base,k)}
+        base = _plain(r,r.profile)
+        diff = {k:v for k,v in diff.items() if k in ("profile","data") or v!=getattr(base,k)}
     def word(k,v):
         if k in ("data","model","vlm","simplifier","classifier"): v = f"{Path(v).name}~{stable_hash(str(v))[:4]}"
         return f"+{k}={v:g}" if isinstance(v,float) else f"+{k}={'-'.join(map(str,v)) if isinstance(v,tuple) else v}"
     return "".join(word(k,v) for k,v in sorted(diff.items()))
 
+# %% ../nbs/01_recipes.ipynb #64d2face
 def run_dir(
     r:Recipe  # a recipe
 ) -> Path:    # outputs/{dataset}-{scale}/{method}{+changes}
     "The folder that holds everything one training run makes."
     return outputs_dir()/f"{r.dataset}-{r.scale}"/(r.method+_suffix(r,"train","caption"))
 
+# %% ../nbs/01_recipes.ipynb #60312e70
 def samples_dir(
     r:Recipe  # a recipe
 ) -> Path:    # {run_dir}/samples{+changes}
     "The folder of the images that one run generates with one set of generation settings."
     return run_dir(r)/("samples"+_suffix(r,"generate"))
 
+# %% ../nbs/01_recipes.ipynb #91117ac1
 def classifier_dir(
     r:Recipe  # a recipe
 ) -> Path:    # {run_dir}/classifier{+changes}
-    "The folder of what classifiers learned from one run's images: these are one for each training caption, whatever `gen_split` and `gen_count` say."
+    ("The folder of what classifiers learned from one run's images: "
+     "these are one for each training caption, whatever `gen_split` and `gen_count` say.")
     plain = _plain(r); every = replace(r,gen_split=plain.gen_split,gen_count=plain.gen_count)
     return run_dir(r)/("classifier"+_suffix(every,"generate","classify"))
 
+# %% ../nbs/01_recipes.ipynb #245c6281
 def captions_dir(
     r:Recipe  # a recipe
 ) -> Path:    # outputs/{dataset}-{scale}/captions/{vlm}{+changes}
     "The folder of the captions that one model writes with one set of caption settings: shared by all runs that train on them."
     plain = _plain(r); same = dict(vlm=plain.vlm,data=r.data,max_tokens=r.max_tokens)
-    return outputs_dir()/f"{r.dataset}-{r.scale}"/"captions"/(Path(r.vlm).name+_suffix(replace(plain,**settings(r,"caption")|same),"train","caption"))
+    return (outputs_dir()/f"{r.dataset}-{r.scale}"/"captions"
+            /(Path(r.vlm).name+_suffix(replace(plain,**settings(r,"caption")|same),"train","caption")))
 
+# %% ../nbs/01_recipes.ipynb #f07fcb21
 def recipe_hash(
     r:Recipe, # a recipe
     *stages   # train and caption by default
@@ -381,6 +450,7 @@ def save_recipe(
     "Write `config.json`."
     return write_atomic(Path(folder)/"config.json", json.dumps(asdict(r)|dict(hash=recipe_hash(r)), indent=1)+"\n")
 
+# %% ../nbs/01_recipes.ipynb #e71a993a
 def load_recipe(
     folder    # a run's folder
 ) -> Recipe:
@@ -397,6 +467,7 @@ def injected_names(
     cells = [c for c in ns.get("In",[]) if c.lstrip().startswith("# Parameters")]
     return [t.id for n in ast.parse(cells[-1]).body if isinstance(n,ast.Assign) for t in n.targets] if cells else []
 
+# %% ../nbs/01_recipes.ipynb #d4ca50b0
 def recipe_from(
     ns:dict,   # a notebook's globals
     *extra,    # names of further parameters this notebook takes
@@ -425,11 +496,14 @@ def command(
     notebook:str  # train, generate, evaluate, classify
 ) -> str:
     "The shell command that runs one stage of a recipe."
-    plain = _plain(r,r.profile); named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
-    changed = {k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}|({} if r.dataset in DATASETS else dict(data=r.data))
+    plain = _plain(r,r.profile)
+    named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
+    changed = ({k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}
+               |({} if r.dataset in DATASETS else dict(data=r.data)))
     words = "".join(f" -p {k} {shlex.quote(str(v))}" for k,v in (named|changed).items())
     return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
+# %% ../nbs/01_recipes.ipynb #7fd25756
 def recipe_from_line(
     module:str,   # that `accelerate launch -m` starts
     about:str,    # what it does
@@ -437,9 +511,12 @@ def recipe_from_line(
 ) -> Recipe:
     "A recipe from a shell: every setting is an option, `--lr 1e-4`."
     p = argparse.ArgumentParser(prog=f"accelerate launch -m {module}",description=about,allow_abbrev=False)
-    for f in fields(Recipe): p.add_argument(f"--{f.name}",metavar=str(getattr(f.type,"__name__",f.type)),help=f.metadata.get("stage",""),required=f.name=="dataset")
+    for f in fields(Recipe):
+        p.add_argument(f"--{f.name}",metavar=str(getattr(f.type,"__name__",f.type)),
+                       help=f.metadata.get("stage",""),required=f.name=="dataset")
     return recipe(**{k:_literal(v) for k,v in vars(p.parse_args(args)).items() if v is not None})
 
+# %% ../nbs/01_recipes.ipynb #9df08a3c
 def _literal(s):
     if s in ("true","false"): return s=="true"
     try: return ast.literal_eval(s)
@@ -451,20 +528,30 @@ def describe(
 ):           # pandas DataFrame, one row a setting
     "A recipe as a table to read."
     import pandas as pd
-    return pd.DataFrame([(f.metadata.get("stage","train"), f.name, str(getattr(r,f.name))) for f in fields(r)], columns=["stage","setting","value"]).set_index("setting")
+    return pd.DataFrame([(f.metadata.get("stage","train"), f.name, str(getattr(r,f.name))) for f in fields(r)],
+                        columns=["stage","setting","value"]).set_index("setting")
+
+# %% ../nbs/01_recipes.ipynb #fadab359
+ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha",
+              medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption", simple_caption="Only simple caption",
+              no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps",
+              sd15_hldf="SD1.5 with HLDF", often="HLDF more often (N=200, tiny 20)", short_chain="HLDF with M=10",
+              mean_color="HLDF, mean over channels", base="Before fine-tuning")
+"What rows are called in tables."
 
 # %% ../nbs/01_recipes.ipynb #804abaed
-ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha", medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption",
-              simple_caption="Only simple caption", no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps", sd15_hldf="SD1.5 with HLDF", often="HLDF more often (N=200, tiny 20)", short_chain="HLDF with M=10", mean_color="HLDF, mean over channels", base="Before fine-tuning")
-"What rows are called in tables."
 PAPER = {
     2:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID"),("skin","FID"),("skin","HFD"),("skin","KID")], rows=dict(
-        fast_dit=(102.99,3.98,.059,86.53,3.95,.053), sd14=(117.85,8.36,.077,100.75,21.21,.091), sd15=(143.72,6.80,.103,88.61,14.54,.112), sdxl=(125.28,7.20,.091,103.37,26.04,.070),
+        fast_dit=(102.99,3.98,.059,86.53,3.95,.053), sd14=(117.85,8.36,.077,100.75,21.21,.091),
+        sd15=(143.72,6.80,.103,88.61,14.54,.112), sdxl=(125.28,7.20,.091,103.37,26.04,.070),
         no_hldf=(72.86,1.85,.030,73.68,7.14,.045), medart=(51.99,1.21,.012,67.45,4.47,.034))),
     3:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID")], rows=dict(
-        empty_caption=(59.12,12.33,.036), simple_caption=(55.44,1.73,.015), no_hldf=(72.86,1.85,.030), no_t5_lora=(63.10,1.26,.018), hunyuan=(143.26,15.82,.087), dora=(55.88,1.26,.014),
+        empty_caption=(59.12,12.33,.036), simple_caption=(55.44,1.73,.015), no_hldf=(72.86,1.85,.030),
+        no_t5_lora=(63.10,1.26,.018), hunyuan=(143.26,15.82,.087), dora=(55.88,1.26,.014),
         ovis=(48.14,1.28,.013), medart=(51.99,1.21,.012))),
     4:dict(columns=[("kvasir","F1"),("kvasir","BACC"),("kvasir","AUC"),("skin","F1"),("skin","BACC"),("skin","AUC")], rows=dict(
-        fast_dit=(.6492,.6512,.9256,.5696,.2287,.7920), sd14=(.5957,.6450,.9368,.5177,.3464,.7840), sd15=(.6192,.6669,.9622,.5946,.3039,.8132), sdxl=(.6830,.7131,.9683,.3866,.2721,.7348),
-        no_hldf=(.6291,.6375,.9730,.5154,.1680,.7541), medart=(.8072,.8119,.9847,.6090,.3182,.7994), real=(.9361,.9363,.9962,.7494,.5080,.9222)))}
+        fast_dit=(.6492,.6512,.9256,.5696,.2287,.7920), sd14=(.5957,.6450,.9368,.5177,.3464,.7840),
+        sd15=(.6192,.6669,.9622,.5946,.3039,.8132), sdxl=(.6830,.7131,.9683,.3866,.2721,.7348),
+        no_hldf=(.6291,.6375,.9730,.5154,.1680,.7541), medart=(.8072,.8119,.9847,.6090,.3182,.7994),
+        real=(.9361,.9363,.9962,.7494,.5080,.9222)))}
 "Tables 2, 3 and 4: columns of (data set, measure), and a row of values for each method."

@@ -37,7 +37,8 @@ def row_measures(
     r:Recipe        # an evaluated row
 ) -> pd.DataFrame:  # dataset, scale, method, seed, measure, value, floor
     "A row's measures, and what real images score against real ones."
-    return pd.DataFrame(results(r)["rows"])[["measure","value","floor"]].assign(dataset=r.dataset,scale=r.scale,method=r.method,seed=r.seed)
+    return pd.DataFrame(results(r)["rows"])[["measure","value","floor"]]\
+        .assign(dataset=r.dataset,scale=r.scale,method=r.method,seed=r.seed)
 
 # %% ../nbs/14_report.ipynb #0b84e893
 def closed(
@@ -58,6 +59,7 @@ def add_closed(
     out = rows.join(base,on=keys)
     return out.assign(closed=closed(out.value,out.base,out.floor))
 
+# %% ../nbs/14_report.ipynb #30c53352
 def over_seeds(
     rows:pd.DataFrame,     # as from `add_closed`
     measures,              # which measures, in order
@@ -75,11 +77,13 @@ def side_by_side(
 ):                 # figure
     "A column a caption; the real image on top, then one row a method."
     test,(_,m) = load_split(recipes[0],"test"),load_samples(samples_dir(recipes[0]))
-    at = [i for c in dict.fromkeys(m["class"]) for i in m.index[m["class"]==c][:k]]; shown = test[[m["index"][i] for i in at]]
+    at = [i for c in dict.fromkeys(m["class"]) for i in m.index[m["class"]==c][:k]]
+    shown = test[[m["index"][i] for i in at]]
     images = [unit(crop(p,recipes[0].size)) for p in read_pixels(shown,recipes[0].size)]
     for r in recipes:
         x,_ = load_samples(samples_dir(r)); images += [unit(x[i]) for i in at]
-    fig = image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,rows=["real"]+[r.method for r in recipes])
+    fig = image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,
+                     rows=["real"]+[r.method for r in recipes])
     fig.suptitle(f"{recipes[0].dataset}, test images and the same captions painted: {made_at(recipes[0])}",fontsize=8)
     return fig
 
@@ -95,7 +99,8 @@ def color_paths(
         kw = dict(color=palette[r.method],lw=1,alpha=.8,label=r.method if first else None)
         axs[0].plot(d.step,d.color,**kw); axs[1].semilogy(d.step,d.color_grad_norm,**kw)
     for ax,y in zip(axs,("colour loss (Eq. 4)","gradient norm before clipping")): ax.set(xlabel="step",ylabel=y)
-    fig.legend(*axs[1].get_legend_handles_labels(),loc="outside right center",frameon=False,fontsize=7); sns.despine(fig); plt.close(fig)
+    fig.legend(*axs[1].get_legend_handles_labels(),loc="outside right center",frameon=False,fontsize=7)
+    sns.despine(fig); plt.close(fig)
     return fig
 
 # %% ../nbs/14_report.ipynb #ff48ed73
@@ -110,6 +115,7 @@ def to_run(
     if k==4: return [] if (classifier_dir(r)/"classifier.json").exists() else ["classify"]
     return [] if results_path(r,"metrics.json").exists() else ["evaluate"]
 
+# %% ../nbs/14_report.ipynb #109061bc
 PAPER_ONLY = "needs paper scale"
 "What is said of a row without weights at its scale."
 
@@ -125,39 +131,48 @@ def executed(
     notebook:str   # caption, train, generate, evaluate, classify
 ) -> str:          # a file's name
     "What an executed notebook is called: no two stages share a name."
-    ends = dict(generate=lambda: samples_dir(r).name.removeprefix("samples"),evaluate=lambda: results_path(r,"metrics.json").stem.removeprefix("metrics"),classify=lambda: classifier_dir(r).name.removeprefix("classifier"))
+    ends = dict(generate=lambda: samples_dir(r).name.removeprefix("samples"),
+                evaluate=lambda: results_path(r,"metrics.json").stem.removeprefix("metrics"),
+                classify=lambda: classifier_dir(r).name.removeprefix("classifier"))
     at = captions_dir(r) if notebook=="caption" else run_dir(r)
     name = f"{notebook}-{r.dataset}-{r.scale}-{at.name}"+ends.get(notebook,str)()
     return (name if len(name)<150 else f"{name[:130]}~{stable_hash(name)}")+".ipynb"
 
+# %% ../nbs/14_report.ipynb #43fe3e95
 def words(
     r:Recipe,      # what a stage works on
     notebook:str,  # caption, train, generate, evaluate, classify
     spaces:str=""  # further feature spaces to evaluate in
 ) -> list:         # of a command line
     "What runs one stage of a row."
-    out,here = outputs_dir().resolve(),root().resolve(); at = out.relative_to(here) if out.is_relative_to(here) else out
+    out,here = outputs_dir().resolve(),root().resolve()
+    at = out.relative_to(here) if out.is_relative_to(here) else out
     w = shlex.split(command(r,notebook)); w[2] = str(at/executed(r,notebook))
     return w+(["-p","spaces",spaces] if spaces and notebook=="evaluate" else [])
 
+# %% ../nbs/14_report.ipynb #7a4287ed
 def commands(
     r:Recipe,      # a row
     k:int,         # which table
     spaces:str=""  # further feature spaces to evaluate in
 ) -> str:
     "What to run, as a shell would read it."
-    return " && ".join(shlex.join(words(synthetic_recipe(r) if n=="generate" and k==4 else r,n,spaces)) for n in to_run(r,k) or ["evaluate"])
+    return " && ".join(shlex.join(words(synthetic_recipe(r) if n=="generate" and k==4 else r,n,spaces))
+                       for n in to_run(r,k) or ["evaluate"])
 
 # %% ../nbs/14_report.ipynb #55220181
 def distances(
     r:Recipe   # an evaluated run
 ) -> dict:     # measure -> (value, floor)
     "Table 2's numbers of a run, and what real images score."
-    own = Path(r.extractor).name; rows = {(x["space"],x["measure"]):(x["value"],x["floor"]) for x in results(r)["rows"]}
+    own = Path(r.extractor).name
+    rows = {(x["space"],x["measure"]):(x["value"],x["floor"]) for x in results(r)["rows"]}
     d = distance_name(r,r.extractor)
-    names = {"FID":("inception","frechet"), d if d!="FD" else f"FD ({own})":(own,"frechet"), "KID":("inception","kid"), f"KID ({own})":(own,"kid")}
+    names = {"FID":("inception","frechet"), d if d!="FD" else f"FD ({own})":(own,"frechet"),
+             "KID":("inception","kid"), f"KID ({own})":(own,"kid")}
     return {k:rows.get(v) for k,v in names.items()}
 
+# %% ../nbs/14_report.ipynb #ec07e9b8
 def learned(
     r:Recipe,           # a run whose classifiers are trained
     kind:str="synthetic" # what they were trained on: synthetic, real or both
@@ -180,6 +195,7 @@ def table_rows(
         except ValueError: return False  # the settings given do not go with this row: it cannot have been run with them
     return rows+[m for m in METHODS if m not in rows and any(exists(d,m) for d in datasets)]
 
+# %% ../nbs/14_report.ipynb #814d65d3
 def paper_value(
     k:int,        # which table
     dataset:str,
@@ -194,17 +210,21 @@ def paper_value(
 def _cells(k,dataset,method,title,runs,numbers,wanted):
     got = {s:numbers(r) for s,r in runs.items() if not to_run(r,k)}; out = []
     for m in wanted:
-        v = [g[m][0] for g in got.values() if g.get(m)]; lack = next((r for s,r in runs.items() if s not in got or not got[s].get(m)),None)
+        v = [g[m][0] for g in got.values() if g.get(m)]
+        lack = next((r for s,r in runs.items() if s not in got or not got[s].get(m)),None)
         run = "" if lack is None else commands(lack,k,"inception" if m in ("FID","KID") else "") if runnable(lack) else PAPER_ONLY
-        out.append(dict(table=k,dataset=dataset,method=method,title=title,measure=m,paper=paper_value(k,dataset,method,m),ours=np.mean(v) if v else None,sd=np.std(v,ddof=1) if len(v)>1 else None,
+        out.append(dict(table=k,dataset=dataset,method=method,title=title,measure=m,paper=paper_value(k,dataset,method,m),
+                        ours=np.mean(v) if v else None,sd=np.std(v,ddof=1) if len(v)>1 else None,
                         seeds=len(v),of=len(runs),to_run=run))
     return out
 
+# %% ../nbs/14_report.ipynb #44bd64a0
 def _floor_cells(k,dataset,runs,wanted):
     got = [distances(r) for r in runs if not to_run(r,k)]; out = []
     for m in wanted:
         v = [g[m][1] for g in got if g.get(m)]
-        if v: out.append(dict(table=k,dataset=dataset,method="floor",title="Real against real",measure=m,paper=None,ours=np.mean(v),sd=None,seeds=len(v),of=len(v),to_run=""))
+        if v: out.append(dict(table=k,dataset=dataset,method="floor",title="Real against real",measure=m,paper=None,
+                              ours=np.mean(v),sd=None,seeds=len(v),of=len(v),to_run=""))
     return out
 
 # %% ../nbs/14_report.ipynb #ef896291
@@ -218,15 +238,19 @@ def table_cells(
     out = []
     for d in datasets:
         r = made(d,"medart",seeds[0]); own,dist = Path(r.extractor).name,distance_name(r,r.extractor)
-        wanted = ["F1","macro F1","BACC","AUC"] if k==4 else ["FID",dist if dist!="FD" else f"FD ({own})","KID",f"KID ({own})"]
+        wanted = ["F1","macro F1","BACC","AUC"] if k==4 else \
+            ["FID",dist if dist!="FD" else f"FD ({own})","KID",f"KID ({own})"]
         runs = lambda m: {s:made(d,m,s) for s in seeds}
         for m in table_rows(k,made):
             title = row_title(k,m)
             if m=="real": out += _cells(k,d,m,title,runs("medart"),lambda r: learned(r,"real"),wanted)
             else: out += _cells(k,d,m,title,runs(m),learned if k==4 else distances,wanted)
-        if k==4: out += [c for c in _cells(k,d,"both","Real and Med-Art's images",runs("medart"),lambda r: learned(r,"both"),wanted) if c["seeds"]]
+        if k==4: out += [c for c in _cells(k,d,"both","Real and Med-Art's images",runs("medart"),
+                                           lambda r: learned(r,"both"),wanted) if c["seeds"]]
         else: out += _floor_cells(k,d,runs("medart").values(),wanted)
-        out += [dict(table=k,dataset=d,method=m,title=row_title(k,m),measure=x,paper=paper_value(k,d,m,x),ours=None,sd=None,seeds=0,of=len(seeds),to_run="") for m in PAPER[k]["rows"] for e,x in PAPER[k]["columns"] if e==d and x not in wanted]
+        out += [dict(table=k,dataset=d,method=m,title=row_title(k,m),measure=x,paper=paper_value(k,d,m,x),
+                     ours=None,sd=None,seeds=0,of=len(seeds),to_run="")
+                for m in PAPER[k]["rows"] for e,x in PAPER[k]["columns"] if e==d and x not in wanted]
     return pd.DataFrame(out)
 
 # %% ../nbs/14_report.ipynb #7b7745e7
@@ -236,6 +260,7 @@ def made_at(
     "On what our numbers were made."
     return f"ours, {r.scale} scale"+(", drawn phantoms" if r.data.startswith("phantom/") else "")
 
+# %% ../nbs/14_report.ipynb #67731665
 def wide(
     cells:pd.DataFrame, # of `table_cells`
     heading:str         # of our columns
@@ -245,16 +270,22 @@ def wide(
     digits = lambda m: 2 if m in ("FID","KFD","HFD") or m.startswith("FD") else 4
     for c in cells.itertuples():
         note = f"[{notes.setdefault(c.to_run,len(notes)+1)}]" if c.to_run else ""
-        text = ("none" if c.to_run==PAPER_ONLY else "run") if pd.isna(c.ours) else f"{c.ours:.{digits(c.measure)}f}"+("" if pd.isna(c.sd) else f" ± {c.sd:.{digits(c.measure)}f}")+(f" ({c.seeds} of {c.of} seeds)" if c.seeds<c.of else "")
+        text = ("none" if c.to_run==PAPER_ONLY else "run") if pd.isna(c.ours) else \
+            f"{c.ours:.{digits(c.measure)}f}"+("" if pd.isna(c.sd) else f" ± {c.sd:.{digits(c.measure)}f}")\
+            +(f" ({c.seeds} of {c.of} seeds)" if c.seeds<c.of else "")
         known = c.to_run or not pd.isna(c.ours)
         if known: out.setdefault((heading,f"{c.dataset} {c.measure}"),{})[c.title] = f"{text} {note}".strip()
-        if not pd.isna(c.paper): out.setdefault(("the paper",f"{c.dataset} {c.measure}"),{})[c.title] = f"{c.paper:.{2 if digits(c.measure)==2 else 4 if c.table==4 else 3}f}"
+        if not pd.isna(c.paper):
+            out.setdefault(("the paper",f"{c.dataset} {c.measure}"),{})[c.title] = \
+                f"{c.paper:.{2 if digits(c.measure)==2 else 4 if c.table==4 else 3}f}"
     t = pd.DataFrame(out).reindex(list(dict.fromkeys(cells.title))).fillna("")
     first = [("the paper",f"{d} {m}") for d,m in PAPER[cells.table[0]]["columns"]]
     return t[[c for c in first if c in t]+[c for c in t if c[0]!="the paper"]],[f"[{i}] {k}" for k,i in notes.items()]
 
 # %% ../nbs/14_report.ipynb #91ef6020
-CAPTIONS = {2:"Table 2: distances to real images, lower is better", 3:"Table 3: the effect of single modules, lower is better", 4:"Table 4: classifiers trained on synthetic or real images and tested on real ones, higher is better"}
+CAPTIONS = {2:"Table 2: distances to real images, lower is better",
+            3:"Table 3: the effect of single modules, lower is better",
+            4:"Table 4: classifiers trained on synthetic or real images and tested on real ones, higher is better"}
 "What the tables are about."
 
 def caption(
@@ -263,24 +294,36 @@ def caption(
     seeds            # of the runs
 ) -> str:
     "A caption that says what our numbers are worth."
-    worth = "" if r.scale=="paper" else f" OURS ARE OF {r.scale.upper()} SCALE ({r.size} pixels, small models"+(", drawn phantoms" if r.data.startswith("phantom/") else "")+"): they show that the method runs, are no statement about medical images, and cannot be compared with the paper's numbers."
-    how = "" if k==4 else f" Captions: {dict(test='test set',train='training set',sample='a sample of the training set, as in the paper')[r.gen_split]}; {r.gen_steps} solver steps, guidance {r.gen_guidance:g}."
+    worth = "" if r.scale=="paper" else f" OURS ARE OF {r.scale.upper()} SCALE ({r.size} pixels, small models"\
+        +(", drawn phantoms" if r.data.startswith("phantom/") else "")\
+        +("): they show that the method runs, are no statement about medical images, "
+          "and cannot be compared with the paper's numbers.")
+    how = "" if k==4 else (
+        f" Captions: {dict(test='test set',train='training set',sample='a sample of the training set, as in the paper')[r.gen_split]}; "
+        f"{r.gen_steps} solver steps, guidance {r.gen_guidance:g}.")
     return f"{CAPTIONS[k]}.{worth}{how} Seeds: {', '.join(map(str,seeds))}."
 
+# %% ../nbs/14_report.ipynb #97cc78af
 def markdown(t, notes, text):
     "A table as GitHub reads it."
     head = ["",*[f"{a}: {b}" for a,b in t.columns]]; line = lambda v: "| "+" | ".join(map(str,v))+" |"
-    return "\n".join([text,"",line(head),line(["---"]*len(head)),*[line([i,*v]) for i,v in zip(t.index,t.values)],"",*[f"- {n.split(' ',1)[0]} `{n.split(' ',1)[1]}`" for n in notes]])+"\n"
+    return "\n".join([text,"",line(head),line(["---"]*len(head)),*[line([i,*v]) for i,v in zip(t.index,t.values)],"",
+                      *[f"- {n.split(' ',1)[0]} `{n.split(' ',1)[1]}`" for n in notes]])+"\n"
 
 # %% ../nbs/14_report.ipynb #b234587b
 def latex(t, notes, text):
     "A table for LaTeX with booktabs."
-    esc = lambda v: "".join({"&":r"\&","%":r"\%","_":r"\_","#":r"\#","$":r"\$","~":r"\textasciitilde{}","^":r"\^{}","\\":r"\textbackslash{}","±":r"$\pm$"}.get(c,c) for c in str(v))
-    line = lambda v: " & ".join(map(esc,v))+r" \\"; tops = list(dict.fromkeys(a for a,_ in t.columns)); n = {a:sum(b==a for b,_ in t.columns) for a in tops}
+    esc = lambda v: "".join({"&":r"\&","%":r"\%","_":r"\_","#":r"\#","$":r"\$","~":r"\textasciitilde{}","^":r"\^{}",
+                             "\\":r"\textbackslash{}","±":r"$\pm$"}.get(c,c) for c in str(v))
+    line = lambda v: " & ".join(map(esc,v))+r" \\"
+    tops = list(dict.fromkeys(a for a,_ in t.columns)); n = {a:sum(b==a for b,_ in t.columns) for a in tops}
     head = " & ".join([""]+[rf"\multicolumn{{{n[a]}}}{{c}}{{{esc(a)}}}" for a in tops])+r" \\"
-    return "\n".join([r"\begin{table}",rf"\caption{{{esc(text)}}}",rf"\begin{{tabular}}{{l{'r'*len(t.columns)}}}",r"\toprule",head,line(["",*[b for _,b in t.columns]]),r"\midrule",
-                      *[line([i,*v]) for i,v in zip(t.index,t.values)],r"\bottomrule",r"\end{tabular}",*[rf"\par\footnotesize {esc(x)}" for x in notes],r"\end{table}"])+"\n"
+    return "\n".join([r"\begin{table}",rf"\caption{{{esc(text)}}}",rf"\begin{{tabular}}{{l{'r'*len(t.columns)}}}",r"\toprule",
+                      head,line(["",*[b for _,b in t.columns]]),r"\midrule",
+                      *[line([i,*v]) for i,v in zip(t.index,t.values)],r"\bottomrule",r"\end{tabular}",
+                      *[rf"\par\footnotesize {esc(x)}" for x in notes],r"\end{table}"])+"\n"
 
+# %% ../nbs/14_report.ipynb #668dcbdd
 def write_table(
     k:int,           # 2, 3 or 4
     made,            # (dataset, method, seed) -> Recipe
@@ -289,11 +332,14 @@ def write_table(
 ) -> tuple:          # the table to read, notes, caption
     "A table as CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}.*"
     r,cells = made(datasets[0],"medart",seeds[0]),table_cells(k,made,datasets,seeds)
-    (t,notes),text = wide(cells,made_at(r)),caption(k,r,seeds); path = outputs_dir()/f"tables/table{k}-{r.scale}"
+    (t,notes),text = wide(cells,made_at(r)),caption(k,r,seeds)
+    path = outputs_dir()/f"tables/table{k}-{r.scale}"
     write_atomic(path.with_suffix(".csv"),cells.assign(scale=r.scale,data=r.data).to_csv(index=False))
-    write_atomic(path.with_suffix(".md"),markdown(t,notes,text)); write_atomic(path.with_suffix(".tex"),latex(t,notes,text))
+    write_atomic(path.with_suffix(".md"),markdown(t,notes,text))
+    write_atomic(path.with_suffix(".tex"),latex(t,notes,text))
     return t,notes,text
 
+# %% ../nbs/14_report.ipynb #a5927ada
 def show_table(
     t:pd.DataFrame, # of `write_table`
     notes:list,     # what to run
@@ -303,7 +349,8 @@ def show_table(
     from html import escape
 
     from IPython.display import HTML
-    return HTML(f"<p><b>{escape(text)}</b></p>{t.to_html()}<p style='font-size:80%'>{'<br>'.join(map(escape,notes))}</p>")
+    return HTML(f"<p><b>{escape(text)}</b></p>{t.to_html()}"
+                f"<p style='font-size:80%'>{'<br>'.join(map(escape,notes))}</p>")
 
 # %% ../nbs/14_report.ipynb #132818a5
 def real_of(
@@ -315,19 +362,23 @@ def real_of(
     s = captions_for(r,"train")
     return "train",next(i for i,(c,t) in enumerate(zip(s.classes,s.texts)) if (c,t)==(m["class"],m["text"]))
 
+# %% ../nbs/14_report.ipynb #0fb40da7
 def prompts_figure(
     recipes:list,  # one a method, of one data set, seed and choice of captions
     k:int=4        # prompts, of as many classes
 ):                 # figure
     "Figure 2: prompts downwards, methods sideways, the real image first; an empty place says what to run."
     have = [(r,load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
-    if not have: raise FileNotFoundError(f"none of {', '.join(r.method for r in recipes)} has painted images. For one of them: {commands(recipes[-1],2)}")
+    if not have: raise FileNotFoundError(f"none of {', '.join(r.method for r in recipes)} has painted images. "
+                                         f"For one of them: {commands(recipes[-1],2)}")
     r,(_,m) = max(have,key=lambda h: h[1][1].text.str.len().sum()); painted = {q.method:x for q,(x,_) in have}
     at = [m.index[m["class"]==c][0] for c in list(dict.fromkeys(m["class"]))[:k]]
-    fig,axs = plt.subplots(len(at),len(recipes)+2,figsize=(2+1.25*(len(recipes)+1),1.35*len(at)+.5),width_ratios=[1.6]+[1]*(len(recipes)+1),squeeze=False,layout="constrained")
+    fig,axs = plt.subplots(len(at),len(recipes)+2,figsize=(2+1.25*(len(recipes)+1),1.35*len(at)+.5),
+                           width_ratios=[1.6]+[1]*(len(recipes)+1),squeeze=False,layout="constrained")
     for row,i in zip(axs,at):
         split,j = real_of(r,m.loc[i]); s = load_split(r,split)[[j]]
-        row[0].text(1,.5,textwrap.fill(m.text[i],34,max_lines=8,placeholder=" ..."),ha="right",va="center",fontsize=6); row[1].imshow(to_array(unit(crop(read_pixels(s,r.size)[0],r.size))))
+        row[0].text(1,.5,textwrap.fill(m.text[i],34,max_lines=8,placeholder=" ..."),ha="right",va="center",fontsize=6)
+        row[1].imshow(to_array(unit(crop(read_pixels(s,r.size)[0],r.size))))
         for ax,q in zip(row[2:],recipes):
             if q.method in painted: ax.imshow(to_array(unit(painted[q.method][i])))
             else: ax.set_box_aspect(1); ax.text(.5,.5,"to run:\n"+"\n".join(to_run(q)[:-1]),ha="center",va="center",fontsize=7)
@@ -345,6 +396,7 @@ def lacks_captions(
     s = load_split(r,"train")
     return (s.folder.parent/"phantom.json").exists() or only_simple(r,s)
 
+# %% ../nbs/14_report.ipynb #6bb7f7f5
 def repaint(
     r:Recipe,     # whose images
     stages:list   # of `to_run`
@@ -354,6 +406,7 @@ def repaint(
     m = samples_dir(r)/"metadata.csv"
     return stages if all((m.parent/f).exists() for f in pd.read_csv(m).file_name) else ["generate",*stages]
 
+# %% ../nbs/14_report.ipynb #a29af75c
 def left(
     r:Recipe,                # a row
     ends=("evaluate",),      # what it should end in: evaluate, classify or both
@@ -362,9 +415,13 @@ def left(
     "What a row still needs."
     if not runnable(r): return []
     trained = (run_dir(r)/"done.json").exists()
-    if trained and not finished(r,captions_key(captions_for(r,"train"))): raise ValueError(f"{run_dir(r)} was trained on other images or captions than there are now, or with other settings. Move it away to train anew.")
+    if trained and not finished(r,captions_key(captions_for(r,"train"))):
+        raise ValueError(f"{run_dir(r)} was trained on other images or captions than there are now, or with other settings. "
+                         "Move it away to train anew.")
     out,s = [("caption",r)] if not trained and lacks_captions(r) else [],synthetic_recipe(r)
-    if "evaluate" in ends: out += [(n,r) for n in repaint(r,to_run(r)) or ["evaluate"]*(not {Path(x).name for x in spaces.split()}<={*results(r)["spaces"]})]
+    if "evaluate" in ends:
+        out += [(n,r) for n in repaint(r,to_run(r))
+                or ["evaluate"]*(not {Path(x).name for x in spaces.split()}<={*results(r)["spaces"]})]
     if "classify" in ends: out += [(n,s if n=="generate" else r) for n in repaint(s,to_run(r,4))]
     return list(dict.fromkeys(out))
 
@@ -380,6 +437,7 @@ def read_times(
     f = outputs_dir()/"durations.csv"
     return pd.read_csv(f) if f.exists() else pd.DataFrame(columns=TIMES)
 
+# %% ../nbs/14_report.ipynb #4ec28151
 def note_time(
     r:Recipe,        # a row
     stage:str,       # notebook
@@ -391,6 +449,7 @@ def note_time(
     csv.writer(line,lineterminator="\n").writerow([r.scale,r.dataset,r.method,run_name(r),stage,round(seconds,1),end])
     write_atomic(f,(f.read_text() if f.exists() else ",".join(TIMES)+"\n")+line.getvalue())
 
+# %% ../nbs/14_report.ipynb #ecb28ab1
 def guess(
     times:pd.DataFrame, # of `read_times`
     r:Recipe,           # a row
@@ -401,6 +460,7 @@ def guess(
     same = t[t.method==r.method]
     return None if t.empty else float((t if same.empty else same).seconds.median())
 
+# %% ../nbs/14_report.ipynb #6642d00c
 def expected(
     times:pd.DataFrame, # of `read_times`
     stages:list,        # (notebook, recipe, seconds it has been running)
@@ -411,9 +471,11 @@ def expected(
     return sum(known)/workers if known or not stages else None
 
 # %% ../nbs/14_report.ipynb #3ff31ce4
-MODULE = ["-c","import ctypes,runpy,signal,sys; ctypes.CDLL(None).prctl(1,signal.SIGINT); runpy.run_module(sys.argv.pop(1),run_name='__main__',alter_sys=True)"] if sys.platform=="linux" else ["-m"]
+MODULE = ["-c","import ctypes,runpy,signal,sys; ctypes.CDLL(None).prctl(1,signal.SIGINT); "
+          "runpy.run_module(sys.argv.pop(1),run_name='__main__',alter_sys=True)"] if sys.platform=="linux" else ["-m"]
 "How Python runs a module that is to be interrupted when its parent dies: 1 is PR_SET_PDEATHSIG."
 
+# %% ../nbs/14_report.ipynb #39919674
 def start(
     w:list # of `words`
 ) -> subprocess.Popen:
@@ -424,10 +486,15 @@ def start(
         except BlockingIOError: raise BlockingIOError(f"another process is at work on it: {log} is locked.") from None
         f.truncate(0); out.unlink(missing_ok=True)
         folders = dict(MEDART_OUTPUTS=str(outputs_dir().resolve()),MEDART_DATA=str(data_dir().resolve()))
-        kernels = os.pathsep.join([str(Path(sys.prefix,"share","jupyter")),*filter(None,[os.environ.get("JUPYTER_PATH")])])  # this environment's first
-        threads = {} if torch.cuda.device_count() else dict.fromkeys(("OMP_NUM_THREADS","MKL_NUM_THREADS","OPENBLAS_NUM_THREADS"),"1")
-        return subprocess.Popen([sys.executable,*MODULE,*w],cwd=root(),env=os.environ|folders|threads|dict(JUPYTER_PATH=kernels),stdin=subprocess.DEVNULL,stdout=f,stderr=f,start_new_session=True)
+        kernels = os.pathsep.join([str(Path(sys.prefix,"share","jupyter")),  # this environment's first
+                                   *filter(None,[os.environ.get("JUPYTER_PATH")])])
+        threads = {} if torch.cuda.device_count() else \
+            dict.fromkeys(("OMP_NUM_THREADS","MKL_NUM_THREADS","OPENBLAS_NUM_THREADS"),"1")
+        return subprocess.Popen([sys.executable,*MODULE,*w],cwd=root(),
+                                env=os.environ|folders|threads|dict(JUPYTER_PATH=kernels),
+                                stdin=subprocess.DEVNULL,stdout=f,stderr=f,start_new_session=True)
 
+# %% ../nbs/14_report.ipynb #53449da8
 def last_words(
     w:list,     # of `words`
     lines:int=3
@@ -447,6 +514,7 @@ def ask(
         for k in kernels: os.killpg(k.pid,sig)
         if not kernels: p.send_signal(sig)
 
+# %% ../nbs/14_report.ipynb #0329801d
 def stop(
     ps:list,          # of `start`
     patience:float=5. # seconds between SIGTERMs
@@ -479,13 +547,16 @@ class Row:
     def fail(self, stage, message): self.failed,self.message = stage,message
     def state(self): return PAPER_ONLY if not runnable(self.r) else "failed" if self.failed else "left" if self.todo else "done"
 
+# %% ../nbs/14_report.ipynb #239c43df
 def rows_table(
     rows:list # of Row
 ) -> pd.DataFrame: # a row a row
     "How far all rows are: seconds are over all calls, those of shared captions apart."
     t = read_times(); t = t[t.stage!="caption"]
     spent = t.groupby("run").seconds.sum()
-    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,seconds=round(float(spent.get(run_name(x.r),0.)),1)) for x in rows])
+    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),
+                              stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,
+                              seconds=round(float(spent.get(run_name(x.r),0.)),1)) for x in rows])
 
 # %% ../nbs/14_report.ipynb #e5755a8f
 @dataclass
@@ -506,6 +577,7 @@ class Work:
         if self.p.returncode==0: (root()/self.words[2]).with_suffix(".log").unlink()
         return end
 
+# %% ../nbs/14_report.ipynb #959bad81
 def todo(rows): # what is left of all rows, shared stages once: name -> (notebook, recipe)
     return {executed(q,n):(n,q) for x in rows if not x.failed for n,q in x.todo}
 
@@ -523,6 +595,7 @@ def begin(
         except OSError as e: x.fail(n,str(e))
     return None
 
+# %% ../nbs/14_report.ipynb #8c9fdd89
 def collect(
     y:Work,       # whose process has ended
     rows:list,    # of Row
@@ -530,11 +603,13 @@ def collect(
     spaces:str="" # further feature spaces
 ) -> str:         # done or failed
     "See what a stage has left behind, for all rows that wait for it."
-    end = y.close("done" if y.p.returncode==0 else "failed"); same = lambda x: x.todo and executed(*x.todo[0][::-1])==y.name()
+    end = y.close("done" if y.p.returncode==0 else "failed")
+    same = lambda x: x.todo and executed(*x.todo[0][::-1])==y.name()
     for x in [x for x in rows if not x.failed and same(x)]:
         if end=="failed": x.fail(y.notebook,last_words(y.words)); continue
         x.look(ends,spaces)
-        if same(x) and not x.failed: x.fail(y.notebook,f"it ended well, but what it should have made is not there. See {y.words[2]}")
+        if same(x) and not x.failed:
+            x.fail(y.notebook,f"it ended well, but what it should have made is not there. See {y.words[2]}")
     return end
 
 # %% ../nbs/14_report.ipynb #40d6a523
@@ -545,11 +620,13 @@ def span(
     if seconds is None: return "unknown"
     return f"{seconds:.0f} s" if seconds<100 else f"{seconds/60:.0f} min" if seconds<6000 else f"{seconds/3600:.1f} h"
 
+# %% ../nbs/14_report.ipynb #c4012099
 class Display:
     "A line a finished stage, and below them, in place, what is left and the expected time."
     def __init__(self, rows, workers):
         self.rows,self.workers,self.at = rows,workers,0.
-        self.bar = progress(total=len(todo(rows)),delay=0,ncols=160,bar_format="{n_fmt} of {total_fmt} stages, {elapsed} gone{postfix}")
+        self.bar = progress(total=len(todo(rows)),delay=0,ncols=160,
+                            bar_format="{n_fmt} of {total_fmt} stages, {elapsed} gone{postfix}")
         for x in rows:
             if x.state() in (PAPER_ONLY,"failed"): self.bar.write(f"{x.state()}: {x} {x.message}".strip())
     def ended(self, y, end): self.bar.write(f"{end:7} {y}, {span(y.spent())}"); self.bar.update(); self.at = 0.
@@ -579,22 +656,28 @@ def reproduce(
                 while len(work)<most and (y := begin(rows,work,spaces)): work.append(y)
                 if not work: break
                 shown.show(work); time.sleep(.1)
-                for y in [y for y in work if y.p.poll() is not None]: work.remove(y); shown.ended(y,collect(y,rows,ends,spaces))
+                for y in [y for y in work if y.p.poll() is not None]:
+                    work.remove(y); shown.ended(y,collect(y,rows,ends,spaces))
         finally:
             stop([y.p for y in work])
             for y in work: y.close("done" if y.p.returncode==0 else "stopped")
     shown.bar.close()
     for x in rows:
         if not x.failed: x.look(ends,spaces)
-    if asked: raise KeyboardInterrupt(f"{asked[0]}: stopped. Run the same command again to continue; {len(todo(rows))} stages are left.\n{rows_table(rows).drop(columns='message').to_string()}")
+    if asked: raise KeyboardInterrupt(f"{asked[0]}: stopped. Run the same command again to continue; "
+                                      f"{len(todo(rows))} stages are left.\n"
+                                      f"{rows_table(rows).drop(columns='message').to_string()}")
     return rows_table(rows)
 
+# %% ../nbs/14_report.ipynb #009e6b20
 def all_done(
     table:pd.DataFrame # of `reproduce`
 ) -> str:
     "Say so, or raise: a shell wants to know."
     bad = table[table.state=="failed"]
-    if len(bad): raise RuntimeError(f"{len(bad)} of {len(table)} rows failed; run the same command again to try them once more.\n"+"\n".join(f"{x.dataset} {x.method}, seed {x.seed}, {x.stage}: {x.message}" for x in bad.itertuples()))
+    if len(bad):
+        raise RuntimeError(f"{len(bad)} of {len(table)} rows failed; run the same command again to try them once more.\n"+
+                           "\n".join(f"{x.dataset} {x.method}, seed {x.seed}, {x.stage}: {x.message}" for x in bad.itertuples()))
     return f"{(table.state=='done').sum()} of {len(table)} rows are done."
 
 # %% ../nbs/14_report.ipynb #4c670dac
@@ -602,5 +685,6 @@ def rows_of(
     table=""   # 2, 3, 4, or empty for all three
 ) -> list:     # methods
     "The paper's rows of a table that are trained."
-    if str(table) not in ("","2","3","4"): raise ValueError(f"table={table!r} is unknown. Choose 2, 3 or 4, or leave it empty for all three.")
+    if str(table) not in ("","2","3","4"):
+        raise ValueError(f"table={table!r} is unknown. Choose 2, 3 or 4, or leave it empty for all three.")
     return list(dict.fromkeys(m for k in ([int(table)] if str(table) else PAPER) for m in PAPER[k]["rows"] if m in METHODS))

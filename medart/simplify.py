@@ -30,6 +30,7 @@ def load_tokenizer(
     except (OSError,ValueError) as e:
         raise no_weights("tokenizer",r.model,"model",e," To run on the small embedded models pass scale=tiny.") from e
 
+# %% ../nbs/05_simplify.ipynb #7e20c5a4
 def count_tokens(
     tokenizer,   # of the text encoder
     texts        # n captions
@@ -73,18 +74,22 @@ class Simplifier:
     ) -> list:     # n shorter ones, it is hoped
         "Simplify n captions at once."
         tok = self.tokenizer([f"simplify: {t}" for t in texts],padding=True,return_tensors="pt").to(self.model.device)
-        out = self.model.generate(**tok,min_new_tokens=self.least,max_new_tokens=self.most,num_beams=4,early_stopping=True,do_sample=False)
+        out = self.model.generate(**tok,min_new_tokens=self.least,max_new_tokens=self.most,
+                                  num_beams=4,early_stopping=True,do_sample=False)
         return [tidy(t) for t in self.tokenizer.batch_decode(out,skip_special_tokens=True)]
 
+# %% ../nbs/05_simplify.ipynb #eb6dd498
 def load_simplifier(
     r:Recipe,     # names the T5
     device="cpu"  # where to
 ) -> Simplifier:
     "The T5 that a recipe asks for."
     from transformers import AutoTokenizer,T5ForConditionalGeneration
-    try: model,tok = T5ForConditionalGeneration.from_pretrained(locate(r.simplifier),dtype=getattr(torch,r.dtype)),AutoTokenizer.from_pretrained(locate(r.simplifier))
+    try: model,tok = (T5ForConditionalGeneration.from_pretrained(locate(r.simplifier),dtype=getattr(torch,r.dtype)),
+                      AutoTokenizer.from_pretrained(locate(r.simplifier)))
     except (OSError,ValueError) as e:
-        raise no_weights("T5 (t5-large: 3 GB)",r.simplifier,"simplifier",e," The small embedded one is simplifier=data/tiny/simplifier.") from e
+        raise no_weights("T5 (t5-large: 3 GB)",r.simplifier,"simplifier",e,
+                         " The small embedded one is simplifier=data/tiny/simplifier.") from e
     return Simplifier(model.to(device).eval(),tok,*limits(r))
 
 # %% ../nbs/05_simplify.ipynb #f6f08e26
@@ -111,12 +116,17 @@ def shorten_captions(
     tok = load_tokenizer(r); before = count_tokens(tok,table.text)
     t = table.assign(vsg=table.text,path="kept",fault="",tokens_before=before)
     long = t[t.tokens_before>r.max_tokens].set_index("file_name"); base = weights_key(r.simplifier) if len(long) else ""
-    keys = {f:stable_hash([base,r.dtype,limits(r),text,simple]) for f,text,simple in zip(long.index,long.text,long.simple)}
-    done = fill_store(store,keys,r.caption_block,lambda device: load_simplifier(r,device),lambda t5,names: [dict(text=x) for x in t5.shorten([long.text[n] for n in names])],f"shortening {r.dataset}")
+    keys = {f:stable_hash([base,r.dtype,limits(r),text,simple])
+            for f,text,simple in zip(long.index,long.text,long.simple)}
+    done = fill_store(store,keys,r.caption_block,lambda device: load_simplifier(r,device),
+                      lambda t5,names: [dict(text=x) for x in t5.shorten([long.text[n] for n in names])],
+                      f"shortening {r.dataset}")
     short = {f:d["text"] for f,d in done.items()}; n = dict(zip(short,count_tokens(tok,list(short.values()))))
     fault = {f:shortening_fault(short[f],long.text[f],long.simple[f],n[f],r) for f in short}
     final = {f:cut_at_sentence(long.text[f],tok,r.max_tokens) if fault[f] else short[f] for f in short}
-    t = t.assign(text=[final.get(f,x) for f,x in zip(t.file_name,t.text)],fault=[fault.get(f,"") for f in t.file_name],path=[p if f not in fault else "cut" if fault[f] else "t5" for f,p in zip(t.file_name,t.path)])
+    t = t.assign(text=[final.get(f,x) for f,x in zip(t.file_name,t.text)],
+                 fault=[fault.get(f,"") for f in t.file_name],
+                 path=[p if f not in fault else "cut" if fault[f] else "t5" for f,p in zip(t.file_name,t.path)])
     return t.assign(tokens=count_tokens(tok,t.text))
 
 # %% ../nbs/05_simplify.ipynb #238b5cd1
@@ -124,13 +134,15 @@ def write_captions(
     r:Recipe,    # everything
     split:str    # train or test
 ) -> pd.DataFrame: # the split's captions
-    "Caption the images of a split, bring the captions within the limit, and write metadata.csv. Run again to continue, or to find the work done."
+    ("Caption the images of a split, bring the captions within the limit, and write metadata.csv. "
+     "Run again to continue, or to find the work done.")
     folder = captions_dir(r)/split
     table = shorten_captions(r,caption_images(r,split),folder/"shortened")
     if processes().is_main_process: write_atomic(folder/"metadata.csv",table.to_csv(index=False))
     processes().wait_for_everyone()
     return table
 
+# %% ../nbs/05_simplify.ipynb #203e200d
 def read_captions(
     r:Recipe,    # names the captions
     split:str    # train or test
@@ -149,8 +161,10 @@ def captions_for(
     if m is None: return s
     text = dict(zip(m.file_name,m.text)); lacking = [f for f in s.files if f not in text]
     if lacking:
-        raise ValueError(f"{captions_dir(r)/split/'metadata.csv'} has no caption for {len(lacking)} of {len(s)} images, {lacking[0]} for one: the images have changed since. "
-                         f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb -p dataset {r.dataset} -p scale {r.scale}")
+        raise ValueError(f"{captions_dir(r)/split/'metadata.csv'} has no caption for {len(lacking)} of {len(s)} images, "
+                         f"{lacking[0]} for one: the images have changed since. "
+                         f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb "
+                         f"-p dataset {r.dataset} -p scale {r.scale}")
     return replace(s,texts=tuple(text[f] for f in s.files))
 
 # %% ../nbs/05_simplify.ipynb #95158f6e
@@ -161,6 +175,7 @@ def only_simple(
     "Do the captions say no more than modality and class?"
     return {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
 
+# %% ../nbs/05_simplify.ipynb #ceef3250
 def captions_used(
     r:Recipe # a recipe
 ) -> pd.DataFrame: # one row a split: how many captions, whose they are, how long, and one of them
@@ -169,11 +184,14 @@ def captions_used(
     for split in ("train","test"):
         s = captions_for(r,split); m = read_captions(r,split) if r.captions=="vsg" else None
         own = "simple ones" if only_simple(r,s) else "the data set's own"
-        whose = r.captions if r.captions!="vsg" else f"vsg, written by {r.vlm}" if m is not None else f"vsg asked for; nbs/caption.ipynb has written none, so {own}"
+        whose = (r.captions if r.captions!="vsg" else f"vsg, written by {r.vlm}" if m is not None
+                 else f"vsg asked for; nbs/caption.ipynb has written none, so {own}")
         n = count_tokens(tok,s.texts)
-        rows.append(dict(split=split,captions=len(s),whose=whose,**{"longest, tokens":max(n),"beyond the limit":sum(k>r.max_tokens for k in n)},first=s.texts[0]))
+        rows.append(dict(split=split,captions=len(s),whose=whose,
+                         **{"longest, tokens":max(n),"beyond the limit":sum(k>r.max_tokens for k in n)},first=s.texts[0]))
     return pd.DataFrame(rows)
 
+# %% ../nbs/05_simplify.ipynb #a6cf25e3
 def captions_key(
     s:Split # of `captions_for`
 ) -> str:
@@ -200,17 +218,21 @@ def length_figure(
     import seaborn as sns
     d = pd.concat(tables.values()); bins = range((r.max_tokens+1)%2,int(max(d.tokens_before.max(),r.max_tokens))+4,2)
     fig,axs = plt.subplots(2,1,figsize=(5,3.2),layout="constrained",sharex=True,sharey=True)
-    for ax,n,word,color in zip(axs,(d.tokens_before,d.tokens),("as the VLM wrote them","after simplification"),("#d55e00","#0072b2")):
+    for ax,n,word,color in zip(axs,(d.tokens_before,d.tokens),("as the VLM wrote them","after simplification"),
+                               ("#d55e00","#0072b2")):
         sns.histplot(x=n,bins=bins,ax=ax,color=color,lw=0); ax.axvline(r.max_tokens+1,c="k",ls="--",lw=1)
-        ax.set(ylabel="captions",xlabel="T5 tokens"); ax.set_title(f"{word}: {(n>r.max_tokens).mean():.1%} beyond {r.max_tokens}",fontsize=9)
+        ax.set(ylabel="captions",xlabel="T5 tokens")
+        ax.set_title(f"{word}: {(n>r.max_tokens).mean():.1%} beyond {r.max_tokens}",fontsize=9)
     sns.despine(fig); plt.close(fig)
     return fig
 
+# %% ../nbs/05_simplify.ipynb #0454a3c8
 def paths(
     tables:dict # name -> table of finished captions
 ) -> pd.DataFrame: # one row a table
     "How many captions were kept, shortened by T5, or cut, and why T5's answer would not do."
-    rows = [dict(split=k,captions=len(t),**{p:int((t.path==p).sum()) for p in ("kept","t5","cut")},**{f"cut: {f}":int(((t.path=="cut")&(t.fault==f)).sum()) for f in ("opening","invents","short","long")},
+    rows = [dict(split=k,captions=len(t),**{p:int((t.path==p).sum()) for p in ("kept","t5","cut")},
+                 **{f"cut: {f}":int(((t.path=="cut")&(t.fault==f)).sum()) for f in ("opening","invents","short","long")},
                  **{"longest before":t.tokens_before.max(),"longest after":t.tokens.max()}) for k,t in tables.items()]
     return pd.DataFrame(rows)
 
@@ -224,6 +246,9 @@ def samples_figure(
 ):                      # figure
     "Images with their simple caption and what the VLM made of it."
     s = load_split(r,split); at = dict(zip(s.files,range(len(s))))
-    rows = [i for c,g in table.groupby("class",sort=False) for i in g.index[np_rng(seed,f"show {c}").permutation(len(g))[:k]]]
+    rows = [i for c,g in table.groupby("class",sort=False)
+            for i in g.index[np_rng(seed,f"show {c}").permutation(len(g))[:k]]]
     shown = table.loc[rows]
-    return image_grid([open_image(s.folder/s.files[at[f]]) for f in shown.file_name],[f"[{a}] {b if b!=a else '(the same)'}" for a,b in zip(shown.simple,shown.text)],ncol=4,cell=2.1,width=44)
+    return image_grid([open_image(s.folder/s.files[at[f]]) for f in shown.file_name],
+                      [f"[{a}] {b if b!=a else '(the same)'}" for a,b in zip(shown.simple,shown.text)],
+                      ncol=4,cell=2.1,width=44)

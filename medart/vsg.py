@@ -47,6 +47,7 @@ def gumbel(
     "A caption's noise."
     return -torch.empty(tokens,k).exponential_(generator=torch.Generator().manual_seed(seed)).log()
 
+# %% ../nbs/04_vsg.ipynb #b973c3b9
 class SeededSampler(LogitsProcessor):
     "Temperature, top-k, top-p and one draw a row. What is drawn is the only word left, so greedy decoding takes it."
     def __init__(self,
@@ -68,8 +69,10 @@ def chat(
     image=None      # PIL image, or None for a mere placeholder
 ) -> list:          # a conversation of one message
     "A question about an image, in the chat format of transformers."
-    return [dict(role="user",content=[dict(type="image",**({} if image is None else dict(image=image))),dict(type="text",text=question)])]
+    return [dict(role="user",content=[dict(type="image",**({} if image is None else dict(image=image))),
+                                      dict(type="text",text=question)])]
 
+# %% ../nbs/04_vsg.ipynb #3fc1284a
 @dataclass
 class Vlm:
     "A vision-language model of transformers and how it samples."
@@ -87,10 +90,12 @@ class Vlm:
         seeds:list      # n numbers, one a caption
     ) -> list:          # n answers
         "Describe n images at once; what image i is called depends on seed i only."
-        inputs = self.processor.apply_chat_template([chat(q,im) for q,im in zip(questions,images)],add_generation_prompt=True,tokenize=True,return_dict=True,return_tensors="pt",
-                                                    processor_kwargs=dict(padding=True)).to(self.model.device,self.model.dtype)
+        inputs = self.processor.apply_chat_template(
+            [chat(q,im) for q,im in zip(questions,images)],add_generation_prompt=True,tokenize=True,return_dict=True,
+            return_tensors="pt",processor_kwargs=dict(padding=True)).to(self.model.device,self.model.dtype)
         sampler = SeededSampler(torch.stack([gumbel(s,self.tokens,self.top_k) for s in seeds]),self.temperature,self.top_p)
-        out = self.model.generate(**inputs,max_new_tokens=self.tokens,do_sample=False,temperature=None,top_k=None,top_p=None,logits_processor=[sampler])
+        out = self.model.generate(**inputs,max_new_tokens=self.tokens,do_sample=False,
+                                  temperature=None,top_k=None,top_p=None,logits_processor=[sampler])
         return self.processor.batch_decode(out[:,inputs["input_ids"].shape[1]:],skip_special_tokens=True)
 
 # %% ../nbs/04_vsg.ipynb #d477f673
@@ -106,7 +111,8 @@ def load_vlm(
         processor = AutoProcessor.from_pretrained(locate(r.vlm),padding_side="left")
         model = AutoModelForImageTextToText.from_pretrained(locate(r.vlm),dtype=getattr(torch,r.dtype))
     except (OSError,ValueError) as e:
-        raise no_weights("vision-language model (llava-hf/llama3-llava-next-8b-hf: 17 GB)",r.vlm,"vlm",e," The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny.") from e
+        raise no_weights("vision-language model (llava-hf/llama3-llava-next-8b-hf: 17 GB)",r.vlm,"vlm",e,
+                         " The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny.") from e
     return Vlm(model.to(device).eval(),processor,**how)
 
 # %% ../nbs/04_vsg.ipynb #3a39b166
@@ -115,6 +121,7 @@ def processes(
     "The processes that `accelerate launch` has started, on GPUs or, without one, on the CPU."
     return PartialState(cpu=not torch.cuda.is_available())
 
+# %% ../nbs/04_vsg.ipynb #35e15045
 @dataclass
 class VllmVlm:
     "The same verb on vLLM's engine."
@@ -130,20 +137,26 @@ class VllmVlm:
         "Describe n images; vLLM batches them as it likes."
         prompts = self.processor.apply_chat_template([chat(q) for q in questions],add_generation_prompt=True)
         asked = [dict(prompt=p,multi_modal_data=dict(image=im)) for p,im in zip(prompts,images)]
-        how = [self.params(max_tokens=self.tokens,temperature=self.temperature,top_k=self.top_k,top_p=self.top_p,seed=s) for s in seeds]
+        how = [self.params(max_tokens=self.tokens,temperature=self.temperature,top_k=self.top_k,top_p=self.top_p,seed=s)
+               for s in seeds]
         return [o.outputs[0].text for o in self.engine.generate(asked,how,use_tqdm=False)]
 
+# %% ../nbs/04_vsg.ipynb #da61007f
 def load_vllm(
     name:str,  # hub id or folder
     dtype:str, # of weights and activations
     how:dict   # tokens, temperature, top_k, top_p
 ) -> VllmVlm:
-    "A VLM behind vLLM. One process: the engine spreads over GPUs itself."
+    "A VLM behind vLLM, in one process and on one GPU."
     try: from vllm import LLM,SamplingParams
-    except ImportError as e: raise ImportError("caption_backend='vllm' needs vLLM: pip install -e '.[vllm]' in an environment of its own, or use caption_backend='transformers'.") from e
-    if processes().num_processes>1: raise ValueError("vLLM spreads over GPUs by itself: start one process, without `accelerate launch`.")
+    except ImportError as e:
+        raise ImportError("caption_backend='vllm' needs vLLM: pip install -e '.[vllm]' in an environment of its own, "
+                          "or use caption_backend='transformers'.") from e
+    if processes().num_processes>1:
+        raise ValueError("vLLM runs in one process and on one GPU: start it without `accelerate launch`.")
     from transformers import AutoProcessor
-    return VllmVlm(LLM(model=locate(name),dtype=dtype,limit_mm_per_prompt=dict(image=1)),AutoProcessor.from_pretrained(locate(name)),SamplingParams,**how)
+    return VllmVlm(LLM(model=locate(name),dtype=dtype,limit_mm_per_prompt=dict(image=1)),
+                   AutoProcessor.from_pretrained(locate(name)),SamplingParams,**how)
 
 # %% ../nbs/04_vsg.ipynb #7d7a1a3b
 def open_image(
@@ -164,13 +177,16 @@ def tidy(
 # %% ../nbs/04_vsg.ipynb #ba8ed2af
 MIN_WORDS,MAX_WORDS = 6,100
 "Fewest words after the opening, and most words in all: the question's own limit."
-REFUSALS = re.compile(r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can'?t|i cannot|i'?m (unable|not able)|i am (unable|not able)|as an ai|as a language model|consult a (doctor|dermatologist|physician|medical))\b",re.I)
+REFUSALS = re.compile(
+    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can'?t|i cannot|i'?m (unable|not able)|i am (unable|not able)|"
+    r"as an ai|as a language model|consult a (doctor|dermatologist|physician|medical))\b",re.I)
 ECHO = 5
 "A run of so many words of the feature list, in its order, is an echo."
 
 def _words(text): return re.findall(r"[a-z0-9-]+",text.lower())
 def _bare(text): return re.sub(r"^an? ","",text.lower())
 
+# %% ../nbs/04_vsg.ipynb #669450e2
 def caption_fault(
     text:str,    # a tidied answer
     simple:str,  # how it has to begin
@@ -180,7 +196,8 @@ def caption_fault(
     if REFUSALS.search(text): return "refusal"
     if not _bare(text).startswith(_bare(simple)): return "opening"
     said,asked = " ".join(_words(text)),_words(features)
-    if any(e in said for e in (*(" ".join(asked[i:i+ECHO]) for i in range(len(asked)-ECHO+1)),"following visual features","does not exceed")): return "echo"
+    if any(e in said for e in (*(" ".join(asked[i:i+ECHO]) for i in range(len(asked)-ECHO+1)),
+                               "following visual features","does not exceed")): return "echo"
     if len(said.split())<len(_words(simple))+MIN_WORDS: return "short"
     return "long" if len(text.split())>MAX_WORDS else ""
 
@@ -193,14 +210,18 @@ def caption_block(
 ) -> list:           # n records: text, source (vsg or simple), drafts and their faults
     "Caption a block of images, asking again where an answer is not fit."
     d = dataset_of(r); n = len(s); simple = [simple_caption(d.modality,category(c)) for c in s.classes]
-    images,asked,drafts,waiting = [open_image(s.folder/f) for f in s.files],[question(d,c) for c in s.classes],[[] for _ in range(n)],list(range(n))
+    images,asked,drafts,waiting = ([open_image(s.folder/f) for f in s.files],[question(d,c) for c in s.classes],
+                                   [[] for _ in range(n)],list(range(n)))
     for attempt in range(1+r.caption_retries):
         rows = (waiting*n)[:n] # always n at once
-        texts = vlm.write([images[i] for i in rows],[asked[i] for i in rows],[seed_of(r.caption_seed,f"caption {stream}/{s.files[i]}",attempt) for i in rows])
-        for i,t in zip(waiting,map(tidy,texts)): drafts[i].append(dict(text=t,fault=caption_fault(t,simple[i],d.features)))
+        texts = vlm.write([images[i] for i in rows],[asked[i] for i in rows],
+                          [seed_of(r.caption_seed,f"caption {stream}/{s.files[i]}",attempt) for i in rows])
+        for i,t in zip(waiting,map(tidy,texts)):
+            drafts[i].append(dict(text=t,fault=caption_fault(t,simple[i],d.features)))
         waiting = [i for i in waiting if drafts[i][-1]["fault"]]
         if not waiting: break
-    return [dict(category=c,text=simple[i] if i in waiting else drafts[i].pop()["text"],source="simple" if i in waiting else "vsg",drafts=drafts[i]) for i,c in enumerate(s.classes)]
+    return [dict(category=c,text=simple[i] if i in waiting else drafts[i].pop()["text"],
+                 source="simple" if i in waiting else "vsg",drafts=drafts[i]) for i,c in enumerate(s.classes)]
 
 # %% ../nbs/04_vsg.ipynb #5c946257
 def append_line(
@@ -214,6 +235,7 @@ def append_line(
         else: torn = False
         f.write(b"\n"*torn+json.dumps(record,ensure_ascii=False).encode()+b"\n"); f.flush(); os.fsync(f.fileno())
 
+# %% ../nbs/04_vsg.ipynb #a6e9fe1e
 def read_lines(
     folder,    # of *.jsonl
     keys:dict  # name -> key
@@ -255,8 +277,11 @@ def weights_key(
     "Changes when a model does: sizes of all files in its folder, and contents of those below 64 MB."
     where = Path(locate(name))
     if not where.is_dir(): return name
-    return stable_hash([(str(f.relative_to(where)),n,file_hash(f) if n<2**26 else "") for f in sorted(where.rglob("*")) if f.is_file() and f.suffix in (".json",".safetensors",".jinja",".model") for n in [f.stat().st_size]])
+    return stable_hash([(str(f.relative_to(where)),n,file_hash(f) if n<2**26 else "") for f in sorted(where.rglob("*"))
+                        if f.is_file() and f.suffix in (".json",".safetensors",".jinja",".model")
+                        for n in [f.stat().st_size]])
 
+# %% ../nbs/04_vsg.ipynb #ed370696
 def caption_images(
     r:Recipe,    # model, sampling, data
     split:str    # train or test
@@ -268,9 +293,11 @@ def caption_images(
     base = [TEMPLATE,r.dataset,split,r.dtype,weights_key(r.vlm),how]
     keys = {f:stable_hash([base,f,c,file_hash(s.folder/f)]) for f,c in zip(s.files,s.classes)}
     done = fill_store(captions_dir(r)/split/"drafts",keys,r.caption_block,lambda device: load_vlm(r,device),
-                      lambda vlm,names: caption_block(vlm,r,s[[at[n] for n in names]],split),f"captioning {r.dataset} {split}")
+                      lambda vlm,names: caption_block(vlm,r,s[[at[n] for n in names]],split),
+                      f"captioning {r.dataset} {split}")
     return captions_table(r,[dict(done[f],file_name=f) for f in s.files])
 
+# %% ../nbs/04_vsg.ipynb #a91cfad0
 def captions_table(
     r:Recipe,     # for the simple captions
     records:list  # of `caption_block`, with file names
@@ -278,18 +305,23 @@ def captions_table(
     "Records as a table."
     simple = [simple_caption(dataset_of(r).modality,category(d["category"])) for d in records]
     faults = [" ".join(x["fault"] for x in d["drafts"]) for d in records]
-    return pd.DataFrame({"file_name":[d["file_name"] for d in records],"class":[d["category"] for d in records],"simple":simple,"text":[d["text"] for d in records],
-                         "source":[d["source"] for d in records],"tries":[len(d["drafts"])+(d["source"]=="vsg") for d in records],"faults":faults})
+    return pd.DataFrame({"file_name":[d["file_name"] for d in records],"class":[d["category"] for d in records],
+                         "simple":simple,"text":[d["text"] for d in records],"source":[d["source"] for d in records],
+                         "tries":[len(d["drafts"])+(d["source"]=="vsg") for d in records],"faults":faults})
 
 # %% ../nbs/04_vsg.ipynb #a371a1ac
 def validity(
     table:pd.DataFrame # of `caption_images`
 ) -> pd.DataFrame:     # one row a class and one for all
     "Shares of captions accepted at once, after retries, and replaced by the simple caption."
-    t = table.assign(**{"at once":(table.source=="vsg")&(table.tries==1),"after retries":(table.source=="vsg")&(table.tries>1),"replaced":table.source=="simple"})
-    out = pd.concat([t,t.assign(**{"class":"all"})]).groupby("class",sort=False).agg(images=("tries","size"),**{k:(k,"mean") for k in ("at once","after retries","replaced")},tries=("tries","mean")).round(3)
+    t = table.assign(**{"at once":(table.source=="vsg")&(table.tries==1),
+                        "after retries":(table.source=="vsg")&(table.tries>1),"replaced":table.source=="simple"})
+    out = pd.concat([t,t.assign(**{"class":"all"})]).groupby("class",sort=False).agg(
+        images=("tries","size"),**{k:(k,"mean") for k in ("at once","after retries","replaced")},
+        tries=("tries","mean")).round(3)
     return out.reset_index()
 
+# %% ../nbs/04_vsg.ipynb #1663f129
 def fault_counts(
     table:pd.DataFrame # of `caption_images`
 ) -> dict:             # fault -> rejected drafts
@@ -305,7 +337,8 @@ def telling_words(
     k:int=6             # words a class
 ) -> pd.DataFrame:      # class, word, share in the class, share elsewhere
     "The words that set a class apart from all others."
-    used = pd.DataFrame([dict.fromkeys(_words(t),1.) for t in table.text]).fillna(0.).groupby(table["class"].values,sort=False)
+    used = (pd.DataFrame([dict.fromkeys(_words(t),1.) for t in table.text]).fillna(0.)
+            .groupby(table["class"].values,sort=False))
     inside,n = used.mean(),used.size(); rows = []
     for c in inside.index:
         rest = (inside.drop(c).mul(n.drop(c),axis=0)).sum()/max(1,n.drop(c).sum())
@@ -313,6 +346,7 @@ def telling_words(
         rows += [(c,w,inside.loc[c,w],rest[w]) for w in gap.index]
     return pd.DataFrame(rows,columns=["class","word","in the class","elsewhere"]).round(2)
 
+# %% ../nbs/04_vsg.ipynb #07158683
 def words_figure(
     words:pd.DataFrame # of `telling_words`
 ):                     # figure
@@ -323,8 +357,12 @@ def words_figure(
     fig,axs = plt.subplots(nrow,4,figsize=(9,1.5*nrow+.4),layout="constrained",sharex=True,squeeze=False)
     for ax,c in zip(axs.flat,classes):
         w = words[words["class"]==c]; y = range(len(w))
-        ax.hlines(y,w.elsewhere,w["in the class"],color=".75",lw=1.5); ax.plot(w["in the class"],y,"o",ms=4,color="#d55e00"); ax.plot(w.elsewhere,y,"o",ms=4,mfc="white",color="#0072b2")
-        ax.set(title=category(c),yticks=y,yticklabels=w.word,xlim=(-.03,1.03)); ax.invert_yaxis(); ax.tick_params(labelsize=7); ax.title.set_fontsize(8)
+        ax.hlines(y,w.elsewhere,w["in the class"],color=".75",lw=1.5)
+        ax.plot(w["in the class"],y,"o",ms=4,color="#d55e00")
+        ax.plot(w.elsewhere,y,"o",ms=4,mfc="white",color="#0072b2")
+        ax.set(title=category(c),yticks=y,yticklabels=w.word,xlim=(-.03,1.03))
+        ax.invert_yaxis(); ax.tick_params(labelsize=7); ax.title.set_fontsize(8)
     for ax in axs.flat[len(classes):]: ax.axis("off")
-    fig.supxlabel("share of captions with the word: in the class (filled), elsewhere (open)",fontsize=8); sns.despine(fig); plt.close(fig)
+    fig.supxlabel("share of captions with the word: in the class (filled), elsewhere (open)",fontsize=8)
+    sns.despine(fig); plt.close(fig)
     return fig

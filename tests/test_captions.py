@@ -58,7 +58,8 @@ write_captions(recipe("skin", scale="tiny", data="few", caption_block=4), "train
 
 def start(tmp_path, *command):
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "yes"}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=tmp_path, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def script(tmp_path, slow=0.):
@@ -96,7 +97,8 @@ def one_process(images):
 def test_two_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch):
     one, lines = one_process
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    launch = ("-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+              "--dynamo_backend no --main_process_port 0")
     finish(start(tmp_path, *launch.split(), *"-m medart.simplify --dataset skin --scale tiny --data few --caption_block 4".split()))
     assert written() == one and drafts() == lines
     files = list((captions_dir(few()) / "train" / "drafts").glob("*.jsonl"))
@@ -169,7 +171,8 @@ def test_without_captions_those_of_the_data_set_are_read(images):
 
 def test_an_image_added_later_is_named(images, monkeypatch):
     r = few()
-    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [q.split(". Please")[0] + " shows a brown patch with a border." for q in asked])
+    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [q.split(". Please")[0] + " shows a brown patch with a border."
+                                                                         for q in asked])
     for split in ("train", "test"):
         write_captions(r, split)
     for i in range(10, 40):
@@ -218,7 +221,8 @@ def test_whose_captions_are_read_is_shown(images, monkeypatch):
 def test_bad_answers_are_asked_again_and_in_the_end_replaced(images, monkeypatch):
     "An answer that depends on the seed: some images pass at once, some later, some never."
     def write(self, shown, asked, seeds):
-        return [q.split(". Please")[0] + " shows a dark brown patch with a border." if s % 3 == 0 else "I'm sorry, I can't help." for q, s in zip(asked, seeds)]
+        return [q.split(". Please")[0] + " shows a dark brown patch with a border." if s % 3 == 0 else "I'm sorry, I can't help."
+                for q, s in zip(asked, seeds)]
     monkeypatch.setattr(Vlm, "write", write)
     r = few(caption_retries=2)
     table = write_captions(r, "train")
@@ -229,10 +233,12 @@ def test_bad_answers_are_asked_again_and_in_the_end_replaced(images, monkeypatch
 
 
 @pytest.mark.parametrize("text, fault", [
-    ("", "opening"), ("A dermoscopic image of Melanoma shows a dark brown, wavy patch.", ""), ("\n\nA dermoscopic image of melanoma shows a dark brown wavy patch with", ""),
+    ("", "opening"), ("A dermoscopic image of Melanoma shows a dark brown, wavy patch.", ""),
+    ("\n\nA dermoscopic image of melanoma shows a dark brown wavy patch with", ""),
     ("A dermoscopic image of melanoma", "short"), ("As an AI, I can't see images.", "refusal"),
     ("A dermoscopic image of melanoma. Please describe the image using the following visual features.", "echo"),
-    ("A dermoscopic image of common nevus shows a dark brown, wavy patch.", "opening"), ("A dermoscopic image of melanoma " + "so very dark " * 40, "long"),
+    ("A dermoscopic image of common nevus shows a dark brown, wavy patch.", "opening"),
+    ("A dermoscopic image of melanoma " + "so very dark " * 40, "long"),
 ])
 def test_faults(text, fault):
     assert caption_fault(tidy(text), "A dermoscopic image of melanoma", DATASETS["skin"].features) == fault
@@ -287,7 +293,8 @@ def test_torn_and_strange_lines_are_passed_over(tmp_path):
 
 def test_every_caption_fits_and_says_how(images, monkeypatch):
     long = " It has black spots and a blue veil and a white center." * 5
-    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [q.split(". Please")[0] + " shows a brown patch with a jagged border." + long * (s % 2) for q, s in zip(asked, seeds)])
+    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [
+        q.split(". Please")[0] + " shows a brown patch with a jagged border." + long * (s % 2) for q, s in zip(asked, seeds)])
     r = few()
     table = write_captions(r, "train")
     assert set(table.path) <= {"kept", "t5", "cut"} and (table.path != "kept").any() and (table.path == "kept").any()
@@ -303,13 +310,16 @@ def test_every_caption_fits_and_says_how(images, monkeypatch):
 def test_caption_notebook(images, folders, tmp_path):
     yaml = "\n".join(f"{k}: {v}" for k, v in dict(dataset="skin", scale="tiny", data="few").items())
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / "caption.ipynb"), str(tmp_path / "caption.ipynb"), "-y", yaml, "--no-progress-bar"],
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / "caption.ipynb"), str(tmp_path / "caption.ipynb"),
+                           "-y", yaml, "--no-progress-bar"],
                           cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     r = recipe("skin", scale="tiny", data="few")
     made = {str(f.relative_to(captions_dir(r))) for f in captions_dir(r).rglob("*") if f.is_file()}
-    assert {"train/metadata.csv", "test/metadata.csv", "samples.png", "lengths.png", "words.png", "validity.csv", "paths.csv", "words.csv"} <= made
-    assert sum("image/png" in o.get("data", {}) for c in json.loads((tmp_path / "caption.ipynb").read_text())["cells"] for o in c.get("outputs", [])) == 3
+    assert {"train/metadata.csv", "test/metadata.csv", "samples.png", "lengths.png", "words.png",
+            "validity.csv", "paths.csv", "words.csv"} <= made
+    assert sum("image/png" in o.get("data", {})
+               for c in json.loads((tmp_path / "caption.ipynb").read_text())["cells"] for o in c.get("outputs", [])) == 3
     assert captions_for(r, "train").texts == tuple(read_captions(r, "train").text)
 
 
@@ -324,7 +334,8 @@ def ovis_folder(folder):
     from transformers.models.qwen2 import Qwen2Config
 
     marks = ["<image>", "<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}, merges=[]))
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])},
+                                merges=[]))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tok = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>", additional_special_tokens=marks)
     ids = tok.convert_tokens_to_ids(marks)
@@ -332,9 +343,12 @@ def ovis_folder(folder):
     look = Ovis2ImageProcessorPil(size=dict(height=28, width=28), crop_to_patches=False)
     Ovis2Processor(look, tok, chat_template=talk, image_seq_length=4).save_pretrained(folder)
     torch.manual_seed(0)
-    vision = Ovis2VisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, hidden_stride=1, vocab_size=32)
-    text = Qwen2Config(vocab_size=len(tok), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=None)
-    config = Ovis2Config(vision_config=vision, text_config=text, vocab_size=len(tok), hidden_size=32, image_token_id=ids[1], visual_indicator_token_ids=ids[2:], eos_token_id=1, pad_token_id=0)
+    vision = Ovis2VisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                image_size=28, patch_size=14, hidden_stride=1, vocab_size=32)
+    text = Qwen2Config(vocab_size=len(tok), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                       num_key_value_heads=1, eos_token_id=1, pad_token_id=0, bos_token_id=None)
+    config = Ovis2Config(vision_config=vision, text_config=text, vocab_size=len(tok), hidden_size=32,
+                         image_token_id=ids[1], visual_indicator_token_ids=ids[2:], eos_token_id=1, pad_token_id=0)
     Ovis2ForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
@@ -373,7 +387,8 @@ def test_vllm_gets_prompts_images_and_one_seed_each(images, monkeypatch):
     assert asked_for["model"].endswith("vlm") and asked_for["prompts"][0]["prompt"].count("<image>") == 1
     assert asked_for["prompts"][1]["multi_modal_data"]["image"] is image
     r = few()
-    assert vars(asked_for["params"][1]) == dict(max_tokens=r.caption_tokens, temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, seed=6)
+    assert vars(asked_for["params"][1]) == dict(max_tokens=r.caption_tokens, temperature=r.temperature,
+                                                top_k=r.top_k, top_p=r.top_p, seed=6)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real images here")

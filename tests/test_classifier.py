@@ -129,7 +129,8 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
     "The published network is a ViTModel of another size with its own processor: the same call."
     from transformers import ViTConfig, ViTModel
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16)).save_pretrained(tmp_path)
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                       image_size=32, patch_size=16)).save_pretrained(tmp_path)
     ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(tmp_path)
     net = C.load_vit(str(tmp_path), ("a", "b"))
     big = blobs(4, 0)
@@ -191,4 +192,5 @@ def test_what_is_missing_is_named_with_its_command(folders, run):
 def test_results_are_json_without_the_clock(run):
     C.classify(run, seeds=(0,))
     text = (classifier_dir(run) / "classifier.json").read_text()
-    assert json.loads(text)["settings"] == dict(lr=run.classifier_lr, epochs=1, batch=run.classifier_batch) and str(samples_dir(run).parent) not in text
+    assert (json.loads(text)["settings"] == dict(lr=run.classifier_lr, epochs=1, batch=run.classifier_batch)
+            and str(samples_dir(run).parent) not in text)

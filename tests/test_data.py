@@ -1,4 +1,5 @@
 "Bad files, hostile archives, broken downloads, planted metadata, copies and lesions: what the data stage must withstand."
+import hashlib
 import io
 import json
 import shutil
@@ -23,7 +24,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import medart.data as data
 from medart.core import file_hash
-from medart.data import clean, fetch, fingerprint, list_images, load_split, lot, near_pairs, prepare, read_pixels, scan, split_groups, unpack
+from medart.data import (clean, fetch, fingerprint, list_images, load_split, lot, near_pairs, prepare, read_pixels, scan, split_groups,
+                         unpack)
 from medart.recipes import DATASETS, recipe
 
 SKIN = DATASETS["skin"]
@@ -141,14 +143,17 @@ CONVERTED = {  # file: bytes, what must come out, what is said of it
     "palette.png": (lambda: saved(PALETTE, "PNG"), lambda b: PALETTE.convert("RGB"), "palette to RGB"),
     "still.gif": (lambda: saved(PALETTE, "GIF"), lambda b: PALETTE.convert("RGB"), "palette to RGB"),
     "opaque.png": (lambda: saved(OPAQUE, "PNG"), lambda b: OPAQUE.convert("RGB"), "opaque alpha dropped"),
-    "16 bits.png": (lambda: saved(deep(65535), "PNG"), lambda b: Image.fromarray(np.uint8(np.asarray(deep(65535)) / 257 + .5)).convert("RGB"), "16 bits to 8"),
+    "16 bits.png": (lambda: saved(deep(65535), "PNG"),
+                    lambda b: Image.fromarray(np.uint8(np.asarray(deep(65535)) / 257 + .5)).convert("RGB"), "16 bits to 8"),
     "is a png.jpg": (lambda: saved(picture(64), "PNG"), lambda b: picture(64), "named .jpg, is .png"),
     "without ending": (lambda: saved(picture(65), "PNG"), lambda b: picture(65), "named without ending, is .png"),
     "plain.bmp": (lambda: saved(picture(66), "BMP"), lambda b: picture(66), "named .bmp, is .png"),
     "plain.tif": (lambda: saved(picture(67), "TIFF"), lambda b: picture(67), "named .tif, is .png"),
     "plain.webp": (lambda: saved(picture(68), "WEBP", lossless=True), lambda b: picture(68), "named .webp, is .png"),
-    "lab.tif": (lambda: saved(lab(), "TIFF", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()), lambda b: picture(60), "to sRGB"),
-    "two pictures.jpg": (lambda: saved(picture(69), "MPO", save_all=True, append_images=[picture(70)]), lambda b: opened(b).convert("RGB"), ""),
+    "lab.tif": (lambda: saved(lab(), "TIFF", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()),
+                lambda b: picture(60), "to sRGB"),
+    "two pictures.jpg": (lambda: saved(picture(69), "MPO", save_all=True, append_images=[picture(70)]),
+                         lambda b: opened(b).convert("RGB"), ""),
 }
 
 
@@ -170,7 +175,8 @@ def test_what_has_one_meaning_is_converted_faithfully(tree, tmp_path):
 def test_sixteen_bit_colour_keeps_its_upper_bits():
     g = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in g)
-    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    file = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b""))
     _, kept, _, notes = clean(file)
     assert notes == ["16 bits to 8"]
     assert (np.abs(np.asarray(opened(kept)).astype(int) - g / 257) <= 1).all()
@@ -246,7 +252,8 @@ def test_no_planted_place_survives_anywhere(tree, tmp_path):
                 assert not im.getexif() and not {"exif", "icc_profile", "comment", "xmp", "photoshop"} & {k.lower() for k in im.info}
 
 
-JPEGS = [dict(), dict(progressive=True), dict(subsampling=2), dict(subsampling=0), dict(restart_marker_blocks=2), dict(optimize=True, quality=30)]
+JPEGS = [dict(), dict(progressive=True), dict(subsampling=2), dict(subsampling=0), dict(restart_marker_blocks=2),
+         dict(optimize=True, quality=30)]
 
 
 @pytest.mark.parametrize("mode,k", [*[(m, k) for m in ("RGB", "L") for k in JPEGS], ("RGB", dict(keep_rgb=True))], ids=str)
@@ -263,15 +270,18 @@ def test_copies_are_found_and_never_straddle(tmp_path):
     raw = tmp_path / "raw"
     for i in range(40):
         put(raw, f"melanoma/{i}.png", i, compress_level=1)
-    changes = dict(resaved=lambda im: opened(saved(im, "JPEG", quality=40)), half=lambda im: im.resize((40, 32)), bright=lambda im: im.point(lambda v: min(255, int(v * 1.15))),
-                   mirrored=lambda im: im.transpose(Image.Transpose.FLIP_LEFT_RIGHT), turned=lambda im: im.transpose(Image.Transpose.ROTATE_90))
+    changes = dict(resaved=lambda im: opened(saved(im, "JPEG", quality=40)), half=lambda im: im.resize((40, 32)),
+                   bright=lambda im: im.point(lambda v: min(255, int(v * 1.15))),
+                   mirrored=lambda im: im.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+                   turned=lambda im: im.transpose(Image.Transpose.ROTATE_90))
     for n, (k, f) in enumerate(changes.items()):
         put(raw, f"melanoma/{k}.png", f(picture(n)))
     shutil.copy(raw / "melanoma/7.png", raw / "melanoma/same file.png")
     for seed in range(6):
         out = prepare(raw, SKIN, tmp_path / "out", seed=seed)
         c, m = table(out, "duplicates.csv"), table(out, "manifest.csv")
-        assert {(Path(a).stem, Path(b).stem) for a, b in zip(c.a, c.b)} == {(str(n), k) for n, k in enumerate(changes)} | {("7", "same file")}
+        assert ({(Path(a).stem, Path(b).stem) for a, b in zip(c.a, c.b)}
+                == {(str(n), k) for n, k in enumerate(changes)} | {("7", "same file")})
         assert set(c.kind[c.b == "melanoma/same file.png"]) == {"exact"} and (c.kind == "exact").sum() == 1
         side = dict(zip(m.source, m.split))
         assert all(side[a] == side[b] for a, b in zip(c.a, c.b))
@@ -334,7 +344,8 @@ def test_ham10000_is_split_by_lesion(tmp_path):
         dx = ("nv", "nv", "mel", "bkl", "akiec", "bcc")[n % 6]
         rows.append((f"HAM_{n % 6}_{n // 18}" if n % 6 < 3 else f"HAM_single_{n}", f"ISIC_{n:07}", dx, "histo", "50.0", "male", "back"))
         put(raw, f"HAM10000_images_part_{1 + n % 2}/ISIC_{n:07}.jpg", n, quality=95)
-    pd.DataFrame(rows, columns=["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]).to_csv(raw / "HAM10000_metadata.csv", index=False)
+    pd.DataFrame(rows, columns=["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]).to_csv(
+        raw / "HAM10000_metadata.csv", index=False)
     pd.DataFrame(dict(pixel0000=[1], label=[2])).to_csv(raw / "hmnist_28_28_RGB.csv", index=False)
     out = prepare(raw, SKIN, tmp_path / "out")
     m = table(out, "manifest.csv").assign(lesion=lambda m: m.source.str.extract(r"ISIC_(\d+)")[0].astype(int).map(lambda n: rows[n][0]))
@@ -348,16 +359,20 @@ def test_what_isic_image_download_leaves_is_understood(tmp_path):
     raw = tmp_path / "isic"
     rows = [("Benign", "Benign melanocytic proliferations", "Nevus", "Nevus, NOS, Compound", "dermoscopic", "common_nevus"),
             ("Malignant", "Malignant melanocytic proliferations (Melanoma)", "Melanoma, NOS", "", "dermoscopic", "melanoma"),
-            ("Malignant", "Malignant epidermal proliferations", "Squamous cell carcinoma in situ", "Squamous cell carcinoma in situ, Bowens disease", "dermoscopic", "carcinoma"),
+            ("Malignant", "Malignant epidermal proliferations", "Squamous cell carcinoma in situ",
+             "Squamous cell carcinoma in situ, Bowens disease", "dermoscopic", "carcinoma"),
             ("Benign", "Benign soft tissue proliferations - Vascular", "", "", "dermoscopic", "vascular_lesion"),
             ("Benign", "Flat melanotic pigmentations - not melanocytic nevus", "Solar lentigo", "", "dermoscopic", "lentigo_solaris"),
-            ("Indeterminate", "Indeterminate epidermal proliferations", "Solar or actinic keratosis", "", "dermoscopic", "actinic_keratosis"),
+            ("Indeterminate", "Indeterminate epidermal proliferations", "Solar or actinic keratosis", "",
+             "dermoscopic", "actinic_keratosis"),
             ("Benign", "Benign soft tissue proliferations - Fibro-histiocytic", "Scar", "", "dermoscopic", ""),
             ("Benign", "Benign melanocytic proliferations", "Nevus", "", "clinical: close-up", "common_nevus")]
     for n in range(len(rows)):
         put(raw, f"ISIC_{n:07}.{'JPG' if n % 2 else 'jpg'}", n, format="JPEG")
-    t = pd.DataFrame([(f"ISIC_{n:07}", "Somebody", "CC-BY-NC", *r[:4], r[4], f"IL_{n}", "IP_1" if n < 2 else "") for n, r in enumerate(rows)],
-                     columns=["isic_id", "attribution", "copyright_license", "diagnosis_1", "diagnosis_2", "diagnosis_3", "diagnosis_4", "image_type", "lesion_id", "patient_id"])
+    t = pd.DataFrame([(f"ISIC_{n:07}", "Somebody", "CC-BY-NC", *r[:4], r[4], f"IL_{n}", "IP_1" if n < 2 else "")
+                      for n, r in enumerate(rows)],
+                     columns=["isic_id", "attribution", "copyright_license", "diagnosis_1", "diagnosis_2", "diagnosis_3", "diagnosis_4",
+                              "image_type", "lesion_id", "patient_id"])
     t.to_csv(raw / "metadata.csv", index=False)
     (raw / "attribution.txt").write_text("Somebody")
     (raw / "licenses").mkdir()
@@ -399,7 +414,8 @@ def test_links_to_folders_are_followed_but_not_in_circles(tree, tmp_path):
 
 
 def test_folders_called_val_become_what_is_missing(tmp_path):
-    for names, want in ((("train", "val"), dict(train=4, test=4)), (("train", "val", "test"), dict(train=8, test=4)), (("train",), {"": 4})):
+    for names, want in ((("train", "val"), dict(train=4, test=4)), (("train", "val", "test"), dict(train=8, test=4)),
+                        (("train",), {"": 4})):
         raw = tmp_path / "-".join(names)
         for k, s in enumerate(names):
             for i in range(4):
@@ -412,7 +428,8 @@ def test_any_table_of_file_and_diagnosis(tmp_path):
     for f in ("a.jpg", "deep/b.jpg", "one/same.jpg", "two/same.jpg"):
         put(raw, f, len(f))
     put(tmp_path, "outside.jpg", 9)
-    rows = [("a", "nevus"), ("deep\\b.jpg", "Melanoma"), ("same.jpg", "nevus"), ("../outside.jpg", "nevus"), (str(tmp_path / "outside.jpg"), "nevus"), ("gone.jpg", "nevus"), ("one/same.jpg", "wart"), ("two/same.jpg", "")]
+    rows = [("a", "nevus"), ("deep\\b.jpg", "Melanoma"), ("same.jpg", "nevus"), ("../outside.jpg", "nevus"),
+            (str(tmp_path / "outside.jpg"), "nevus"), ("gone.jpg", "nevus"), ("one/same.jpg", "wart"), ("two/same.jpg", "")]
     (raw / "labels.csv").write_text("\ufeffImage;x\n".replace(";x", "\tDiagnosis") + "".join(f"{a}\t{b}\n" for a, b in rows))
     got, how = rows_of(raw)
     assert how == "table labels.csv"
@@ -428,11 +445,13 @@ def test_a_new_modality_needs_no_code(folders):
     raw = folders[0] / "fundus"
     for i in range(20):
         put(raw, f"{('G0', 'G3', 'unsure')[i % 3]}/{i}.png", i)
-    (raw / "dataset.yaml").write_text("modality: OCT\nfeatures: layers and fluid\ncategories:\n  G0: normal retina\n  G3: Macular edema (cystoid)\nepochs: 2\n")
+    (raw / "dataset.yaml").write_text("modality: OCT\nfeatures: layers and fluid\n"
+                                      "categories:\n  G0: normal retina\n  G3: Macular edema (cystoid)\nepochs: 2\n")
     r = recipe("fundus", scale="tiny", data="fundus", captions="simple")
     assert r.epochs == 2
     s = load_split(r, "train")
-    assert set(zip(s.classes, s.texts)) == {("normal_retina", "An OCT image of normal retina"), ("macular_edema_cystoid", "An OCT image of macular edema cystoid")}
+    assert set(zip(s.classes, s.texts)) == {("normal_retina", "An OCT image of normal retina"),
+                                            ("macular_edema_cystoid", "An OCT image of macular edema cystoid")}
     assert all(min(x.shape[1:]) == 64 for x in read_pixels(s, 64))
     q = table(folders[0] / "prepared/fundus", "quarantine.csv")
     assert len(q) == 6 and q.detail.str.contains("unsure is not among the categories").all()
@@ -538,6 +557,15 @@ def test_a_download_that_is_not_what_it_should_be_is_removed(server, tmp_path):
     assert not [f for f in tmp_path.iterdir() if f.suffix in (".zip", ".part")]
 
 
+def test_a_file_that_is_there_but_not_what_it_should_be_is_fetched_anew(server, tmp_path):
+    got = fetch(server.url, tmp_path / "set.zip")
+    server.body, server.tag = BODY[::-1], '"v2"'
+    fetch(server.url, got)
+    assert got.read_bytes() == BODY and len(server.requests) == 1
+    fetch(server.url, got, sha256=hashlib.sha256(server.body).hexdigest())
+    assert got.read_bytes() == server.body and len(server.requests) == 2
+
+
 def test_a_full_disk_is_named_before_anything_is_written(server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda p: type("usage", (), dict(free=1000)))
     with pytest.raises(MemoryError, match="Set MEDART_DATA"):
@@ -563,7 +591,8 @@ def test_without_network_one_message_says_everything(folders, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda s: None)
     with pytest.raises(ConnectionError) as e:
         load_split(recipe("kvasir", scale="paper"), "train")
-    for part in ("8,000 endoscopic images", "kvasir-dataset-v2.zip", "research and education only", str(folders[0] / "kvasir"), "scale=tiny"):
+    for part in ("8,000 endoscopic images", "kvasir-dataset-v2.zip", "research and education only",
+                 str(folders[0] / "kvasir"), "scale=tiny"):
         assert part in str(e.value)
     shutil.rmtree(folders[0] / "kvasir")
     with pytest.raises(FileNotFoundError) as e:
@@ -653,7 +682,8 @@ def test_finished_work_is_not_done_again_and_changes_are(tree, tmp_path, monkeyp
     assert sorted(seen) == ["melanoma/3.jpg", "melanoma/new.jpg"]
     m = table(out, "manifest.csv")
     assert "melanoma/4.jpg" not in set(m.source) and len(m) == 20
-    assert {f"{s}/{f}" for s in ("train", "test") for f in table(out / s, "metadata.csv").file_name} == set(m.file) == {str(f.relative_to(out)) for s in ("train", "test") for f in (out / s).rglob("*.jpg")}
+    assert ({f"{s}/{f}" for s in ("train", "test") for f in table(out / s, "metadata.csv").file_name}
+            == set(m.file) == {str(f.relative_to(out)) for s in ("train", "test") for f in (out / s).rglob("*.jpg")})
     assert all(file_hash(out / r.file) == r.sha256 and file_hash(tree / r.source) == r.source_sha256 for r in m.itertuples())
     shutil.rmtree(out)
     prepare(tree, SKIN, out)
@@ -688,7 +718,8 @@ def test_processes_find_what_threads_find(tree, tmp_path):
 
 def test_one_file_that_breaks_everything_does_not_stop_the_run(tree, tmp_path, monkeypatch):
     real = data.clean
-    monkeypatch.setattr(data, "clean", lambda b: (_ for _ in ()).throw(MemoryError("no room")) if b == (tree / "melanoma/5.jpg").read_bytes() else real(b))
+    monkeypatch.setattr(data, "clean", lambda b: (_ for _ in ()).throw(MemoryError("no room"))
+                        if b == (tree / "melanoma/5.jpg").read_bytes() else real(b))
     out = prepare(tree, SKIN, tmp_path / "out")
     assert table(out, "quarantine.csv").values.tolist() == [["melanoma/5.jpg", "melanoma", "unreadable", "MemoryError: no room"]]
 
@@ -736,5 +767,6 @@ def test_real_images_through_a_folder(folders):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real images here")
 def test_two_photographs_of_one_real_lesion_are_seen():
-    lesion = [np.stack([fingerprint(Image.open(REAL / "skin/dermatofibroma" / f"ISIC_{n}.jpg")) for n in pair]) for pair in (("0026473", "0026789"), ("0028346", "0031344"))]
+    lesion = [np.stack([fingerprint(Image.open(REAL / "skin/dermatofibroma" / f"ISIC_{n}.jpg")) for n in pair])
+              for pair in (("0026473", "0026789"), ("0028346", "0031344"))]
     assert [len(near_pairs(x)) for x in lesion] == [1, 1]

@@ -137,7 +137,8 @@ def test_a_file_says_what_it_is(run):
     with Image.open(samples_dir(run) / m.file_name[3]) as im:
         assert im.size == (64, 64)
         said = im.text
-    assert said["caption"] == m.text[3] and said["seed"] == "0" and said["index"] == "3" and said["model"] == run.model and said["method"] == "base"
+    assert (said["caption"] == m.text[3] and said["seed"] == "0" and said["index"] == "3"
+            and said["model"] == run.model and said["method"] == "base")
     assert len(said["recipe"]) == 16 and "not for diagnosis" in said["note"]
 
 
@@ -180,7 +181,8 @@ def test_changed_adapters_change_the_images(run):
     before = painted(run)
     from safetensors.torch import load_file, save_file
     file = run_dir(run) / "transformer_lora" / "adapter_model.safetensors"
-    save_file({k: v + 0.05 * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k))) for k, v in load_file(file).items()}, file, metadata=dict(format="pt"))
+    save_file({k: v + 0.05 * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k)))
+               for k, v in load_file(file).items()}, file, metadata=dict(format="pt"))
     G.generate(run)
     after = painted(run)
     assert before.keys() == after.keys() and all(before[k] != after[k] for k in before if k.endswith(".png"))

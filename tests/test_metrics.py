@@ -28,7 +28,8 @@ def shared(tmp_path_factory):
     write_phantoms("skin", data / "few", counts=FEW)
     torch.manual_seed(0)
     names = dict(enumerate(CLASSES))
-    vit = ViTForImageClassification(ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=64,
+    vit = ViTForImageClassification(ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+                                              intermediate_size=48, image_size=64,
                                               patch_size=8, id2label=names, label2id={c: i for i, c in names.items()}))
     vit.save_pretrained(data / "vit")
     ViTImageProcessorPil(size=dict(height=64, width=64)).save_pretrained(data / "vit")
@@ -186,7 +187,8 @@ def test_features_are_kept_by_content_and_do_not_depend_on_the_batch(run, shared
 def test_other_backbones_load_by_the_same_call(tmp_path, run):
     from transformers import Dinov2Config, Dinov2Model
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(tmp_path / "dino")
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                             patch_size=14)).save_pretrained(tmp_path / "dino")
     BitImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)).save_pretrained(tmp_path / "dino")
     found = M.features(M.load_extractor(str(tmp_path / "dino")), images(run, "test").x[:4])
     assert found.f.shape == (4, 16) and found.logits is None
@@ -233,7 +235,8 @@ def test_colour_measures_grow_with_saturation(run):
 
 def test_skin_tones_are_ordered(run):
     "A patch of skin that is darkened moves down the scale."
-    skin = torch.tensor([220.0, 180.0, 160.0])[None, :, None, None].expand(5, 3, 64, 64) * torch.tensor([1, 0.85, 0.7, 0.5, 0.3])[:, None, None, None]
+    skin = (torch.tensor([220.0, 180.0, 160.0])[None, :, None, None].expand(5, 3, 64, 64)
+            * torch.tensor([1, 0.85, 0.7, 0.5, 0.3])[:, None, None, None])
     angle = M.skin_angle(skin.byte())
     assert (np.diff(angle) < 0).all()
     assert M.tone_of(angle)[0] in ("very light", "light") and M.tone_of(angle)[-1] == "dark"
@@ -244,7 +247,8 @@ def test_skin_tones_are_ordered(run):
 def test_copies_are_found_in_every_disguise_and_strangers_are_not(run, shared):
     "With the whole set of phantoms: each planted copy is flagged, fresh ones no oftener than promised."
     ex = M.load_extractor(str(shared / "vit"))
-    draw = lambda seed, n, first=0: torch.stack([torch.from_numpy(phantom("skin", c, seed, first + i)[0]).permute(2, 0, 1) for c in CLASSES for i in range(n)])
+    draw = lambda seed, n, first=0: torch.stack([torch.from_numpy(phantom("skin", c, seed, first + i)[0]).permute(2, 0, 1)
+                                                 for c in CLASSES for i in range(n)])
     train, test, fresh = draw(0, 12), draw(0, 40, 100_000), draw(7, 25)
     spaces = M.copy_spaces(ex, train)
     planted = M.disguises(train[::3], seed=1)
@@ -276,10 +280,12 @@ def test_evaluate_once_and_again(painted, monkeypatch):
     out = M.results_path(painted, "metrics.json")
     first, when = out.read_bytes(), out.stat().st_mtime_ns
     assert M.evaluate(painted).set_index("measure").value.equals(rows.value) and out.stat().st_mtime_ns == when
-    assert {"frechet", "frechet_infinity", "kid", "precision", "recall", "density", "coverage", "color_gap", "paired_color_gap", "lab_distance", "saturation_shift", "named"} == set(rows.index)
+    assert {"frechet", "frechet_infinity", "kid", "precision", "recall", "density", "coverage", "color_gap",
+            "paired_color_gap", "lab_distance", "saturation_shift", "named"} == set(rows.index)
     assert 0 < rows.closed["color_gap"] < 1.2 and (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
     found = json.loads(first)
-    assert found["about"].startswith("skin, medart, tiny scale") and len(found["copies"]["closest"]) == 10 and found["copies"]["rate"] == 2 / 112
+    assert (found["about"].startswith("skin, medart, tiny scale") and len(found["copies"]["closest"]) == 10
+            and found["copies"]["rate"] == 2 / 112)
     review = out.parent / out.stem.replace("metrics", "review")
     key = pd.read_csv(review / "review-key.csv")
     assert key.kind.value_counts().to_dict() == dict(generated=25, real=25) and (review / "review.pdf").exists()
@@ -300,7 +306,8 @@ def test_further_spaces_are_measured_beside_the_first(painted, tmp_path, monkeyp
     "DINOv2 goes through the same call: a random one of its class stands in, and a wrong name is refused before anything is computed."
     from transformers import Dinov2Config, Dinov2Model
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(tmp_path / "dino")
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                             patch_size=14)).save_pretrained(tmp_path / "dino")
     BitImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)).save_pretrained(tmp_path / "dino")
     with pytest.raises(FileNotFoundError, match="facebook/none"):
         M.evaluate(painted, ("facebook/none",))

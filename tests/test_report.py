@@ -35,11 +35,13 @@ def finish(r, fid=None, distance=None, kid=None, f1=None):
     write_atomic(samples_dir(r) / "metadata.csv", "")
     rows = [dict(space=own, measure="frechet", value=distance, floor=1.25), dict(space=own, measure="kid", value=0.5, floor=0.0)]
     if fid is not None:
-        rows += [dict(space="inception", measure="frechet", value=fid, floor=20.0), dict(space="inception", measure="kid", value=kid, floor=0.001)]
+        rows += [dict(space="inception", measure="frechet", value=fid, floor=20.0),
+                 dict(space="inception", measure="kid", value=kid, floor=0.001)]
     write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(rows=rows)))
     if f1 is not None:
         write_atomic(samples_dir(C.synthetic_recipe(r)) / "metadata.csv", "")
-        rows = [dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s) for i, k in enumerate(C.KINDS) for s in (0, 1) for m in C.MEASURES]
+        rows = [dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s)
+                for i, k in enumerate(C.KINDS) for s in (0, 1) for m in C.MEASURES]
         write_atomic(classifier_dir(r) / "classifier.json", json.dumps(dict(rows=rows)))
 
 
@@ -88,7 +90,8 @@ def test_full_size_numbers_stand_beside_the_papers(folders):
     assert (got.ours, got.paper, got.seeds) == (52.0, 51.99, 2) and got.sd == pytest.approx(2.8284, abs=1e-3)
     t, _, _ = R.write_table(4, paper, ["kvasir"], (0, 1))
     assert t.loc["Med-Art", (ours, "kvasir F1")].startswith("0.8050") and t.loc["Real images", (ours, "kvasir F1")].startswith("0.9050")
-    assert t.loc["Real and Med-Art's images", (ours, "kvasir AUC")].startswith("1.0050") and t.loc["Real images", ("the paper", "kvasir AUC")] == "0.9962"
+    assert (t.loc["Real and Med-Art's images", (ours, "kvasir AUC")].startswith("1.0050")
+            and t.loc["Real images", ("the paper", "kvasir AUC")] == "0.9962")
 
 
 def test_missing_cells_say_what_to_run(folders):
@@ -98,10 +101,13 @@ def test_missing_cells_say_what_to_run(folders):
     ours = "ours, tiny scale, drawn phantoms"
     cell = t.loc["Med-Art", (ours, "skin FD (vit-skin)")]
     note = next(n for n in notes if n.startswith(cell.split()[1]))
-    assert [re.search(rf"papermill nbs/{n}.ipynb {re.escape(str(folders[1].resolve()))}/\S+ -p dataset skin -p method medart -p scale tiny", part) is not None for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
+    assert [re.search(rf"papermill nbs/{n}.ipynb {re.escape(str(folders[1].resolve()))}/\S+ "
+                      "-p dataset skin -p method medart -p scale tiny", part) is not None
+            for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
     sdxl = t.loc["SDXL", (ours, "skin FID")]
     assert sdxl.startswith("none [") and f"{sdxl.split()[1]} needs paper scale" in notes
-    assert [name for top, name in t.columns if top == "the paper"] == ["skin FID", "skin HFD", "skin KID"], "the paper's columns in the paper's order"
+    assert [name for top, name in t.columns if top == "the paper"] == ["skin FID", "skin HFD", "skin KID"], \
+        "the paper's columns in the paper's order"
     write_atomic(run_dir(r) / "done.json", "{}")
     assert R.to_run(r) == ["generate", "evaluate"] and R.to_run(r, 4) == ["generate", "classify"]
     assert "-p gen_split train -p gen_count 0" in R.commands(r, 4).split(" && ")[0] and "gen_split" not in R.commands(r, 2)
@@ -158,8 +164,10 @@ def test_figure_two(folders, split):
         assert row[2].images[0].get_array().max() < 0.2 < 0.7 < row[4].images[0].get_array().min()
         real = M.real_images(rs[0], "test" if split == "test" else "train")
         same = [j for j, t in enumerate(real.texts) if t == plan.texts[at] and real.classes[j] == plan.classes[at]]
-        shown = torch.from_numpy(row[1].images[0].get_array().filled() if hasattr(row[1].images[0].get_array(), "filled") else row[1].images[0].get_array())
-        assert any((shown.permute(2, 0, 1) * 255 - real.x[j].float()).abs().max() < 1 for j in same), "the real image is the one the caption describes"
+        shown = torch.from_numpy(row[1].images[0].get_array().filled() if hasattr(row[1].images[0].get_array(), "filled")
+                                 else row[1].images[0].get_array())
+        assert any((shown.permute(2, 0, 1) * 255 - real.x[j].float()).abs().max() < 1 for j in same), \
+            "the real image is the one the caption describes"
     assert "drawn phantoms" not in fig.get_suptitle() and "tiny scale" in fig.get_suptitle()
 
 

@@ -37,7 +37,8 @@ def row(method, **changes):
 
 def papermill(out, notebook="reproduce", **parameters):
     yaml = "\n".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
-    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out), "-y", yaml], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out), "-y", yaml],
+                          cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
@@ -53,7 +54,8 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     image.write_bytes(whole[:20])
     t = R.reproduce(rows, workers=2).set_index("method")
     assert t.state.to_dict() == dict(base="done", no_hldf="failed", sdxl=R.PAPER_ONLY)
-    assert t.stage["no_hldf"] == "evaluate" and image.name in t.message["no_hldf"] and "run generate again" in t.message["no_hldf"] and (t.seconds[:2] > 0).all()
+    assert (t.stage["no_hldf"] == "evaluate" and image.name in t.message["no_hldf"]
+            and "run generate again" in t.message["no_hldf"] and (t.seconds[:2] > 0).all())
     with pytest.raises(RuntimeError, match="1 of 3 rows failed"):
         R.all_done(t.reset_index())
     kept = folders[1] / R.executed(bad, "evaluate")
@@ -66,11 +68,14 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert {f: f.stat().st_mtime_ns for f in before} == before, "what was done is not done again"
     times = R.read_times()
-    assert sorted(map(tuple, times[["method", "stage", "end"]].values)) == [("base", "evaluate", "done"), ("no_hldf", "evaluate", "done"), ("no_hldf", "evaluate", "failed")]
+    assert sorted(map(tuple, times[["method", "stage", "end"]].values)) == [
+        ("base", "evaluate", "done"), ("no_hldf", "evaluate", "done"), ("no_hldf", "evaluate", "failed")]
     said = "".join(o.get("text", "") for c in nbformat.read(tmp_path / "done.ipynb", 4).cells for o in c.get("outputs", []))
-    assert f"{R.PAPER_ONLY}: skin sdxl" in said and "done    evaluate skin no_hldf" in said and "1 of 1 stages" in said and re.search(r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said)
+    assert (f"{R.PAPER_ONLY}: skin sdxl" in said and "done    evaluate skin no_hldf" in said and "1 of 1 stages" in said
+            and re.search(r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said))
     assert pd.read_csv(folders[1] / "tables/rows-tiny.csv").state.tolist() == ["done", "done", R.PAPER_ONLY]
-    assert {"table2-tiny.md", "table3-tiny.md", "table4-tiny.md"} <= {f.name for f in (folders[1] / "tables").iterdir()} and (folders[1] / "figures/figure2-skin-tiny.png").exists()
+    assert ({"table2-tiny.md", "table3-tiny.md", "table4-tiny.md"} <= {f.name for f in (folders[1] / "tables").iterdir()}
+            and (folders[1] / "figures/figure2-skin-tiny.png").exists())
     assert f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny.md").read_text()
 
 
@@ -87,16 +92,19 @@ def test_a_stop_lets_training_save_and_loses_nothing(made, folders):
     Thread(target=stop_when_it_trains).start()
     with pytest.raises(KeyboardInterrupt, match="SIGTERM: stopped.* 3 stages are left"):
         R.reproduce([r])
-    step = re.search(r"SIGINT: stopped after step (\d+) of 2000, checkpoint saved. Run the same command again", (folders[1] / R.executed(r, "train")).read_text())
+    step = re.search(r"SIGINT: stopped after step (\d+) of 2000, checkpoint saved. Run the same command again",
+                     (folders[1] / R.executed(r, "train")).read_text())
     assert step and [f.name for f in run_dir(r).glob("checkpoints/step-*")] == [f"step-{int(step[1]):07d}"]
     assert R.read_times().end.tolist() == ["stopped"] and [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"]
 
 
 def test_names_of_executed_notebooks_do_not_collide(folders):
-    rs = [row("medart"), row("medart", seed=1), row("medart", epochs=2.0), row("dora"), replace(row("medart"), gen_steps=3), recipe("kvasir", scale="tiny")]
+    rs = [row("medart"), row("medart", seed=1), row("medart", epochs=2.0), row("dora"), replace(row("medart"), gen_steps=3),
+          recipe("kvasir", scale="tiny")]
     for stage, many in (("train", 5), ("generate", 6), ("evaluate", 6), ("classify", 6)):
         assert len({R.executed(r, stage) for r in rs}) == many
-    long = row("medart", weight_decay=0.123456, min_snr=3.25, clip=0.75, caption_dropout=0.125, lr=0.00031, rank=12, alpha=13, guidance=3.75, max_tokens=48, checkpoint_every=7, dora_text=True, backprop_last_k=1)
+    long = row("medart", weight_decay=0.123456, min_snr=3.25, clip=0.75, caption_dropout=0.125, lr=0.00031, rank=12, alpha=13,
+               guidance=3.75, max_tokens=48, checkpoint_every=7, dora_text=True, backprop_last_k=1)
     assert len(R.executed(long, "train")) < 200 and R.executed(long, "train") != R.executed(replace(long, seed=1), "train")
     w = R.words(rs[1], "train")
     assert w[:3] == ["papermill", "nbs/train.ipynb", str(folders[1] / R.executed(rs[1], "train"))] and w[w.index("seed") + 1] == "1"
@@ -107,7 +115,8 @@ def test_what_is_left_of_a_row(made, folders):
     r = row("medart", captions="vsg")
     assert [n for n, _ in R.left(r, ("evaluate", "classify"))] == ["caption", "train", "generate", "evaluate", "generate", "classify"]
     write_phantoms("skin", folders[0] / "few", counts=FEW)
-    assert [n for n, _ in R.left(row("medart", captions="vsg", data="few"))][0] == "caption", "what is known of a drawing is not what a describer sees"
+    assert [n for n, _ in R.left(row("medart", captions="vsg", data="few"))][0] == "caption", \
+        "what is known of a drawing is not what a describer sees"
     other = row("medart", captions="vsg", seed=1)
     assert R.executed(r, "caption") == R.executed(other, "caption") and captions_dir(r) == captions_dir(other)
     for split in ("train", "test"):
@@ -128,7 +137,8 @@ def test_what_is_left_of_a_row(made, folders):
 
 
 def test_two_never_work_on_the_same_stage(folders, tmp_path):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(600)")], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(600)")],
+                                  metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
     nbformat.write(nb, tmp_path / "sleeps.ipynb")
     w = ["papermill", str(tmp_path / "sleeps.ipynb"), str(tmp_path / "out.ipynb")]
     p = R.start(w)
@@ -155,7 +165,8 @@ def test_the_colour_loss_is_judged_beside_the_same_model_without_it(folders, tmp
         train(r)
         generate(r)
         evaluate(r)
-    done = papermill(tmp_path / "effect.ipynb", "effect", **(SMALL | asked), datasets="skin", methods=" ".join(methods), seeds="0", name="judged")
+    done = papermill(tmp_path / "effect.ipynb", "effect", **(SMALL | asked), datasets="skin", methods=" ".join(methods),
+                     seeds="0", name="judged")
     assert done.returncode == 0, done.stderr[-2000:]
     read = lambda name: pd.read_csv(folders[1] / f"tables/judged-tiny{name}.csv").set_index(["method", "measure"])
     value, paired = read("").value, read("-paired")["0"]

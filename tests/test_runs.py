@@ -14,7 +14,8 @@ SMALL = dict(scale="tiny",epochs=.05,interval=2,solver_steps=2,gen_steps=2)
 def papermill(name,out,cwd=ROOT,**parameters):
     yaml = "\n".join(f"{k}: {json.dumps(v)}" for k,v in parameters.items())
     env = {k:v for k,v in os.environ.items() if k!="MPLBACKEND"}  # the kernel shows figures by its own backend
-    return subprocess.run([sys.executable,"-m","papermill",str(ROOT/"nbs"/f"{name}.ipynb"),str(out),"-y",yaml,"--no-progress-bar"],cwd=cwd,env=env,capture_output=True,text=True)
+    return subprocess.run([sys.executable,"-m","papermill",str(ROOT/"nbs"/f"{name}.ipynb"),str(out),"-y",yaml,"--no-progress-bar"],
+                          cwd=cwd,env=env,capture_output=True,text=True)
 
 @pytest.mark.parametrize("dataset,cwd",[("skin",ROOT),("kvasir",ROOT/"nbs")],ids=["skin from the root","kvasir from nbs"])
 def test_train_generate_evaluate(folders,tmp_path,dataset,cwd):
@@ -25,11 +26,14 @@ def test_train_generate_evaluate(folders,tmp_path,dataset,cwd):
         assert any("image/png" in o.get("data",{}) for c in nb.cells for o in c.get("outputs",[])), f"{name} shows no figure"
     run = next((folders[1]/f"{dataset}-tiny").iterdir())
     made = {f.name for f in run.rglob("*") if f.is_file()}
-    assert {"config.json","losses.csv","timing.csv","losses.png","colors.png","before-after.png","metadata.csv","adapter_model.safetensors"}<=made
-    for start,end in (("real-beside-generated",".png"),("metrics",".json")): assert any(n.startswith(start) and n.endswith(end) for n in made)
+    assert {"config.json","losses.csv","timing.csv","losses.png","colors.png","before-after.png","metadata.csv",
+            "adapter_model.safetensors"}<=made
+    for start,end in (("real-beside-generated",".png"),("metrics",".json")):
+        assert any(n.startswith(start) and n.endswith(end) for n in made)
     assert len(list(run.rglob("samples*/*/*.png")))==256
 
-@pytest.mark.parametrize("wrong,says",[(dict(datset="skin"),"dataset"),(dict(dataset="xray"),"kvasir, skin"),(dict(method="medart9"),"medart_k5"),(dict(rank="eight"),"takes int")])
+@pytest.mark.parametrize("wrong,says",[(dict(datset="skin"),"dataset"),(dict(dataset="xray"),"kvasir, skin"),
+                                       (dict(method="medart9"),"medart_k5"),(dict(rank="eight"),"takes int")])
 def test_wrong_parameters_stop_the_run(folders,tmp_path,wrong,says):
     done = papermill("train",tmp_path/"train.ipynb",**(dict(scale="tiny")|wrong))
     assert done.returncode!=0 and says in done.stderr and next(iter(wrong)) in done.stderr

@@ -21,9 +21,10 @@ from medart import sampler
 from medart.core import rng
 from medart.data import unit
 from medart.generation import generate
-from medart.hldf import checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,make_optimizer,recorded,train,training_set,training_step
+from medart.hldf import (checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,
+                         make_optimizer,recorded,train,training_set,training_step)
 from medart.losses import color_loss
-from medart.model import load_model
+from medart.model import load_model,shaken
 from medart.recipes import recipe,run_dir
 from medart.sampler import Graphed,Recomputed,count_calls,dpmpp_step,graphs,schedule
 from medart.simplify import captions_for
@@ -41,7 +42,9 @@ def result(r):
     return {str(f.relative_to(out)):f.read_bytes() for f in [*out.glob("*_lora/*"),out/"losses.csv",out/"config.json"]}|{
         f.name:f.read_bytes() for f in sorted((out/"checkpoints").glob("step-*"))[-1].glob("*.safetensors")}
 
-@pytest.mark.parametrize("change",[dict(),dict(t5_dropout=True,caption_dropout=.3,crop="random"),dict(cuda_graphs=True,lean_lora=True,dtype="bfloat16")],ids=["plain","dropout and random crops","as at full size"])
+@pytest.mark.parametrize("change",[dict(),dict(t5_dropout=True,caption_dropout=.3,crop="random"),
+                                   dict(cuda_graphs=True,lean_lora=True,dtype="bfloat16")],
+                         ids=["plain","dropout and random crops","as at full size"])
 def test_stopped_after_any_step_it_ends_the_same(small,change):
     r = small(**change); train(r); want = result(r); shutil.rmtree(run_dir(r))
     for k in range(1,8): train(r,stop_after=k)
@@ -59,13 +62,16 @@ def wait_for_checkpoint(r,step):
 def test_accelerate_launches_and_passes_on_sigterm(small,folders):
     "Two CPU processes from the shell, told to stop; one process then takes the run up."
     r = small(epochs=50.)
-    line = [str(Path(sys.executable).parent/"accelerate"),*"launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m medart.hldf --dataset skin --data made".split()]
+    line = [str(Path(sys.executable).parent/"accelerate"),"launch",
+            *"--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split(),
+            *"-m medart.hldf --dataset skin --data made".split()]
     options = [x for k,v in (SMALL|dict(epochs=50.)).items() for x in (f"--{k}",str(v))]
     env = os.environ|dict(ACCELERATE_USE_CPU="yes",OMP_NUM_THREADS="1",MASTER_PORT="29517",TORCH_ELASTIC_SHUTDOWN_TIMEOUT="240")
     p = subprocess.Popen(line+options,env=env,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,text=True)
     wait_for_checkpoint(r,2); p.send_signal(signal.SIGTERM); text = p.communicate()[0]
     newest = sorted((run_dir(r)/"checkpoints").glob("step-*"))[-1]; step = int(newest.name[5:])
-    assert checkpoint_fault(newest)=="" and f"SIGTERM: stopped after step {step} of 200, checkpoint saved. Run the same command again" in text
+    assert checkpoint_fault(newest)==""
+    assert f"SIGTERM: stopped after step {step} of 200, checkpoint saved. Run the same command again" in text
     train(r,stop_after=step+1)
     assert (run_dir(r)/"checkpoints"/f"step-{step+1:07d}").exists()
 
@@ -118,23 +124,25 @@ def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(small,bits,
     up = {k:v for k,v in load_file(run_dir(r)/"text_encoder_lora/adapter_model.safetensors").items() if "lora_B" in k}
     assert up and all(v.abs().max()>0 for v in up.values())
     assert len(list(generate(r).rglob("*.png")))==4
-    assert not [m for m in caplog.messages if "will be cast" in m], "each layer of T5 says at each step that it multiplies in half precision"
+    assert not [m for m in caplog.messages if "will be cast" in m], \
+        "each layer of T5 says at each step that it multiplies in half precision"
 
 def test_few_bits_want_a_package(small,monkeypatch):
     monkeypatch.setitem(sys.modules,"bitsandbytes",None)
     with pytest.raises(ImportError,match=r"\.\[small\].*text_bits=16"): load_model(small(text_bits=4))
 
-# What makes a step fast changes nothing but rounding. (Padding: 06_model; recomputing: 07_sampler; offload, no waiting for the device: 09_hldf.)
+# What makes a step fast changes nothing but rounding.
+# (Padding: 06_model; recomputing: 07_sampler; offload, no waiting for the device: 09_hldf.)
 
 @pytest.fixture
 def ready(small):
-    r = small(solver_steps=3,dtype="float64",t5_dropout=False); model = load_model(r); s = captions_for(r,"train")
-    for i,p in enumerate(model.trainable().values()): p.data.add_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+    r = small(solver_steps=3,dtype="float64",t5_dropout=False); model = shaken(load_model(r)); s = captions_for(r,"train")
     return r,model,training_set(model,r,s)
 
 def test_latents_from_disk_are_those_of_the_images(ready,folders):
     r,model,ts = ready; stored = list((folders[1]/"latents").glob("*.safetensors"))
-    again = training_set(model,r,captions_for(r,"train")); assert len(stored)==1 and list((folders[1]/"latents").glob("*.safetensors"))==stored
+    again = training_set(model,r,captions_for(r,"train"))
+    assert len(stored)==1 and list((folders[1]/"latents").glob("*.safetensors"))==stored
     assert torch.equal(again.moments.mean,ts.moments.mean)
     with torch.no_grad(): m = model.encode_image(unit(ts.pixels[3][None]))
     assert (m.mean[0]-ts.moments.mean[3]).abs().max()<1e-12 and (m.std[0]-ts.moments.std[3]).abs().max()<1e-12
@@ -142,11 +150,13 @@ def test_latents_from_disk_are_those_of_the_images(ready,folders):
     assert len(list((folders[1]/"latents").glob("*.safetensors")))==2
 
 def test_t5_runs_once_in_a_colour_loss(ready):
-    r,model,ts = ready; b,params = draw_batch(model,r,ts,2),list(model.trainable().values()); t5 = model.text_encoder.base_model.model
+    r,model,ts = ready; t5 = model.text_encoder.base_model.model
+    b,params = draw_batch(model,r,ts,2),list(model.trainable().values())
     assert count_calls(t5,[model.transformer],lambda: color_gradients(model,r,b,params))==(1,3)
     assert count_calls(t5,[model.transformer],lambda: color_gradients(model,replace(r,offload=True),b,params))==(2,3)
     each = torch.autograd.grad(color_loss_encoding_at_each_step(model,r,b)/3,params)
-    assert max((x-y).abs().max().item() for x,y in zip(each,color_gradients(model,r,b,params)[1]))<1e-8 # T5's layer norm and softmax round to single precision
+    # T5's layer norm and softmax round to single precision
+    assert max((x-y).abs().max().item() for x,y in zip(each,color_gradients(model,r,b,params)[1]))<1e-8
 
 def color_loss_encoding_at_each_step(model,r,b):
     "The same chain with T5 run anew, captions padded to the end and guidance in two passes at every step."
@@ -166,17 +176,21 @@ def test_larger_batches_are_averages_of_small_ones(ready):
 
 def test_compiled_blocks_give_the_same_gradients(ready):
     r,model,ts = ready; b,params = draw_batch(model,r,ts,0),[]
-    for net,name in ((model.transformer.base_model.model,"transformer_blocks"),(model.text_encoder.base_model.model.encoder,"block")): setattr(net,name,getattr(net,name)[:1])  # one of each kind is enough
+    dit,t5 = (n.base_model.model for n in (model.transformer,model.text_encoder))
+    for net,name in ((dit,"transformer_blocks"),(t5.encoder,"block")): setattr(net,name,getattr(net,name)[:1])  # one of each kind is enough
     params = list(model.trainable().values()); grads = lambda: torch.autograd.grad(diffusion_loss(model,r,b),params)
-    plain = grads(); torch._dynamo.reset(); compile_blocks(model,"aot_eager"); before = torch._dynamo.utils.counters["stats"]["unique_graphs"]; same = grads()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]>before
+    programs = lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    plain = grads(); torch._dynamo.reset(); compile_blocks(model,"aot_eager"); before = programs(); same = grads()
+    assert programs()>before
     assert max((x-y).abs().max().item() for x,y in zip(plain,same))<1e-10
 
-@pytest.mark.parametrize("change",[dict(),dict(color_batch=1),dict(backprop_last_k=2),dict(guidance=1.),dict(lora_text=False),dict(lora_transformer=False),dict(min_snr=5.),dict(lean_lora=True,alpha=16)],ids=lambda c: " ".join(c) or "as it is")
+@pytest.mark.parametrize("change",[dict(),dict(color_batch=1),dict(backprop_last_k=2),dict(guidance=1.),dict(lora_text=False),
+                                   dict(lora_transformer=False),dict(min_snr=5.),dict(lean_lora=True,alpha=16)],
+                         ids=lambda c: " ".join(c) or "as it is")
 def test_recorded_steps_have_the_same_gradients(small,change):
     "On a GPU they are recorded; on a CPU the same functions run as they are."
-    r = small(solver_steps=3,dtype="float64",captions="simple",**change); model = load_model(r); ts = training_set(model,r,captions_for(r,"train")); b = draw_batch(model,r,ts,2)
-    for i,p in enumerate(model.trainable().values()): p.data.add_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+    r = small(solver_steps=3,dtype="float64",captions="simple",**change); model = shaken(load_model(r))
+    b = draw_batch(model,r,training_set(model,r,captions_for(r,"train")),2)
     params = list(model.trainable().values())
     for grads in (diffusion_gradients,color_gradients):
         (x,plain),(y,same) = (grads(model,replace(r,cuda_graphs=on),b,params) for on in (False,True))
@@ -196,21 +210,28 @@ def test_a_recording_reads_its_inputs_anew_and_gives_copies(monkeypatch):
     monkeypatch.setattr(sampler,"capture",again); monkeypatch.setattr(Graphed,"devices",("cpu",))
     double = Graphed(lambda x,i: [2*x,i+1]); x = torch.ones(3)
     one,two = double(x,torch.tensor([1])),double(3*x,torch.tensor([2]))
-    assert one[0].tolist()==[2.]*3 and two[0].tolist()==[6.]*3 and one[1].item()==2 and two[1].item()==3 and len(calls)==1, "a result is overwritten by the next"
-    assert double(torch.ones(4),torch.tensor([1]))[0].shape==(4,) and double(x.double(),torch.tensor([1]))[0].dtype==torch.float64 and len(calls)==3
-    w = torch.nn.Parameter(torch.tensor([2.,3.])); f = Recomputed(lambda x,i: [w*x,i],[w]); x = torch.tensor([5.,7.],requires_grad=True)
+    assert one[0].tolist()==[2.]*3 and two[0].tolist()==[6.]*3, "a result is overwritten by the next"
+    assert one[1].item()==2 and two[1].item()==3 and len(calls)==1
+    assert double(torch.ones(4),torch.tensor([1]))[0].shape==(4,)
+    assert double(x.double(),torch.tensor([1]))[0].dtype==torch.float64 and len(calls)==3
+    w,x = torch.nn.Parameter(torch.tensor([2.,3.])),torch.tensor([5.,7.],requires_grad=True)
+    f = Recomputed(lambda x,i: [w*x,i],[w])
     for _ in range(2):
-        y,i = f(x,torch.tensor([4])); z,_ = f(y,i); gx,gw = torch.autograd.grad(z.sum(),[x,w])  # w*w*x, through the same recording twice
+        y,i = f(x,torch.tensor([4])); z,_ = f(y,i)  # w*w*x, through the same recording twice
+        gx,gw = torch.autograd.grad(z.sum(),[x,w])
         assert gx.tolist()==[4.,9.] and gw.tolist()==[20.,42.] and i.item()==4 and not i.requires_grad
         f.weights = None
     assert len(calls)==5, "once forwards, once backwards"
     with torch.no_grad(): assert f(x,torch.tensor([4]))[0].tolist()==[10.,21.]
 
-@pytest.mark.parametrize("change",[dict(offload=True),dict(checkpoint_all=True),dict(t5_dropout=True),dict(text_bits=8)],ids=lambda c: " ".join(c))
+@pytest.mark.parametrize("change",[dict(offload=True),dict(checkpoint_all=True),dict(t5_dropout=True),dict(text_bits=8)],
+                         ids=lambda c: " ".join(c))
 def test_what_must_not_be_recorded_is_not(small,change):
     "T5's dropout is off in a colour loss, which may be recorded all the same."
-    r = small(cuda_graphs=True,captions="simple",color_at_start=True,**change); model = load_model(r); ts = training_set(model,r,captions_for(r,"train"))
-    assert not recorded(r) and recorded(r,event=True)==("t5_dropout" in change) and recorded(small(cuda_graphs=True)) and recorded(small(cuda_graphs=True,offload=True,lora_text=False))
+    r = small(cuda_graphs=True,captions="simple",color_at_start=True,**change); model = load_model(r)
+    ts = training_set(model,r,captions_for(r,"train"))
+    assert not recorded(r) and recorded(r,event=True)==("t5_dropout" in change)
+    assert recorded(small(cuda_graphs=True)) and recorded(small(cuda_graphs=True,offload=True,lora_text=False))
     training_step(model,r,draw_batch(model,r,ts,0),make_optimizer(model,r),0,Accelerator())
     assert {k[0] for k in graphs(model)}==({"predict","read"} if "t5_dropout" in change else set())
 
@@ -218,44 +239,52 @@ def test_lean_loras_learn_what_peft_s_do(small):
     "One step of either moves the adapters alike, and each reads what the other has written."
     made = {}
     for lean in (False,True):
-        r = small(lean_lora=lean,captions="simple",alpha=16); out = train(r); made[lean] = load_file(out/"transformer_lora/adapter_model.safetensors")|load_file(out/"text_encoder_lora/adapter_model.safetensors")
-    assert made[True].keys()==made[False].keys() and all((made[True][k]-made[False][k]).norm()<1e-3*made[False][k].norm() for k in made[True])
-    z,t = torch.randn(1,*load_model(r).latent_shape,generator=rng(0,"z")),torch.tensor(500)
-    seen = [m.predict(z,t,m.encode_text(["a star"])) for lean in (False,True) for m in [load_model(small(lean_lora=lean,captions="simple"),adapters=out)]]
+        out = train(small(lean_lora=lean,captions="simple",alpha=16))
+        made[lean] = {k:v for f in sorted(out.glob("*_lora/adapter_model.safetensors")) for k,v in load_file(f).items()}
+    assert len(made[True])==176 and made[True].keys()==made[False].keys()
+    assert all((made[True][k]-made[False][k]).norm()<1e-3*made[False][k].norm() for k in made[True])
+    models = [load_model(small(lean_lora=lean,captions="simple"),adapters=out) for lean in (False,True)]
+    z,t = torch.randn(1,*models[0].latent_shape,generator=rng(0,"z")),torch.tensor(500)
+    seen = [m.predict(z,t,m.encode_text(["a star"])) for m in models]
     assert (seen[0]-seen[1]).abs().max()<1e-5
     made = []
     for lean in (False,True):  # the gradients themselves, which AdamW would hide a factor of
-        r = small(lean_lora=lean,captions="simple",alpha=16,dtype="float64"); model = load_model(r); ts = training_set(model,r,captions_for(r,"train"))
-        for i,p in enumerate(model.trainable().values()): p.data.copy_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+        r = small(lean_lora=lean,captions="simple",alpha=16,dtype="float64"); model = shaken(load_model(r))
+        ts = training_set(model,r,captions_for(r,"train"))
         made.append(diffusion_gradients(model,r,draw_batch(model,r,ts,0),list(model.trainable().values()))[1])
     assert max(((x-y).norm()/x.norm()).item() for x,y in zip(*made))<1e-8
 
 def test_lean_loras_leave_to_peft_what_they_do_not_know(small):
     "Another adapter, two of them, or none switched on."
-    m = load_model(small(lean_lora=True)); net = m.transformer; x = torch.randn(1,*m.latent_shape,generator=rng(0,"x")),torch.tensor(500),m.encode_text(["a star"])
-    for i,p in enumerate(m.trainable().values()): p.data.copy_(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype)*.02)
+    m = shaken(load_model(small(lean_lora=True))); net = m.transformer
+    x = torch.randn(1,*m.latent_shape,generator=rng(0,"x")),torch.tensor(500),m.encode_text(["a star"])
     with torch.no_grad():
         lean = m.predict(*x)
         with net.disable_adapter(): off = m.predict(*x)
-        net.add_adapter("other",LoraConfig(r=2,target_modules=["to_q"],init_lora_weights=True)); net.set_adapter("other"); other = m.predict(*x)
+        net.add_adapter("other",LoraConfig(r=2,target_modules=["to_q"],init_lora_weights=True)); net.set_adapter("other")
+        other = m.predict(*x)
         net.base_model.set_adapter(["default","other"]); both = m.predict(*x)
         merged = copy.deepcopy(net).merge_and_unload()
         assert torch.equal(other,off) and (both-lean).abs().max()<1e-5 and (lean-off).abs().max()>1e-3
         m.transformer = merged; assert (m.predict(*x)-lean).abs().max()<1e-4
 
 def test_lean_loras_keep_away_from_dora_and_quantized_weights(small):
-    kinds = lambda net: {type(m).__name__ for m in net.modules() if type(m).__module__.startswith("peft.tuners.lora") or type(m).__name__=="LeanLora"}
-    m = load_model(small(lean_lora=True,dora_text=True)); assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder)
-    m = load_model(small(lean_lora=True,text_bits=8)); assert "LeanLora" in kinds(m.transformer) and "Linear8bitLt" in kinds(m.text_encoder) and "LeanLora" not in kinds(m.text_encoder)
+    def kinds(net): return {type(m).__name__ for m in net.modules() if type(m).__module__.startswith(("peft.tuners.lora","medart"))}
+    m = load_model(small(lean_lora=True,dora_text=True))
+    assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder)
+    m = load_model(small(lean_lora=True,text_bits=8))
+    assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder) and "Linear8bitLt" in kinds(m.text_encoder)
 
 def test_torch_is_left_as_it_was_found(small):
-    state = lambda: (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled(),torch.utils.deterministic.fill_uninitialized_memory)
+    def state(): return (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled(),
+                         torch.utils.deterministic.fill_uninitialized_memory)
     before = state()
     with pytest.raises(KeyError),deterministic(small(),"cuda"):
         assert state()==(True,False,False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
         raise KeyError
     assert state()==before
-    with pytest.raises(RuntimeError,match="deterministic=False"),deterministic(small(),"cuda"): raise RuntimeError("some_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'.")
+    said = "some_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'."
+    with pytest.raises(RuntimeError,match="deterministic=False"),deterministic(small(),"cuda"): raise RuntimeError(said)
     with pytest.raises(RuntimeError,match="^another$"),deterministic(small(),"cuda"): raise RuntimeError("another")
     assert state()==before
     for r,device in ((small(),"cpu"),(small(deterministic=False),"cuda")):
