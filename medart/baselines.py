@@ -7,8 +7,10 @@ __all__ = ['ATTENTION', 'CLIP_ATTENTION', 'CLIP_L', 'CLIP_G', 'UNET_SD', 'UNET_S
            'Baseline', 'StableDiffusion', 'SDXL', 'HunyuanDiT', 'FastDiT', 'random_pipeline']
 
 # %% ../nbs/13_baselines.ipynb #0eeebc62
-import json
+import json,logging
 from pathlib import Path
+
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "torchvision" not in r.getMessage())  # does without
 
 import torch
 from diffusers import (AutoencoderKL,DiTTransformer2DModel,DPMSolverMultistepScheduler,HunyuanDiTPipeline,

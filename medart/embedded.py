@@ -12,11 +12,13 @@ __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'SD_SCHEDULE', 'word_tokeni
            'guess_errors']
 
 # %% ../nbs/15_embedded.ipynb #753b216f
-import json,platform
+import json,logging,platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "torchvision" not in r.getMessage())  # does without
 
 import numpy as np
 import torch
