@@ -39,7 +39,7 @@ from .simplify import captions_for,captions_key
 
 # %% ../nbs/09_hldf.ipynb #9c6a8261
 # read once, when cuBLAS is first used: `deterministic` below asks for it
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")
+if "CUBLAS_WORKSPACE_CONFIG" not in os.environ: os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
 def cached_moments(
