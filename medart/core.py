@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['progress', 'root', 'data_dir', 'outputs_dir', 'seed_of', 'rng', 'np_rng', 'write_atomic', 'file_hash', 'stable_hash',
-           'built', 'mark_built', 'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
+           'built', 'mark_built', 'unmark', 'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
 
 # %% ../nbs/00_core.ipynb #094ee96d
 import hashlib,json,os
@@ -107,6 +107,12 @@ def mark_built(
 ) -> Path:
     "Note that a small model is complete."
     return write_atomic(Path(folder)/"built.json",json.dumps(dict(settings=settings,**marks),indent=1)+"\n")
+
+def unmark(
+    folder # of a small model, there or not
+):
+    "Take the note away, before other weights are written."
+    (Path(folder)/"built.json").unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #3e8f0403
 progress = partial(tqdm, delay=2, mininterval=1, dynamic_ncols=False, ncols=100)

@@ -73,9 +73,9 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     said = "".join(o.get("text", "") for c in nbformat.read(tmp_path / "done.ipynb", 4).cells for o in c.get("outputs", []))
     assert (f"{R.PAPER_ONLY}: skin sdxl" in said and "done    evaluate skin no_hldf" in said and "1 of 1 stages" in said
             and re.search(r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said))
-    assert pd.read_csv(folders[1] / "tables/rows-tiny.csv").state.tolist() == ["done", "done", R.PAPER_ONLY]
+    assert pd.read_csv(folders[1] / "tables/rows-base-no_hldf-sdxl-tiny.csv").state.tolist() == ["done", "done", R.PAPER_ONLY]
     assert ({"table2-tiny.md", "table3-tiny.md", "table4-tiny.md"} <= {f.name for f in (folders[1] / "tables").iterdir()}
-            and (folders[1] / "figures/figure2-skin-tiny.png").exists())
+            and (folders[1] / "figures/figure2-skin-base-no_hldf-sdxl-tiny.png").exists())
     assert f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny.md").read_text()
 
 
