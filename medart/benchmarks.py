@@ -6,7 +6,7 @@
 __all__ = ['VAE_512', 'ABAR', 'configs', 'bench_model', 'bench_set', 'count_flops', 'one_step', 'known_times', 'one_event',
            'floor_flops', 'timed', 'matmul_rate', 'Plain', 'Case', 'our_step', 'our_event', 'other_loras', 'plain_loop',
            'one_optimizer', 'encode_captions', 'paint_block', 'our_painting', 'two_passes', 't5_each_step', 'compiled',
-           'opposites', 'cases', 'agreement', 'measure', 'header', 'benchmark', 'quoted', 'benchmark_figure',
+           'opposites', 'cases', 'agreement', 'time_case', 'header', 'benchmark', 'quoted', 'benchmark_figure',
            'full_captions', 'shapes', 'continued', 'one_image', 'full_size_floors', 'Alive', 'fused_attention',
            'alive_peak', 'quiet', 'allocated_peak', 'memory_check', 'chain_alone', 'one_pass', 'text_alone',
            'encode_images', 'weight_bytes', 'activations', 'memory_table', 'memory_figure']
@@ -398,7 +398,7 @@ def agreement(
     return rows
 
 # %% ../nbs/17_benchmarks.ipynb #7390aff1
-def measure(
+def time_case(
     case:Case,    # what to time
     model:Model,  # trained on noise, so of no use afterwards
     repeats:int   # runs that count, of colour losses and of painting a quarter, at least two
@@ -450,7 +450,7 @@ def benchmark(
         if keep: write_atomic(path,json.dumps(out,indent=1)+"\n")
     for c in todo:
         if out["rows"] and late(): return out
-        out["rows"].append(measure(c,model,repeats)); done()
+        out["rows"].append(time_case(c,model,repeats)); done()
     if not late(): out["agreement"] += agreement(model,r,event=True); done()
     return out
 

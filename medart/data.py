@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'IMAGES', 'BESIDE', 'LABELS', 'STAND_INS', 'COLUMNS', 'CALLED', 'SPLITS', 'CHECKS', 'stream', 'fetch',
            'archive_fault', 'unpack', 'how_to_get', 'get_source', 'class_of', 'files_below', 'list_tree', 'read_table',
            'columns_of', 'find_file', 'list_csv', 'list_images', 'Fault', 'identify', 'to_rgb', 'strip_jpeg',
-           'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'check_image', 'cores', 'read_log',
+           'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'check_image', 'cores', 'read_scan',
            'scan', 'lot', 'groups_of', 'subset', 'split_groups', 'prepared_dir', 'whole', 'decide', 'sift', 'place',
            'remarks', 'tidy', 'record', 'prepare', 'Split', 'find_data', 'load_split', 'read_image', 'crop',
            'to_tensor', 'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
@@ -590,7 +590,7 @@ def _workers(n, processes): # threads for a few files; processes, forked from on
     return ProcessPoolExecutor(cores(),mp_context=context,initializer=_quiet)
 
 # %% ../nbs/03_data.ipynb #d7a7198f
-def read_log(
+def read_scan(
     log    # scan.jsonl
 ) -> dict: # file -> what was found last
     "Findings so far."
@@ -609,7 +609,7 @@ def scan(
 ) -> list:               # findings, in the order of files
     "Look at all files. Run again to continue."
     out = Path(out); (out/"pool").mkdir(parents=True,exist_ok=True)
-    log = out/"scan.jsonl"; seen = read_log(log)
+    log = out/"scan.jsonl"; seen = read_scan(log)
     def same(f):
         x = seen.get(f)
         try: s = (Path(root)/f).stat()
@@ -786,7 +786,7 @@ def tidy(
     keep,log = set(t.name),out/"scan.jsonl"
     for f in (out/"pool").iterdir():
         if f.name not in keep: f.unlink()
-    write_atomic(log,"".join(json.dumps(x)+"\n" for x in read_log(log).values() if not x["name"] or x["name"] in keep))
+    write_atomic(log,"".join(json.dumps(x)+"\n" for x in read_scan(log).values() if not x["name"] or x["name"] in keep))
 
 # %% ../nbs/03_data.ipynb #81a21db4
 def record(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'draw_batch', 'min_snr_weight', 'diffusion_loss',
            'in_the_way', 'recorded', 'diffusion_gradients', 'hldf_cond', 'hldf_loss', 'color_gradients',
-           'training_step', 'update', 'across', 'mark', 'between', 'deterministic', 'make_optimizer', 'compile_blocks',
-           'Waits', 'Log', 'read_log', 'shown', 'checkpoint_files', 'save_checkpoint', 'checkpoint_fault',
-           'load_checkpoint', 'stop_signals', 'Votes', 'sample_grid', 'Window', 'total_steps', 'finished',
-           'peak_memory', 'train', 'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
+           'training_step', 'update', 'across', 'mark', 'between', 'deterministic', 'make_optimizer', 'Waits', 'Log',
+           'read_log', 'shown', 'checkpoint_files', 'save_checkpoint', 'checkpoint_fault', 'load_checkpoint',
+           'stop_signals', 'Votes', 'sample_grid', 'Window', 'compile_blocks', 'total_steps', 'finished', 'peak_memory',
+           'train', 'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
 
 # %% ../nbs/09_hldf.ipynb #dd164d0c
 import hashlib,json,os,resource,shutil,signal,threading,time
@@ -350,19 +350,6 @@ def make_optimizer(
     groups = [dict(params=[p for n,p in t.items() if n.split(".")[0]==part],lr=lr) for part,lr in rates.items()]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=r.lr, weight_decay=r.weight_decay, fused=True)
 
-# %% ../nbs/09_hldf.ipynb #7199fa03
-def compile_blocks(
-    model:Model,             # its repeated blocks are compiled in place
-    backend:str="inductor"   # of torch.compile
-) -> Model:
-    "Compile each network's blocks, one program for all blocks of a kind and a caption length."
-    torch._dynamo.config.recompile_limit = 64
-    repeated = GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock
-    for net in (model.denoiser,*model.text_encoders):
-        for b in net.modules():
-            if isinstance(b,repeated): b.compile(backend=backend,dynamic=False)
-    return model
-
 # %% ../nbs/09_hldf.ipynb #33ff64f3
 class Waits(TorchDispatchMode):
     "Counts, inside a `with`, the operations whose result the host must wait for."
@@ -575,6 +562,19 @@ class Window:
         from IPython.display import display
         if self.handle is None: self.handle = display(fig,display_id=True)
         else: self.handle.update(fig)
+
+# %% ../nbs/09_hldf.ipynb #7199fa03
+def compile_blocks(
+    model:Model,             # its repeated blocks are compiled in place
+    backend:str="inductor"   # of torch.compile
+) -> Model:
+    "Compile each network's blocks, one program for all blocks of a kind and a caption length."
+    torch._dynamo.config.recompile_limit = 64
+    repeated = GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock
+    for net in (model.denoiser,*model.text_encoders):
+        for b in net.modules():
+            if isinstance(b,repeated): b.compile(backend=backend,dynamic=False)
+    return model
 
 # %% ../nbs/09_hldf.ipynb #ee4d1a3f
 def total_steps(

@@ -19,6 +19,7 @@ def add_noise(
     abar = abar.to(z0.dtype)[:,None,None,None]
     return abar.sqrt()*z0+(1-abar).sqrt()*eps
 
+# %% ../nbs/08_losses.ipynb #bb5fb88a
 def velocity(
     z0:Tensor,   # clean latents, (n,4,h,w)
     eps:Tensor,  # Gaussian noise, as z0
@@ -28,6 +29,7 @@ def velocity(
     abar = abar.to(z0.dtype)[:,None,None,None]
     return abar.sqrt()*eps-(1-abar).sqrt()*z0
 
+# %% ../nbs/08_losses.ipynb #15116cbb
 def latent_loss(
     eps:Tensor,      # the noise that was added, (n,4,h,w)
     eps_pred:Tensor  # the noise that was predicted, as eps

@@ -7,8 +7,8 @@ __all__ = ['LEAST', 'STATS', 'ALIASES', 'TONES', 'INCEPTION', 'VERSION', 'SAW', 
            'generated_images', 'check_classes', 'Extractor', 'weights_hash', 'load_extractor', 'Features', 'pixel_hash',
            'features', 'gaussian', 'frechet', 'mmd2', 'kid', 'prdc', 'color_stats', 'color_gaps', 'color_gap',
            'paired_color_gap', 'lab', 'lab_pixels', 'saturation', 'sliced_wasserstein', 'label_classes', 'named',
-           'Floor', 'floor_plan', 'mixed_order', 'half_spread', 'wilson', 'frechet_infinity', 'Seen', 'look', 'measure',
-           'saturate', 'blur', 'add_noise', 'by_class', 'skin_angle', 'tone_of', 'by_tone', 'shrink', 'thumbnails',
+           'Floor', 'floor_plan', 'mixed_order', 'half_spread', 'frechet_infinity', 'wilson', 'Seen', 'look', 'measure',
+           'saturate', 'blur', 'spoil_noise', 'by_class', 'skin_angle', 'tone_of', 'by_tone', 'downscale', 'thumbnails',
            'thumbnail_crops', 'Space', 'copy_spaces', 'nearest', 'copy_scores', 'copy_thresholds', 'suspicious',
            'disguises', 'review_sheet', 'inception_weights', 'load_inception', 'feature_space', 'measure_other',
            'compare', 'infinity_row', 'paired_row', 'named_row', 'origin', 'base_recipe', 'results_path', 'evaluate',
@@ -406,17 +406,6 @@ def half_spread(
     values = [statistic(half(a,"a",k),half(b,"b",k)) for k in range(reps)]
     return pd.DataFrame(values).std() if isinstance(values[0],dict) else float(np.std(values,ddof=1))
 
-# %% ../nbs/11_metrics.ipynb #99761c92
-def wilson(
-    k:int,       # successes
-    n:int,       # trials
-    z:float=1.96 # standard normal quantile, 95%
-) -> tuple:      # low, high
-    "Interval of a share (Wilson 1927): sensible at 0 and at 1 too."
-    p,c = k/n,z*z/n
-    mid,half = (p+c/2)/(1+c),z*np.sqrt(p*(1-p)/n+c/n/4)/(1+c)
-    return float(mid-half),float(mid+half)
-
 # %% ../nbs/11_metrics.ipynb #aecb3435
 def frechet_infinity(
     a:np.ndarray,      # features, (m,d)
@@ -435,6 +424,17 @@ def frechet_infinity(
         rows += [(1/m,frechet(a[p[:m]],b[q[:m]])) for m in np.linspace(n//2,n,sizes).astype(int)]
     slope,intercept = np.polyfit(*np.transpose(rows),1)
     return float(intercept)
+
+# %% ../nbs/11_metrics.ipynb #99761c92
+def wilson(
+    k:int,       # successes
+    n:int,       # trials
+    z:float=1.96 # standard normal quantile, 95%
+) -> tuple:      # low, high
+    "Interval of a share (Wilson 1927): sensible at 0 and at 1 too."
+    p,c = k/n,z*z/n
+    mid,half = (p+c/2)/(1+c),z*np.sqrt(p*(1-p)/n+c/n/4)/(1+c)
+    return float(mid-half),float(mid+half)
 
 # %% ../nbs/11_metrics.ipynb #91828901
 @dataclass(frozen=True)
@@ -492,7 +492,7 @@ def blur(
     return torch.from_numpy(gaussian_filter(x.float().numpy(),(0,0,sigma,sigma))).round().byte()
 
 # %% ../nbs/11_metrics.ipynb #cdba6093
-def add_noise(
+def spoil_noise(
     x:Tensor,     # uint8 (n,3,h,w)
     sigma:float,  # standard deviation, 0..255
     seed:int=0
@@ -567,7 +567,7 @@ def by_tone(
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_metrics.ipynb #83bf3a1e
-def shrink(
+def downscale(
     x:Tensor,    # uint8 (n,3,h,w)
     side:int     # pixels
 ) -> Tensor:     # float (n,3,side,side)
@@ -590,7 +590,7 @@ def thumbnail_crops(
 ):                     # yields (n,768), 107 times
     "Thumbnails of all crops: the image is shrunk so that a crop is 32 pixels, and every window of 32 is taken."
     for s in scales:
-        y = shrink(x,round(32/s))
+        y = downscale(x,round(32/s))
         for i in range(y.shape[2]-31):
             for j in range(y.shape[3]-31): yield thumbnails(y[:,:,i:i+32,j:j+32])
 
@@ -611,7 +611,7 @@ def copy_spaces(
     mean = features(ex,train,cache=cache).f.mean(0)
     seen = lambda x: normalize(torch.from_numpy(features(ex,x,cache=cache).f-mean),dim=1).float()
     middle = lambda x: x[...,x.shape[2]//10:-(x.shape[2]//10),x.shape[3]//10:-(x.shape[3]//10)]
-    return dict(thumbnails=Space(lambda x: [thumbnails(shrink(y,32)) for y in (x,x.flip(3))],thumbnail_crops),
+    return dict(thumbnails=Space(lambda x: [thumbnails(downscale(y,32)) for y in (x,x.flip(3))],thumbnail_crops),
                 features=Space(lambda x: [seen(x),seen(x.flip(3))],lambda x: [seen(x),seen(middle(x))]))
 
 # %% ../nbs/11_metrics.ipynb #55486bb1
@@ -676,7 +676,7 @@ def disguises(
     h = x.shape[2]; m = round(.8*h)
     at = [np_rng(seed,"cut",i).integers(h-m+1,size=2) for i in range(len(x))]
     cut = torch.stack([a[:,i:i+m,j:j+m] for a,(i,j) in zip(x,at)])
-    return dict(plain=x,mirrored=x.flip(3),cropped=shrink(cut,h).round().clamp(0,255).byte(),
+    return dict(plain=x,mirrored=x.flip(3),cropped=downscale(cut,h).round().clamp(0,255).byte(),
                 jpeg=torch.stack([_jpeg(a) for a in x]),brighter=(x.float()*1.2).clamp(max=255).byte())
 
 # %% ../nbs/11_metrics.ipynb #63cc1418

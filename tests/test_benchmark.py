@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_runs import papermill
 
-from medart.benchmarks import (agreement,alive_peak,allocated_peak,bench_model,bench_set,cases,continued,full_captions,measure,
-                               memory_table,one_event,one_step,quoted,shapes,timed)
+from medart.benchmarks import (agreement,alive_peak,allocated_peak,bench_model,bench_set,cases,continued,full_captions,
+                               memory_table,one_event,one_step,quoted,shapes,time_case,timed)
 from medart.hldf import draw_batch
 from medart.model import shaken
 from medart.recipes import recipe
@@ -59,7 +59,7 @@ def test_a_case_leaves_the_model_as_it_was():
 def test_a_case_that_does_not_fit_is_written_down():
     def too_much(k): raise torch.OutOfMemoryError("no room")
     model = bench_model(R); case = replace(cases(R,"aot_eager")[0],ready=lambda model,r: nullcontext(too_much))
-    row = measure(case,model,2); assert row["fits"] is False and row["seconds"] is None
+    row = time_case(case,model,2); assert row["fits"] is False and row["seconds"] is None
     assert row["fault"]=="does not fit into memory" and json.loads(json.dumps(row))==row
 
 def test_another_gradient_does_not_agree():
@@ -71,7 +71,7 @@ def test_another_gradient_does_not_agree():
 def test_a_case_that_fails_is_written_down_too():
     def broken(k): raise RuntimeError("no such kernel\nmore about it")
     model = bench_model(R); case = replace(cases(R,"aot_eager")[0],ready=lambda model,r: nullcontext(broken))
-    row = measure(case,model,2); assert row["fits"] is False and row["fault"]=="RuntimeError: no such kernel"
+    row = time_case(case,model,2); assert row["fits"] is False and row["fault"]=="RuntimeError: no such kernel"
 
 def test_warm_up_does_not_count():
     seen = []; t = timed(seen.append,repeats=3,warmup=2)
