@@ -651,7 +651,7 @@ def weight_bytes(
 
 # %% ../nbs/17_benchmarks.ipynb #f01a2373
 def activations(
-    r:Recipe # of full size
+    r:Recipe # of full size, without cuda_graphs
 ) -> list:   # (what, settings, bits of T5, bytes made on the way)
     "What each part of training makes on the way and cannot drop yet, computed."
     models,few = shapes(r),shapes(replace(r,text_bits=4))  # beside few bits T5's LoRAs are PEFT's
@@ -672,7 +672,7 @@ def activations(
              ("colour loss","",4,event(True,checkpointing=True)),
              ("colour loss","checkpoint_all=True",4,event(True,checkpoint_all=True)),
              ("colour loss","offload=True",0,lora+alive(chain_alone,checkpointing=True)(r.solver_steps)),
-             ("colour loss","offload=True",16,2*lora+alive(text_alone)())]  # the other part, see above
+             ("colour loss","offload=True",16,2*lora+alive(text_alone)())]  # T5's share of the gradient, once it is back
     # without a gradient a block is forgotten when the next begins: two are as good as all
     both = encode_captions(small,r)
     return rows+[("encoding images","",16,alive_peak(lambda: encode_images(small,r))),

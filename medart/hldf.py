@@ -69,7 +69,7 @@ class TrainingSet:
     "Training images in memory, ready to be drawn from."
     files:tuple            # n names
     texts:tuple            # n captions
-    pixels:list            # n uint8 images (3,h,w), shorter side `size`
+    pixels:list            # n uint8 images (3,h,w): center crops, or, to be cropped at each step, with shorter side `size`
     size:int               # pixels a side of a crop
     moments:Moments|None   # of the center crops, or None: encode at each step
 
@@ -187,8 +187,9 @@ def diffusion_gradients(
 ) -> tuple:       # noise loss, its gradients
     "Eq. 3 and its gradients."
     if not recorded(r):
-        with checkpointing(model,r.checkpoint_all,text=True): loss = diffusion_loss(model,r,b)
-        return loss.detach(),torch.autograd.grad(loss,params)
+        with checkpointing(model,r.checkpoint_all,text=True):
+            loss = diffusion_loss(model,r,b)
+            return loss.detach(),torch.autograd.grad(loss,params)
     def run(z0,eps,t,*tokens):
         with converted(model.networks,model.dtype):
             loss = diffusion_loss(model,r,Batch(None,None,z0,eps,t,None),model.read(*tokens))
@@ -620,11 +621,12 @@ def _finish(out,model,r,log,steps,key):
     write_atomic(out/"done.json", json.dumps(done)+"\n")
 
 # %% ../nbs/09_hldf.ipynb #009076fc
-def _ready(acc,r,out):
-    n = acc.num_processes
+def _shared(r,n):
     if r.batch_size%n:
         raise ValueError(f"{n} processes cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//n)*n}: "
                          "another recipe, with fewer updates an epoch; nothing else is scaled.")
+
+def _ready(acc,r,out):
     if not acc.is_main_process: return
     _writable(out); _sweep(out/"checkpoints")
     if acc.device.type=="cuda" and r.cuda_graphs and (why := in_the_way(r)):
@@ -643,6 +645,7 @@ def train(
     out = run_dir(r)
     acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(out) if r.tracker else None)
     main,rank,world = acc.is_main_process,acc.process_index,acc.num_processes
+    _shared(r,world)
     with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
     if finished(r,key): print(f"{out} is complete."); return out
     _ready(acc,r,out)

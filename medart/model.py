@@ -107,7 +107,6 @@ class Model:
     @property
     def dtype(self): return self.vae.dtype
 
-
 # %% ../nbs/06_model.ipynb #7d3107ee
 @patch
 def forget(self:Model) -> Model:
