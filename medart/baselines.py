@@ -16,6 +16,7 @@ import torch
 from diffusers import (AutoencoderKL,DiTTransformer2DModel,DPMSolverMultistepScheduler,HunyuanDiTPipeline,
                        StableDiffusionPipeline,StableDiffusionXLPipeline)
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
+from fastcore.basics import patch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
@@ -170,40 +171,51 @@ class FastDiT(Model):
                 sample_size=self.latent_shape[-1],patch_size=max(1,self.latent_shape[-1]//8),
                 num_embeds_ada_norm=len(self.classes))
 
-    @classmethod
-    def from_weights(cls, r:Recipe, device="cpu"):
-        base = locate(r.model)
-        return cls(AutoencoderKL.from_pretrained(base,subfolder="vae",dtype=getattr(torch,r.dtype)),
-                   DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler").alphas_cumprod.double(), r)
+# %% ../nbs/13_baselines.ipynb #b317ddb9
+@patch(cls_method=True)
+def from_weights(cls:FastDiT, r:Recipe, device="cpu"):
+    base = locate(r.model)
+    return cls(AutoencoderKL.from_pretrained(base,subfolder="vae",dtype=getattr(torch,r.dtype)),
+               DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler").alphas_cumprod.double(), r)
 
-    def adapt(self, r:Recipe):
-        self.vae.requires_grad_(False).eval(); self.transformer.requires_grad_(True).eval()
-        return self
+@patch
+def adapt(self:FastDiT, r:Recipe):
+    self.vae.requires_grad_(False).eval(); self.transformer.requires_grad_(True).eval()
+    return self
 
-    def tokens(self, texts, raw=False):
-        names = [t.lower().strip() for t in texts]; lost = next((t for t in names if t and t not in self.classes),None)
-        if lost is not None: raise ValueError(f"Fast-DiT paints classes, not captions: {lost!r} is none of "
-                                              f"{', '.join(self.classes)}. Use captions=class.")
-        return put(torch.tensor([self.classes.index(t) if t else len(self.classes) for t in names]),self.device)[:,None],
+# %% ../nbs/13_baselines.ipynb #b66c5838
+@patch
+def tokens(self:FastDiT, texts, raw=False):
+    names = [t.lower().strip() for t in texts]; lost = next((t for t in names if t and t not in self.classes),None)
+    if lost is not None:
+        raise ValueError(f"Fast-DiT paints classes, not captions: {lost!r} is none of {', '.join(self.classes)}. "
+                         "Use captions=class.")
+    return put(torch.tensor([self.classes.index(t) if t else len(self.classes) for t in names]),self.device)[:,None],
 
-    def read(self, labels): return Cond(labels[...,None],torch.ones_like(labels))
+@patch
+def read(self:FastDiT, labels): return Cond(labels[...,None],torch.ones_like(labels))
 
-    def predict(self, zt, t, cond):
-        with torch.autocast(zt.device.type,self.dtype,enabled=self.dtype==torch.bfloat16):
-            out = self.transformer(zt.to(torch.promote_types(self.dtype,torch.float32)),t.expand(len(zt)),cond.emb[:,0,0],
-                                   return_dict=False)[0]
-        return out[:,:zt.shape[1]].to(zt.dtype)
+@patch
+def predict(self:FastDiT, zt, t, cond):
+    with torch.autocast(zt.device.type,self.dtype,enabled=self.dtype==torch.bfloat16):
+        out = self.transformer(zt.to(torch.promote_types(self.dtype,torch.float32)),t.expand(len(zt)),cond.emb[:,0,0],
+                               return_dict=False)[0]
+    return out[:,:zt.shape[1]].to(zt.dtype)
 
-    def save(self, folder): self.transformer.save_pretrained(Path(folder)/"transformer"); return Path(folder)
+# %% ../nbs/13_baselines.ipynb #7c82bf54
+@patch
+def save(self:FastDiT, folder):
+    self.transformer.save_pretrained(Path(folder)/"transformer")
+    return Path(folder)
 
-    def load(self, folder, trainable=False):
-        if not (Path(folder)/"transformer/config.json").exists():
-            raise FileNotFoundError(f"No transformer in {folder}. Train first: "
-                                    "papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin")
-        self.transformer = DiTTransformer2DModel.from_pretrained(Path(folder)/"transformer").to(self.device)\
-            .requires_grad_(trainable).eval()
-        self.vae.requires_grad_(False).eval()
-        return self
+@patch
+def load(self:FastDiT, folder, trainable=False):
+    if not (Path(folder)/"transformer/config.json").exists():
+        raise FileNotFoundError(f"No transformer in {folder}. Train first: "
+                                "papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin")
+    net = DiTTransformer2DModel.from_pretrained(Path(folder)/"transformer").to(self.device)
+    self.transformer = net.requires_grad_(trainable).eval(); self.vae.requires_grad_(False).eval()
+    return self
 
 # %% ../nbs/13_baselines.ipynb #95775ea2
 def random_pipeline(

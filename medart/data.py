@@ -79,6 +79,25 @@ def stream(
     return total
 
 # %% ../nbs/03_data.ipynb #a6d1ee34
+def _bring(url,part,tries,wait,timeout): # until it is whole, or nothing came so many times in a row
+    size = lambda: part.stat().st_size if part.exists() else 0
+    failed,why = 0,""
+    while failed<tries:
+        before = size()
+        try:
+            total = stream(url,part,timeout)
+            if not total or size()==total: return
+            why = f"the connection closed at {size():,} of {total:,} bytes"
+        except HTTPError as e:
+            why = f"HTTP {e.code} {e.reason}"
+            if e.code<500 and e.code not in (408,429): failed = tries
+        except (OSError,HTTPException) as e: why = f"{type(e).__name__}: {e}"
+        failed = 0 if size()>before else failed+1
+        if 0<failed<tries: time.sleep(wait*2**(failed-1))
+    raise ConnectionError(f"{url} could not be fetched ({why}). "
+                          +(f"The {size():,} bytes that came are kept: run again to continue." if size() else ""))
+
+# %% ../nbs/03_data.ipynb #46b1ae41
 def fetch(
     url:str,          # what to get
     path,             # where it goes
@@ -94,29 +113,12 @@ def fetch(
         if path.exists() and note.exists():
             m = json.loads(note.read_text())
             if m["bytes"]==path.stat().st_size and sha256 in ("",m["sha256"]): return path
-        size = lambda: part.stat().st_size if part.exists() else 0
-        failed,why = 0,""
-        while failed<tries:
-            before = size()
-            try:
-                total = stream(url,part,timeout)
-                if not total or size()==total: break
-                why = f"the connection closed at {size():,} of {total:,} bytes"
-            except HTTPError as e:
-                why = f"HTTP {e.code} {e.reason}"
-                if e.code<500 and e.code not in (408,429): failed = tries
-            except (OSError,HTTPException) as e: why = f"{type(e).__name__}: {e}"
-            failed = 0 if size()>before else failed+1
-            if 0<failed<tries: time.sleep(wait*2**(failed-1))
-        else:
-            raise ConnectionError(f"{url} could not be fetched ({why}). "
-                                  +(f"The {size():,} bytes that came are kept: run again to continue." if size() else ""))
-        got = file_hash(part)
+        _bring(url,part,tries,wait,timeout); got = file_hash(part)
         if sha256 and got!=sha256:
             part.unlink()
             raise ValueError(f"{url} has SHA-256 {got}, expected {sha256}: it is not the file it should be and was removed. "
                              "Run again; if it stays so, do not use this source.")
-        write_atomic(note,json.dumps(dict(url=url,bytes=size(),sha256=got),indent=1)+"\n")
+        write_atomic(note,json.dumps(dict(url=url,bytes=part.stat().st_size,sha256=got),indent=1)+"\n")
         os.replace(part,path); part.with_name(part.name+".json").unlink(missing_ok=True)
     return path
 
