@@ -29,7 +29,7 @@ from .data import cores,crop,load_split,read_pixels,unit
 from .generation import load_samples
 from .hldf import finished,read_losses,stop_signals
 from .metrics import distance_name,results,results_path
-from .recipes import METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
+from .recipes import DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
 from .simplify import captions_for,captions_key,only_simple,read_captions
 
 # %% ../nbs/14_report.ipynb #83e701fb
@@ -313,10 +313,11 @@ def write_table(
     datasets,        # which data sets
     seeds=(0,)       # of the runs
 ) -> tuple:          # the table to read, notes, caption
-    "A table as CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}.*"
+    "A table as CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}.*, or table{k}-{scale}-{dataset}.* of one data set."
     r,cells = made(datasets[0],"medart",seeds[0]),table_cells(k,made,datasets,seeds)
     (t,notes),text = wide(cells,made_at(r)),caption(k,r,seeds)
-    path = outputs_dir()/f"tables/table{k}-{r.scale}"
+    which = [] if set(datasets)==set(DATASETS) else datasets
+    path = outputs_dir()/"tables"/"-".join([f"table{k}",r.scale,*which])
     write_atomic(path.with_suffix(".csv"),cells.assign(scale=r.scale,data=r.data).to_csv(index=False))
     write_atomic(path.with_suffix(".md"),markdown(t,notes,text))
     write_atomic(path.with_suffix(".tex"),latex(t,notes,text))

@@ -64,7 +64,7 @@ def test_a_tiny_number_never_stands_under_the_papers_name(folders):
                 assert not re.search(r"\b(KFD|HFD)\b", name), "distances of the small networks have names of their own"
         assert "TINY SCALE" in text and "drawn phantoms" in text and "cannot be compared with the paper's" in text
     made = {f.name for f in (folders[1] / "tables").iterdir()}
-    assert made == {f"table{k}-tiny.{e}" for k in (2, 3, 4) for e in ("csv", "md", "tex")}
+    assert made == {f"table{k}-tiny-skin.{e}" for k in (2, 3, 4) for e in ("csv", "md", "tex")}
     for f in (folders[1] / "tables").iterdir():
         said = f.read_text()
         assert ("tiny,phantom/skin" if f.suffix == ".csv" else "TINY SCALE") in said
@@ -85,7 +85,7 @@ def test_full_size_numbers_stand_beside_the_papers(folders):
     assert t.loc["Med-Art", ("the paper", "kvasir FID")] == "51.99" and t.loc["Med-Art", ("the paper", "kvasir KID")] == "0.012"
     assert t.loc["Real against real", (ours, "kvasir FID")] == "20.00"
     assert "PAPER SCALE" not in text and "a sample of the training set, as in the paper" in text
-    cells = pd.read_csv(folders[1] / "tables" / "table2-paper.csv")
+    cells = pd.read_csv(folders[1] / "tables" / "table2-paper-kvasir.csv")
     got = cells[(cells.method == "medart") & (cells.measure == "FID")].iloc[0]
     assert (got.ours, got.paper, got.seeds) == (52.0, 51.99, 2) and got.sd == pytest.approx(2.8284, abs=1e-3)
     t, _, _ = R.write_table(4, paper, ["kvasir"], (0, 1))
@@ -135,7 +135,7 @@ def test_markdown_and_latex_hold_every_cell(folders):
 def test_csv_reads_back(folders):
     finish(tiny("skin", "medart", 0), distance=20.0)
     R.write_table(2, tiny, ["skin"])
-    rows = list(csv.DictReader(io.StringIO((folders[1] / "tables" / "table2-tiny.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((folders[1] / "tables" / "table2-tiny-skin.csv").read_text())))
     assert {row["scale"] for row in rows} == {"tiny"} and {row["data"] for row in rows} == {"phantom/skin"}
     for row in rows:
         assert not (row["ours"] and row["paper"]), "at tiny scale no cell has both, since no measure is the same"

@@ -74,9 +74,9 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     assert (f"{R.PAPER_ONLY}: skin sdxl" in said and "done    evaluate skin no_hldf" in said and "1 of 1 stages" in said
             and re.search(r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said))
     assert pd.read_csv(folders[1] / "tables/rows-base-no_hldf-sdxl-tiny.csv").state.tolist() == ["done", "done", R.PAPER_ONLY]
-    assert ({"table2-tiny.md", "table3-tiny.md", "table4-tiny.md"} <= {f.name for f in (folders[1] / "tables").iterdir()}
+    assert ({"table2-tiny-skin.md", "table3-tiny-skin.md", "table4-tiny-skin.md"} <= {f.name for f in (folders[1] / "tables").iterdir()}
             and (folders[1] / "figures/figure2-skin-base-no_hldf-sdxl-tiny.png").exists())
-    assert f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny.md").read_text()
+    assert f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny-skin.md").read_text()
 
 
 def test_a_stop_lets_training_save_and_loses_nothing(made, folders):
