@@ -651,11 +651,12 @@ def weight_bytes(
 
 # %% ../nbs/17_benchmarks.ipynb #f01a2373
 def activations(
-    r:Recipe # of full size, without cuda_graphs
-) -> list:   # (what, settings, bits of T5, bytes made on the way)
+    r:Recipe,  # of full size, without cuda_graphs
+    lora:float # bytes of the LoRAs
+) -> list:     # (what, settings, bits of T5, bytes made on the way)
     "What each part of training makes on the way and cannot drop yet, computed."
     models,few = shapes(r),shapes(replace(r,text_bits=4))  # beside few bits T5's LoRAs are PEFT's
-    small = models[2,2]; lora = sum(p.numel()*p.element_size() for p in bench_model(r,"meta").trainable().values())
+    small = models[2,2]
     @cache
     def alive(run, beside_few=False, **kw):
         return continued(alive_peak,run,replace(r,**kw),few if beside_few else models,run in (one_event,chain_alone))
@@ -690,7 +691,7 @@ def memory_table(
     rest,text = weight_bytes(model.transformer)+weight_bytes(model.vae),cache(partial(weight_bytes,model.text_encoder))
     rows = [dict(what=what, settings=", ".join(filter(None,(settings,f"text_bits={bits}" if 0<bits<16 else ""))),
                  weights=rest+(text(bits) if bits else 0), optimizer=2*lora if what in ("step","colour loss") else 0, made=made)
-            for what,settings,bits,made in activations(r)]
+            for what,settings,bits,made in activations(r,lora)]
     t = pd.DataFrame(rows); parts = ["weights","optimizer","made"]
     t["total"] = t[parts].sum(axis=1); t[[*parts,"total"]] /= 1e9
     t = t.loc[t.groupby(["what","settings"],sort=False).total.idxmax()].reset_index(drop=True)  # of offload's parts the larger

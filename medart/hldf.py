@@ -33,13 +33,9 @@ from .core import image_grid,outputs_dir,progress,rng,np_rng,save_figure,seed_of
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
 from .model import Cond,Model,Moments,converted,flat,load_model,put,unflat,vae_batch
-from .recipes import Recipe,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
+from .recipes import Recipe,check_shares,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
 from .sampler import Graphed,checkpointing,floats,graphs,recomputing,sample
 from .simplify import captions_for,captions_key
-
-# %% ../nbs/09_hldf.ipynb #9c6a8261
-# read once, when cuBLAS is first used: `deterministic` below asks for it
-if "CUBLAS_WORKSPACE_CONFIG" not in os.environ: os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
 def cached_moments(
@@ -124,17 +120,17 @@ def draw_batch(
     def randn(stream): return put(torch.randn((len(i),*model.latent_shape),generator=g(stream),dtype=wide)[mine],model.device)
     drop = (torch.rand(len(i),generator=g("drop"))<r.caption_dropout).tolist()[mine]
     t = put(torch.randint(len(model.abar),(len(i),),generator=g("time"))[mine],model.device)
-    crops,m = _images(model,ts,i[mine],torch.rand(len(i),2,generator=g("crop")).tolist()[mine],wide)
+    if ts.moments is None: crops,m = _cropped(model,ts,i[mine],torch.rand(len(i),2,generator=g("crop")).tolist()[mine])
+    else:
+        crops,pick = [ts.pixels[j] for j in i[mine]],lambda x: torch.stack([x[j] for j in i[mine]]).to(wide)
+        m = Moments(pick(ts.moments.mean),pick(ts.moments.std))
     return Batch(["" if d else ts.texts[j] for d,j in zip(drop,i[mine])],crops,
                  m.sample(randn("latent")),randn("noise"),t,randn("start"))
 
 @torch.no_grad()
-def _images(model,ts,ids,at,wide): # the crops, and their latents' moments
-    if ts.moments is None:
-        crops = [crop(ts.pixels[j],ts.size,a) for j,a in zip(ids,at)]
-        return crops,model.encode_image(unit(put(torch.stack(crops),model.device)))
-    pick = lambda x: torch.stack([x[j] for j in ids]).to(wide)
-    return [ts.pixels[j] for j in ids],Moments(pick(ts.moments.mean),pick(ts.moments.std))
+def _cropped(model,ts,ids,at): # crops, and their latents' moments
+    crops = [crop(ts.pixels[j],ts.size,a) for j,a in zip(ids,at)]
+    return crops,model.encode_image(unit(put(torch.stack(crops),model.device)))
 
 # %% ../nbs/09_hldf.ipynb #d9f11122
 def min_snr_weight(
@@ -320,6 +316,8 @@ def between(a,b): # seconds from a to b, of `mark`
     return a.elapsed_time(b)/1e3
 
 # %% ../nbs/09_hldf.ipynb #bb499321
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")  # read once, when cuBLAS is first used
+
 @contextmanager
 def deterministic(
     r:Recipe, # deterministic
@@ -621,11 +619,6 @@ def _finish(out,model,r,log,steps,key):
     write_atomic(out/"done.json", json.dumps(done)+"\n")
 
 # %% ../nbs/09_hldf.ipynb #009076fc
-def _shared(r,n):
-    if r.batch_size%n:
-        raise ValueError(f"{n} processes cannot share batch_size={r.batch_size}. Pass batch_size={-(-r.batch_size//n)*n}: "
-                         "another recipe, with fewer updates an epoch; nothing else is scaled.")
-
 def _ready(acc,r,out):
     if not acc.is_main_process: return
     _writable(out); _sweep(out/"checkpoints")
@@ -645,7 +638,7 @@ def train(
     out = run_dir(r)
     acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(out) if r.tracker else None)
     main,rank,world = acc.is_main_process,acc.process_index,acc.num_processes
-    _shared(r,world)
+    check_shares(f"{world} processes",world,r.batch_size)
     with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
     if finished(r,key): print(f"{out} is complete."); return out
     _ready(acc,r,out)

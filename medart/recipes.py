@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DATASETS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'PROFILES', 'METHODS', 'ROW_TITLES', 'PAPER', 'Dataset',
            'category', 'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate',
-           'no_weights', 'Recipe', 'detect_scale', 'recipe', 'settings', 'run_dir', 'samples_dir', 'classifier_dir',
-           'captions_dir', 'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'row_from',
-           'command', 'recipe_from_line', 'describe']
+           'no_weights', 'Recipe', 'detect_scale', 'recipe', 'check_shares', 'settings', 'run_dir', 'samples_dir',
+           'classifier_dir', 'captions_dir', 'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names',
+           'recipe_from', 'row_from', 'command', 'recipe_from_line', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse,ast,difflib,json,re,shlex
@@ -344,6 +344,17 @@ def _typed(f, v):
                          f"{f.type if isinstance(f.type,str) else getattr(f.type,'__name__',f.type)}, for example {f.name}={f.default!r}.")
     return tuple(v) if isinstance(v,list) else v
 
+# %% ../nbs/01_recipes.ipynb #d202fdaf
+def check_shares(
+    who:str,       # is to share, in words
+    n:int,         # how many they are
+    batch_size:int # images a step
+):
+    "A batch that cannot be shared evenly is refused."
+    if batch_size%n:
+        raise ValueError(f"{who} cannot share batch_size={batch_size}. Pass batch_size={-(-batch_size//n)*n}: "
+                         "another recipe, with fewer updates an epoch; nothing else is scaled.")
+
 # %% ../nbs/01_recipes.ipynb #6ad6c543
 def _check(r):
     _oneof("captions",r.captions,("vsg","simple","class","empty")); _oneof("crop",r.crop,("center","random"))
@@ -365,10 +376,7 @@ def _check(r):
     if r.offload and r.text_bits<16:
         raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights stay where they are. "
                          "Choose one of the two.")
-    if r.batch_size%r.num_processes:
-        raise ValueError(f"num_processes={r.num_processes} cannot share batch_size={r.batch_size}. "
-                         f"Pass batch_size={-(-r.batch_size//r.num_processes)*r.num_processes}: "
-                         "another recipe, with fewer updates an epoch; nothing else is scaled.")
+    check_shares(f"num_processes={r.num_processes}",r.num_processes,r.batch_size)
     if r.temperature<=0 or not 0<r.top_p<=1:
         raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} above 0 and at most 1.")
     if r.backprop_last_k>r.solver_steps:

@@ -223,8 +223,7 @@ def __call__(self:Recomputed, *xs):
     if xs[0].device.type in Graphed.devices:
         with torch.no_grad(): self.backward.record(*xs,*floats(self.forward.record(*xs)[1]))
     if self.weights is None:
-        nothing = torch.zeros(0,device=xs[0].device,requires_grad=True)
-        self.weights = flat(self.params) if self.params else nothing
+        self.weights = flat(self.params) if self.params else torch.zeros(0,device=xs[0].device,requires_grad=True)
     return _Recomputed.apply(self,self.weights,*xs)
 
 class _Recomputed(torch.autograd.Function):
