@@ -8,13 +8,14 @@ IN_VENV := . $(VENV)/bin/activate &&
 export JUPYTER_PATH := $(CURDIR)/$(VENV)/share/jupyter
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test notebooks readme clean
+.PHONY: help setup demo test notebooks readme reference clean
 
 help:
 	@echo "make demo       train, generate, evaluate, classify and tables at tiny scale: outputs/*.ipynb"
 	@echo "make test       lint, then run every test and every numbered notebook"
 	@echo "make notebooks  write medart/ and re-execute the numbered notebooks in place"
 	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make reference  renew outputs/reference from your own outputs/tables, figures and benchmark"
 	@echo "make setup      only make the environment in $(VENV), as the others do first"
 	@echo "make clean      remove $(VENV) and caches; data/ and outputs/ stay"
 
@@ -56,6 +57,13 @@ notebooks: $(READY)
 
 readme: $(READY)
 	$(IN_VENV) python tools/build_readme.py
+
+# No run writes to outputs/reference: what is shown there is copied on purpose, file by file of those it holds.
+reference:
+	@git ls-files outputs/reference | while read -r f; do \
+	  new="$${MEDART_OUTPUTS:-outputs}/$${f#outputs/reference/}"; \
+	  if [ -f "$$new" ]; then cp "$$new" "$$f"; echo "$$f"; fi; \
+	done
 
 clean:
 	rm -rf $(VENV) build medart.egg-info .pytest_cache .ruff_cache
