@@ -23,7 +23,7 @@ import psutil
 import seaborn as sns
 import torch
 
-from .classifier import MEASURES,classified,synthetic_recipe
+from .classifier import SCORES,classified,synthetic_recipe
 from .core import data_dir,image_grid,outputs_dir,progress,root,stable_hash,to_array,write_atomic
 from .data import cores,crop,load_split,read_pixels,unit
 from .generation import load_samples
@@ -162,7 +162,7 @@ def learned(
 ) -> dict:              # measure -> (mean over the classifiers' seeds, None)
     "Table 4's numbers of a run. The paper's F1 is taken for the weighted one."
     t = pd.DataFrame(classified(r)["rows"]); t = t[t.training==kind].groupby("measure").value.mean()
-    return {k:(t[m],None) for k,m in zip(("F1","macro F1","BACC","AUC"),MEASURES)}
+    return {k:(t[m],None) for k,m in zip(("F1","macro F1","BACC","AUC"),SCORES)}
 
 # %% ../nbs/14_report.ipynb #cd4269ba
 def row_title(k, m): return "w/o HLDF (PixArt-alpha)" if k==3 and m=="no_hldf" else ROW_TITLES[m]  # what table k calls a row

@@ -1,6 +1,7 @@
 "The classifier on tasks whose answers are known: what it learns, what its scores say, what is kept, what is refused."
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 
 from medart import classifier as C
 from medart import metrics as M
+from medart.data import Split
 from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, classifier_dir, recipe, samples_dir
 
@@ -41,7 +43,7 @@ def blobs(n, seed, dim=0.0):
 def test_scores_of_known_answers():
     y = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     right, blind = np.eye(3)[y], np.tile([0.5, 0.25, 0.25], (8, 1))
-    assert C.scores(y, right) == dict.fromkeys(C.MEASURES, 1.0)
+    assert C.scores(y, right) == dict.fromkeys(C.SCORES, 1.0)
     got = C.scores(y, blind)
     f0 = 2 * 0.5 * 1 / 1.5  # precision 1/2, recall 1
     assert got == pytest.approx(dict(weighted_f1=f0 / 2, macro_f1=f0 / 3, bacc=1 / 3, auc=0.5))
@@ -72,7 +74,96 @@ def test_a_class_without_test_images_is_refused():
         C.scores(np.array([0, 1, 0]), np.eye(3)[[0, 1, 0]])
 
 
+def three(p=None, y=(0, 1, 2)):
+    return lambda: C.scores(np.array(y), np.eye(3) if p is None else p)
+
+
+@pytest.mark.parametrize("wrong,says", [
+    (lambda: C.scores(np.zeros(5, int), np.ones((5, 1))), "one class only"),
+    (lambda: C.scores(np.zeros(0, int), np.ones((0, 2))), "no test image of class 0, 1 of 2"),
+    (three(np.full((3, 3), np.nan)), "3 of 3 answers are no numbers: the classifier has diverged"),
+    (three(np.array([[1, 0, 0], [0, np.inf, 0], [0, 0, 1.0]])), "1 of 3 answers"),
+    (three(y=(0, 1, 3)), "classes 0 to 2"),
+    (three(y=(0, 1)), "2 true classes for 3 answers"),
+])
+def test_what_has_no_scores_is_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        wrong()
+
+
+def test_two_classes_have_scores():
+    assert C.scores(np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]) == dict.fromkeys(C.SCORES, 1.0)
+
+
 # Training
+
+def test_all_training_sets_have_the_same_number_of_updates(run, monkeypatch):
+    "Twice the images for the same epochs would be twice the updates, which help by themselves."
+    run, seen = replace(run, classifier_epochs=3), []
+    fit = C.train_classifier
+
+    def counted(net, x, y, **k):
+        losses = fit(net, x, y, **k)
+        seen.append((len(x), len(losses)))
+        return losses
+
+    monkeypatch.setattr(C, "train_classifier", counted)
+    C.classify(run, seeds=(0,))
+    assert seen == [(32, 3), (32, 3), (64, 3)]
+    assert C.classified(run)["updates"] == 3
+
+
+def test_a_batch_may_be_cut_but_no_image_is_preferred():
+    whole = C.training_batches(10, 4, 6)
+    assert sorted(np.concatenate(whole[:3])) == sorted(np.concatenate(whole[3:])) == list(range(10))
+    assert [b.tolist() for b in C.training_batches(10, 4, 2)] == [b.tolist() for b in whole[:2]]
+    assert len(C.training_batches(3, 8, 5)) == 5 == C.count_updates(3, 5, 8)
+
+
+def test_a_diverged_classifier_is_said(run):
+    with pytest.raises(ValueError, match=r"diverged: its loss is (nan|inf) at update \d+. Lower classifier_lr=1e\+30"):
+        C.classify(replace(run, classifier_lr=1e30, classifier_epochs=4), seeds=(0,))
+    fast = replace(run, classifier_lr=3.0, classifier_epochs=4)
+    C.classify(fast, seeds=(0,))
+    remarks = C.classified(fast)["remarks"]
+    assert {x["training"] for x in remarks} == set(C.KINDS) and all("learned nothing" in x["remark"] for x in remarks)
+    assert C.scores_table(C.classified(fast))["remarks"].str.contains("seed 0: learned nothing").all()
+
+
+def test_a_damaged_answer_on_disk_is_computed_anew(run):
+    before = C.classify(run, seeds=(0,))
+    files = sorted((classifier_dir(run).parents[1] / "classifiers").glob("*.npz"))
+    whole = [f.read_bytes() for f in files]
+    turned = bytearray(whole[0])
+    turned[len(turned) // 3] ^= 1
+    for f, data in zip(files, (bytes(turned), whole[1][:50], b"")):
+        f.write_bytes(data)
+    assert C.classify(run, seeds=(0,)).equals(before)
+    assert [f.read_bytes() for f in files] == whole
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 0)])
+def test_seeds_are_given_once_each(run, seeds):
+    with pytest.raises(ValueError, match="each once"):
+        C.classify(run, seeds=seeds)
+
+
+@pytest.mark.parametrize("train,test,says", [
+    (dict(a=3), dict(a=2), "one class only"),
+    (dict(a=3, b=2), dict(a=2), "holds no image of b"),
+    (dict(a=3, b=2), dict(), "holds no images"),
+    (dict(a=3, b=2), dict(a=2, b=1, c=1), "classes that the training set lacks: c"),
+])
+def test_a_task_without_scores_is_refused_before_anything_is_read(run, monkeypatch, train, test, says):
+    def split(counts):
+        names = tuple(c for c, n in counts.items() for _ in range(n))
+        return Split(Path("nowhere"), names, names, names)
+
+    monkeypatch.setattr(C, "load_split", lambda r, s: split(dict(train=train, test=test)[s]))
+    monkeypatch.setattr(C, "load_vit", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=says):
+        C.classify(run, seeds=(0,))
+
 
 def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
     train, test = blobs(64, 0), blobs(64, 1)
@@ -144,12 +235,14 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
 
 def test_classify_once_and_again(run, monkeypatch):
     rows = C.classify(run, seeds=(0, 1))
-    assert set(rows.training) == set(C.KINDS) and set(rows.measure) == set(C.MEASURES) and len(rows) == 3 * 2 * 4
+    assert set(rows.training) == set(C.KINDS) and set(rows.measure) == set(C.SCORES) and len(rows) == 3 * 2 * 4
     res = C.classified(run)
     assert res["n"] == dict(synthetic=32, real=32, both=64) and res["n_test"] == 24 and res["about"].startswith("skin, medart, tiny scale")
     for c in res["confusion"].values():
         assert np.sum(c) == 48 and np.sum(c, 1).tolist() == [6] * 8
-    assert C.scores_table(res).shape == (3, 5) and C.recalls(res).shape == (8, 3)
+    table = C.scores_table(res)
+    assert set(table["updates"]) == {1} and set(table["test images"]) == {24} and C.recalls(res).shape == (8, 3)
+    assert {"F1, weighted", "F1, macro"} <= set(table) and table["F1, macro"].str.contains("±").all()
     recall = C.recalls(res).mean()
     bacc = rows[rows.measure == "bacc"].groupby("training").value.mean()
     assert all(recall[k] == pytest.approx(bacc[k]) for k in C.KINDS), "balanced accuracy is the mean of the recalls"

@@ -41,7 +41,7 @@ def finish(r, fid=None, distance=None, kid=None, f1=None):
     if f1 is not None:
         write_atomic(samples_dir(C.synthetic_recipe(r)) / "metadata.csv", "")
         rows = [dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s)
-                for i, k in enumerate(C.KINDS) for s in (0, 1) for m in C.MEASURES]
+                for i, k in enumerate(C.KINDS) for s in (0, 1) for m in C.SCORES]
         write_atomic(classifier_dir(r) / "classifier.json", json.dumps(dict(rows=rows)))
 
 
