@@ -48,6 +48,38 @@ def images(r, split):
     return M.real_images(r, split)
 
 
+# What a number means
+
+def test_each_measure_states_once_how_it_is_read():
+    "Whatever the measure, a smaller gap is better, and a share of the way is counted in gaps."
+    for key, m in M.MEASURES.items():
+        assert m.key == key and m.title and m.unit and m.better in ("lower", "higher", "closer")
+        assert m.signed == (m.better == "closer")
+    worse = dict(frechet=(9, 3), kid=(0.1, -0.02), coverage=(0.2, 0.9), density=(0.3, 1.2), auc=(0.5, 0.9),
+                 saturation_shift=(0.2, -0.1))
+    for key, (bad, good) in worse.items():
+        assert M.find_measure(key).gap(bad) > M.find_measure(key).gap(good), key
+    assert set(M.HEADLINE) == {"paired_color_gap", "lab_distance", "saturation_shift", "frechet", "named"} <= set(M.MEASURES)
+    for unknown in ("ssim", "", "Frechet", None):
+        with pytest.raises(ValueError, match="Known are frechet"):
+            M.find_measure(unknown)
+
+
+@pytest.mark.parametrize("key,value,base,real,share", [
+    ("saturation_shift", -0.0347, 0.0225, 0.0035, (0.0225 - 0.0347) / (0.0225 - 0.0035)),  # past zero, and farther away
+    ("saturation_shift", 0.01, -0.03, -0.01, 1.0),
+    ("coverage", 0.7, 0.5, 0.9, 0.5),
+    ("density", 1.3, 0.9, 1.1, 2.0),
+    ("frechet", 6, 10, 2, 0.5),
+    ("kid", -0.01, 0.09, -0.01, 1.0)])
+def test_share_of_the_way_follows_direction_and_sign(key, value, base, real, share):
+    m = M.find_measure(key)
+    assert m.closed(value, base, real) == pytest.approx(share)
+    assert m.closed(pd.Series([value, base]), base, real).tolist() == pytest.approx([share, 0])
+    assert np.isnan(m.closed(value, real, real)), "no way, no share of it"
+    assert np.isnan(m.closed(value, real, base)), "the untouched model is nearer than real images"
+
+
 # Distances
 
 @pytest.mark.parametrize("n,m,d", [(300, 400, 24), (500, 200, 8), (400, 500, 40)])
