@@ -21,7 +21,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
-from .core import seed_of,write_atomic
+from .core import save_pretrained,seed_of,write_atomic
 from .data import load_split
 from .model import Cond,Model,put
 from .recipes import Recipe,category,dataset_of,locate
@@ -205,7 +205,7 @@ def predict(self:FastDiT, zt, t, cond):
 # %% ../nbs/13_baselines.ipynb #7c82bf54
 @patch
 def save(self:FastDiT, folder):
-    self.transformer.save_pretrained(Path(folder)/"transformer")
+    save_pretrained(self.transformer,Path(folder)/"transformer")
     return Path(folder)
 
 @patch
@@ -260,7 +260,7 @@ def random_pipeline(
             pipe = HunyuanDiTPipeline(vae,bert,tok,dit,schedule,None,None,False,t5,
                                       AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer"))
         else: raise ValueError(f"family {family!r} has trained small weights or none of this kind. Choose sdxl or hunyuan.")
-        pipe.save_pretrained(folder)
+        save_pretrained(pipe,folder)
     return Path(folder)
 
 # %% ../nbs/13_baselines.ipynb #8a113d52

@@ -4,39 +4,68 @@
 
 # %% auto #0
 __all__ = ['progress', 'root', 'data_dir', 'outputs_dir', 'passing_outputs', 'seed_of', 'rng', 'np_rng', 'write_atomic',
-           'file_hash', 'stable_hash', 'built', 'mark_built', 'unmark', 'to_array', 'image_grid', 'save_figure',
-           'save_table', 'check_answer']
+           'sync_folder', 'share_files', 'save_pretrained', 'file_hash', 'stable_hash', 'file_word', 'short_name',
+           'built', 'mark_built', 'unmark', 'peak_rss', 'to_array', 'image_grid', 'save_figure', 'save_table',
+           'check_answer']
 
 # %% ../nbs/00_core.ipynb #094ee96d
-import hashlib,json,os,tempfile
+import hashlib
+import json
+import os
+import re
+import stat
+import sys
+import tempfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #b22fdfb0
+def _is_ours(folder):  # does its settings.ini name this project?
+    try:
+        text = (folder/"settings.ini").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # no such file, a folder of that name, or not ours to read
+    return re.search(r"^\s*lib_name\s*[=:]\s*medart\s*$", text, re.MULTILINE) is not None
+
 def root(
-) -> Path: # the folder that holds settings.ini
-    "The repository's root: searched upward from here, else the checkout this module was installed from, else here."
+) -> Path: # the folder whose settings.ini names this project
+    "The repository: searched upward from here, else the installed checkout, else here."
     here = Path.cwd()
-    for p in (here, *here.parents, Path(__file__).resolve().parents[1] if "__file__" in globals() else here):
-        if (p/"settings.ini").exists() and (p/"nbs").exists(): return p
-    return here
+    installed = [Path(__file__).resolve().parents[1]] if "__file__" in globals() else []
+    return next(filter(_is_ours, (here, *here.parents, *installed)), here)
 
 # %% ../nbs/00_core.ipynb #e8f23454
+def _folder_of(variable, default):  # what an environment variable says, or a default
+    told = os.environ.get(variable, "").strip()
+    if not told:
+        return root()/default
+    try:
+        path = root()/Path(told).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{variable}={told!r} names no home folder: {e}") from None
+    there = next((p for p in (path, *path.parents) if p.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise NotADirectoryError(f"{variable}={told!r} cannot be a folder: {there} is a "
+                                 f"file. Set {variable} to another folder.")
+    return path
+
+# %% ../nbs/00_core.ipynb #0dc26549
 def data_dir(
 ) -> Path: # MEDART_DATA if set, else data/ in the repository
-    "Where data sets and embedded models live."
-    return Path(os.environ.get("MEDART_DATA") or root()/"data")
+    "Where data sets and bundled models live."
+    return _folder_of("MEDART_DATA", "data")
 
 def outputs_dir(
 ) -> Path: # MEDART_OUTPUTS if set, else outputs/ in the repository
     "Where runs leave what they make."
-    return Path(os.environ.get("MEDART_OUTPUTS") or root()/"outputs")
+    return _folder_of("MEDART_OUTPUTS", "outputs")
 
 # %% ../nbs/00_core.ipynb #089b2021
 @contextmanager
@@ -82,13 +111,54 @@ def write_atomic(
     data:bytes|str   # whole contents
 ) -> Path:           # the same name
     "Write a file so that a kill at any moment leaves the old one or the new one."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(tmp,"wb") as f:
-        f.write(data.encode() if isinstance(data,str) else data)
-        f.flush(); os.fsync(f.fileno())
-    os.replace(tmp,path)
+    with open(tmp, "wb") as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
     return path
+
+# %% ../nbs/00_core.ipynb #659885a2
+def sync_folder(
+    folder # in which names were added or changed
+) -> None:
+    "See a folder's names to the disk; Windows opens no folder, and needs none."
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+# %% ../nbs/00_core.ipynb #aa105033
+def share_files(
+    folder # a file, or a folder with everything below it
+) -> None:
+    "Give files the mode that the umask asks for; one that is more open stays so."
+    probe = Path(tempfile.mkdtemp())/"probe"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    probe.parent.rmdir()
+    folder = Path(folder)
+    for f in [folder] if folder.is_file() else folder.rglob("*"):
+        now = f.lstat().st_mode
+        if stat.S_ISREG(now) and now & mode != mode:
+            f.chmod(stat.S_IMODE(now) | mode)
+
+# %% ../nbs/00_core.ipynb #7078e287
+def save_pretrained(
+    what,   # a network, tokenizer, processor or pipeline with this method
+    folder  # to write
+) -> Path:  # the same
+    "Save as the libraries do, for everyone whom the umask lets read."
+    what.save_pretrained(folder)
+    share_files(folder)
+    return Path(folder)
 
 # %% ../nbs/00_core.ipynb #e51a8487
 def file_hash(
@@ -102,6 +172,24 @@ def stable_hash(
 ) -> str:    # 16 hexadecimal digits
     "A hash that depends on content alone, not on key order or process."
     return hashlib.blake2b(json.dumps(obj,sort_keys=True,default=str).encode(), digest_size=8).hexdigest()
+
+# %% ../nbs/00_core.ipynb #150580a9
+def file_word(
+    text:str,     # any text
+    most:int=40   # readable characters
+) -> str:         # another word for each text, in any letter case
+    "A text as part of a file's name: itself, or a readable part of it and a hash."
+    plain = re.sub(r"[^A-Za-z0-9._,-]+", "-", text)[:most]
+    if plain == text and text == text.lower() and text[-1:] not in ("", "."):
+        return text
+    return f"{plain}~{stable_hash(text)[:12]}"
+
+def short_name(
+    name:str,     # part of a file's name, made of such words
+    most:int=120  # characters
+) -> str:         # itself, or its beginning and a hash
+    "A name that every file system takes: most allow 255 bytes, endings included."
+    return name if len(name) <= most else f"{name[:most-13]}~{stable_hash(name)[:12]}"
 
 # %% ../nbs/00_core.ipynb #3f2293ad
 def built(
@@ -129,6 +217,18 @@ def unmark(
 # %% ../nbs/00_core.ipynb #3e8f0403
 progress = partial(tqdm, delay=2, mininterval=1, dynamic_ncols=False, ncols=100)
 "A progress bar that appears only when it is worth looking at: `for x in progress(xs, desc='painting')`."
+
+# %% ../nbs/00_core.ipynb #5c367256
+def peak_rss(
+) -> int: # bytes
+    "The most main memory that this process has held."
+    try:
+        import resource
+    except ImportError:
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024*peak
 
 # %% ../nbs/00_core.ipynb #a9f515b0
 def to_array(

@@ -23,7 +23,7 @@ from PIL import Image
 from tokenizers import Tokenizer,decoders,models,pre_tokenizers,processors
 from transformers import T5Config,T5TokenizerFast
 
-from .core import built,mark_built,np_rng,progress,rng,save_table,unmark
+from .core import built,mark_built,np_rng,progress,rng,save_pretrained,save_table,unmark
 from .embedded import MEDICAL_WORDS,WEB_WORDS,feature_phantoms,fit,machine,save_card,save_losses
 from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,caption,describe_phantom,simple_caption
 from .recipes import DATASETS,category,recipe
@@ -271,7 +271,7 @@ def save_vlm(
     folder         # where to write
 ) -> Path:
     "Write the VLM in half precision, as a Hugging Face folder."
-    unmark(folder); vlm.half().save_pretrained(folder); vlm.float(); processor.save_pretrained(folder)
+    unmark(folder); save_pretrained(vlm.half(),folder); vlm.float(); save_pretrained(processor,folder)
     return Path(folder)
 
 # %% ../nbs/16_describers.ipynb #74c82422
@@ -485,7 +485,7 @@ def build_simplifier(
     folder = Path(folder); wanted = dict(n=n,steps=steps,seed=seed)
     if not built(folder,wanted):
         t = time.time(); t5,tok,losses = train_simplifier(n,steps,seed=seed); minutes = (time.time()-t)/60
-        unmark(folder); t5.half().save_pretrained(folder); tok.save_pretrained(folder); save_losses(folder,simplifier=losses)
+        unmark(folder); save_pretrained(t5.half(),folder); save_pretrained(tok,folder); save_losses(folder,simplifier=losses)
         marks = save_table(faithfulness(recipe("skin",scale="tiny",simplifier=str(folder))),folder/"faithfulness.csv").iloc[0]
         save_card(folder,"A small T5 that shortens captions",
             "A `T5ForConditionalGeneration` trained from scratch to drop the least important sentences of wordy captions of "

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer,decoders,models,pre_tokenizers,processors,train
 from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
 from transformers import CLIPTextConfig,CLIPTextModel,CLIPTokenizer,T5Config,T5EncoderModel,T5TokenizerFast
 
-from .core import built,mark_built,np_rng,progress,rng,unmark,write_atomic
+from .core import built,mark_built,np_rng,progress,rng,save_pretrained,unmark,write_atomic
 from .hldf import min_snr_weight
 from .losses import add_noise
 from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,describe_shape,phantom,random_shape,web_picture
@@ -333,7 +333,7 @@ def assemble(
     else:
         pipe = PixArtAlphaPipeline(tokenizer,text_encoder,vae,denoiser,DPMSolverMultistepScheduler(
             **SCHEDULE, solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint"))
-    unmark(folder); pipe.to(dtype=torch.float16).save_pretrained(folder)
+    unmark(folder); save_pretrained(pipe.to(dtype=torch.float16),folder)
     for f in Path(folder).glob("*/config.json"): # no traces of where parts were loaded from
         write_atomic(f, json.dumps({k:v for k,v in json.loads(f.read_text()).items() if k!="_name_or_path"},
                                    indent=2,sort_keys=True)+"\n")
@@ -482,8 +482,8 @@ def save_vit(
 ) -> Path:
     "Write the classifier and its image processor in half precision, as a Hugging Face folder."
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-    unmark(folder); vit.half().save_pretrained(folder); vit.float()
-    ViTImageProcessorPil(size=dict(height=64,width=64)).save_pretrained(folder)
+    unmark(folder); save_pretrained(vit.half(),folder); vit.float()
+    save_pretrained(ViTImageProcessorPil(size=dict(height=64,width=64)),folder)
     return Path(folder)
 
 # %% ../nbs/15_embedded.ipynb #e59f45ab

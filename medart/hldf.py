@@ -11,7 +11,7 @@ __all__ = ['cached_moments', 'TrainingSet', 'training_set', 'order', 'Batch', 'd
            'train', 'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
 
 # %% ../nbs/09_hldf.ipynb #dd164d0c
-import hashlib,json,os,resource,shutil,signal,threading,time
+import hashlib,json,os,shutil,signal,threading,time
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass,field,fields
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch.nn.utils import clip_grads_with_norm_,get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .core import image_grid,outputs_dir,progress,rng,np_rng,save_figure,seed_of,write_atomic
+from .core import image_grid,outputs_dir,peak_rss,progress,rng,np_rng,save_figure,seed_of,sync_folder,write_atomic
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
 from .model import Cond,Model,Moments,converted,flat,load_model,put,unflat,vae_batch
@@ -422,11 +422,6 @@ def _seal(manifest):
 def _put(path,data):
     with open(path,"wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
 
-def _sync(folder):
-    fd = os.open(folder,os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
 def _retire(path):  # never leaves half a checkpoint under a checkpoint's name
     if not path.exists(): return
     old = path.with_name(f".old-{path.name}"); shutil.rmtree(old,ignore_errors=True)
@@ -451,8 +446,8 @@ def save_checkpoint(
     try:
         shutil.rmtree(tmp,ignore_errors=True); tmp.mkdir(parents=True)
         for n,d in files.items(): _put(tmp/n,d)
-        _put(tmp/"manifest.json",json.dumps(manifest,indent=1).encode()); _sync(tmp)
-        _retire(final); os.replace(tmp,final); _sync(folder)
+        _put(tmp/"manifest.json",json.dumps(manifest,indent=1).encode()); sync_folder(tmp)
+        _retire(final); os.replace(tmp,final); sync_folder(folder)
         for old in sorted(folder.glob("step-*"))[:-r.keep_checkpoints]: _retire(old)
     except OSError as e:
         shutil.rmtree(tmp,ignore_errors=True)
@@ -605,7 +600,7 @@ def peak_memory(
 ) -> float: # GB
     "The most memory that was taken: on a GPU what torch had set aside there, else what the process had."
     if torch.device(device).type=="cuda": return torch.cuda.max_memory_reserved(device)/1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
+    return peak_rss()/1e9
 
 def _finish(out,model,r,log,steps,key):
     for n,p in model.trainable().items(): p.data.copy_(model.ema.get(n,p))

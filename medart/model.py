@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from transformers import BitsAndBytesConfig,T5Config,T5EncoderModel
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
-from .core import rng,seed_of,write_atomic
+from .core import rng,save_pretrained,seed_of,write_atomic
 from .recipes import DIT_TARGETS,FAMILIES,Recipe,locate,no_weights,recipe
 
 # %% ../nbs/06_model.ipynb #26c5459f
@@ -429,7 +429,7 @@ def save(
     for part,name in self.parts.items():
         net = getattr(self,part)
         if not isinstance(net,PeftModel): continue
-        net.save_pretrained(folder/name); (folder/name/"README.md").unlink(missing_ok=True)
+        save_pretrained(net,folder/name); (folder/name/"README.md").unlink(missing_ok=True)
         f = folder/name/"adapter_config.json"; c = json.loads(f.read_text())
         c |= dict(target_modules=sorted(c["target_modules"]), base_model_name_or_path=None)
         write_atomic(f, json.dumps(c,indent=1,sort_keys=True)+"\n")
@@ -473,5 +473,5 @@ def merge_and_save(
 ) -> Path:
     "Write a plain diffusers pipeline with the LoRAs merged into the weights."
     model = merge(copy.copy(model),keep=True)
-    PixArtAlphaPipeline(model.tokenizer,model.text_encoder,model.vae,model.transformer,scheduler).save_pretrained(folder)
-    return Path(folder)
+    pipe = PixArtAlphaPipeline(model.tokenizer,model.text_encoder,model.vae,model.transformer,scheduler)
+    return save_pretrained(pipe,folder)
