@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from .core import built,mark_built,np_rng,progress,seed_of,stable_hash,unmark,write_atomic
+from .core import built,mark_built,np_rng,progress,save_pretrained,seed_of,stable_hash,unmark,write_atomic
 from .data import Split,crop,load_split,read_pixels
 from .metrics import origin,pixel_hash,weights_hash
 from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
@@ -248,7 +248,7 @@ def build_shapes_vit(
     for k,(part,by) in enumerate(((.5,1.),(.25,.3),(.25,.1))):
         losses += train_classifier(net,x,y,max(1,round(part*epochs)),by*lr,64,seed_of(seed,"shapes",k))
     far,truth = shape_pictures(500,seed+1); found = named_rightly(predict(net,far),truth)
-    unmark(folder); net.vit.vit.half().save_pretrained(folder); net.pre.save_pretrained(folder)
+    unmark(folder); save_pretrained(net.vit.vit.half(),folder); save_pretrained(net.pre,folder)
     write_atomic(folder/"losses.csv",
         "step,loss\n"+"".join(f"{i+20},{np.mean(losses[i:i+20]):.5f}\n" for i in range(0,len(losses)-19,20)))
     write_atomic(folder/"README.md","# A small ViT for shapes\n\n"
