@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['progress', 'root', 'data_dir', 'outputs_dir', 'passing_outputs', 'seed_of', 'rng', 'np_rng', 'write_atomic',
            'sync_folder', 'share_files', 'save_pretrained', 'file_hash', 'stable_hash', 'file_word', 'short_name',
-           'built', 'mark_built', 'unmark', 'peak_rss', 'to_array', 'image_grid', 'save_figure', 'save_table',
-           'check_answer']
+           'built', 'mark_built', 'unmark', 'write_record', 'read_record', 'record_fault', 'set_aside', 'alone',
+           'peak_rss', 'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
 
 # %% ../nbs/00_core.ipynb #094ee96d
 import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import psutil
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #b22fdfb0
@@ -213,6 +215,96 @@ def unmark(
 ):
     "Take the note away, before other weights are written."
     (Path(folder)/"built.json").unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #312b1451
+def _seal(record): return stable_hash({k: v for k, v in record.items() if k != "seal"})
+
+def write_record(
+    path,       # of the record; the files lie beside or below it
+    read:dict,  # what the stage read: name -> key
+    files=(),   # names of what it wrote, from the record's folder on
+    **about     # what else is worth noting
+) -> dict:      # the record
+    "Note what a stage read and what it wrote."
+    path = Path(path)
+    hashes = {f: file_hash(path.parent/f) for f in files}
+    record = about | dict(read=read, files=hashes, key=stable_hash([read, hashes]))
+    record = json.loads(json.dumps(record))
+    record["seal"] = _seal(record)
+    write_atomic(path, json.dumps(record, indent=1)+"\n")
+    return record
+
+# %% ../nbs/00_core.ipynb #1fa58a1a
+def read_record(
+    path     # of the record
+) -> dict:   # empty where there is none, or a damaged one
+    "What a stage noted."
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        return record if record["seal"] == _seal(record) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+# %% ../nbs/00_core.ipynb #509497af
+def record_fault(
+    path,            # of the record
+    now:dict,        # what the stage would read now: name -> key
+    whole:bool=True  # compare the files' bytes; else it is enough that they exist
+) -> str:            # what is wrong; empty when nothing is
+    "Is a stage's work still there, and made from what there is now?"
+    path, record = Path(path), read_record(path)
+    if not path.exists():
+        return f"there is no {path.name}"
+    if not record:
+        return f"{path.name} is damaged, or of a version that noted less"
+    changed = [k for k, v in now.items() if record["read"].get(k, v) != v]
+    if changed:
+        return f"{' and '.join(changed)} changed since"
+    for name, sha in record["files"].items():
+        if not (path.parent/name).is_file():
+            return f"{name} is missing"
+        if whole and file_hash(path.parent/name) != sha:
+            return f"{name} is not the file that was written"
+    return ""
+
+# %% ../nbs/00_core.ipynb #3174b8c0
+def set_aside(
+    path,       # a file or folder that must not be used
+    home,       # the folder above it that holds set-aside/
+    tag:str=""  # a folder in there, for what must not make room for others
+) -> Path:      # where it is now
+    "Move something out of the way."
+    path, home = Path(path), Path(home)
+    to = home/"set-aside"/tag/path.relative_to(home)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if to.is_dir():
+        shutil.rmtree(to)
+    os.replace(path, to)
+    return to
+
+# %% ../nbs/00_core.ipynb #7b5b0d8e
+@contextmanager
+def alone(
+    folder,         # that is worked on
+    stage:str,      # train, generate, evaluate or classify
+    wait:float=5.   # seconds
+):
+    "Inside, no other process runs this stage on this folder."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder/f".{stage}.lock"), folder/f".{stage}.pid"
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "unknown"
+        raise BlockingIOError(f"Another process (number {pid}) is at work: {stage} in {folder}. Wait until it has "
+                              "ended, or stop it, and run the same command again.") from None
+    try:
+        write_atomic(holder, str(os.getpid()))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 # %% ../nbs/00_core.ipynb #3e8f0403
 progress = partial(tqdm, delay=2, mininterval=1, dynamic_ncols=False, ncols=100)
