@@ -23,8 +23,9 @@ from safetensors.torch import save
 
 from .core import save_pretrained,seed_of,write_atomic
 from .data import load_split
-from .model import Cond,Model,put
+from .model import Cond,Model,loading_model,put
 from .recipes import Recipe,category,dataset_of,locate
+from .weights import load_network,load_pipeline
 
 # %% ../nbs/13_baselines.ipynb #474123e0
 ATTENTION = ("to_q","to_k","to_v","to_out.0")
@@ -47,14 +48,17 @@ class Baseline(Model):
     pipeline = None # diffusers class
     def __init__(self, pipe, r:Recipe):
         for p in self.parts: setattr(self,p,getattr(pipe,p))
+        self.scheduler = pipe.scheduler
         self.vae,self.tokenizers = pipe.vae,[t for n in ("tokenizer","tokenizer_2")
                                              if (t := getattr(pipe,n,None)) is not None]
         self.abar,self.size,self.latent_shape = pipe.scheduler.alphas_cumprod.double(),r.size,latents_of(self.vae,r.size)
 
     @classmethod
     def from_weights(cls, r:Recipe, device="cpu"):
-        plain = {} if cls.pipeline is StableDiffusionXLPipeline else dict(safety_checker=None,requires_safety_checker=False)
-        return cls(cls.pipeline.from_pretrained(locate(r.model),dtype=getattr(torch,r.dtype),**plain),r)
+        with loading_model(r): pipe = load_pipeline(cls.pipeline,r.model,getattr(torch,r.dtype))
+        return cls(pipe,r)
+
+    def tokenizer_parts(self): return dict(zip(("tokenizer","tokenizer_2"),self.tokenizers))
 
     def targets(self, r:Recipe): return ATTENTION,CLIP_ATTENTION
 
@@ -159,6 +163,7 @@ class HunyuanDiT(Baseline):
 class FastDiT(Model):
     "A class-conditional diffusion transformer, trained from scratch. https://arxiv.org/abs/2212.09748"
     parts = dict(transformer="transformer")
+    pipeline = None # it starts from nothing
 
     def __init__(self, vae, abar, r:Recipe):
         self.vae,self.abar,self.latent_shape = vae,abar,latents_of(vae,r.size)
@@ -175,8 +180,10 @@ class FastDiT(Model):
 @patch(cls_method=True)
 def from_weights(cls:FastDiT, r:Recipe, device="cpu"):
     base = locate(r.model)
-    return cls(AutoencoderKL.from_pretrained(base,subfolder="vae",dtype=getattr(torch,r.dtype)),
-               DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler").alphas_cumprod.double(), r)
+    with loading_model(r):
+        vae = load_network(AutoencoderKL,base,"vae",dtype=getattr(torch,r.dtype))
+        schedule = DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler")
+    return cls(vae,schedule.alphas_cumprod.double(),r)
 
 @patch
 def adapt(self:FastDiT, r:Recipe):

@@ -28,7 +28,8 @@ from .core import built,mark_built,np_rng,progress,save_pretrained,seed_of,stabl
 from .data import Split,crop,load_split,read_pixels
 from .metrics import origin,pixel_hash,weights_hash
 from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
-from .recipes import Recipe,category,classifier_dir,command,locate,no_weights,run_dir,samples_dir
+from .recipes import Recipe,category,classifier_dir,command,locate,run_dir,samples_dir
+from .weights import load_image_processor,load_network,loading
 
 # %% ../nbs/12_classifier.ipynb #47c3b5ed
 @dataclass
@@ -54,13 +55,12 @@ def load_vit(
     where,names,say = locate(name),dict(enumerate(classes)),transformers.utils.logging
     level = say.get_verbosity(); say.set_verbosity_error(); say.disable_progress_bar()
     try:
-        with torch.random.fork_rng():
+        with loading("pretrained ViT",name,"classifier"), torch.random.fork_rng():
             torch.manual_seed(seed_of(seed,"classifier's last layer"))
-            vit = transformers.AutoModelForImageClassification.from_pretrained(
-                where,id2label=names,label2id={c:i for i,c in names.items()},ignore_mismatched_sizes=True,dtype=torch.float32)
-        pre = transformers.AutoImageProcessor.from_pretrained(where,backend="pil")
-    except (OSError,ValueError) as e:
-        raise no_weights("pretrained ViT",name,"classifier",e) from e
+            vit = load_network(
+                transformers.AutoModelForImageClassification,where,new=("classifier.",),
+                id2label=names,label2id={c:i for i,c in names.items()},ignore_mismatched_sizes=True,dtype=torch.float32)
+            pre = load_image_processor(where)
     finally: say.set_verbosity(level)
     return Net(vit.to(device),pre,tuple(classes),
                weights_hash(vit,str(pre.resample),dict(pre.size),pre.image_mean,pre.image_std))

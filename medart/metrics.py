@@ -33,8 +33,9 @@ from torch.nn.functional import avg_pool2d,interpolate,normalize
 from .core import file_hash,image_grid,np_rng,outputs_dir,progress,stable_hash,write_atomic
 from .data import Split,crop,read_pixels,unit
 from .losses import channel_stats
-from .recipes import Recipe,category,dataset_of,locate,no_weights,recipe,recipe_hash,run_dir,samples_dir,settings
+from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
 from .simplify import captions_for
+from .weights import load_image_processor,load_network,loading
 
 # %% ../nbs/11_metrics.ipynb #b5303f59
 @dataclass(frozen=True)
@@ -208,12 +209,10 @@ def load_extractor(
     "A vision transformer, by the one call that serves small and published ones."
     import transformers
     where = locate(name)
-    try:
+    with loading("feature extractor",name,"extractor"):
         cls = getattr(transformers,transformers.AutoConfig.from_pretrained(where).architectures[0])
-        net,pre = (cls.from_pretrained(where,dtype=torch.float32).eval().to(device),
-                   transformers.AutoImageProcessor.from_pretrained(where,backend="pil"))
-    except (OSError,ValueError,EnvironmentError) as e:
-        raise no_weights("feature extractor",name,"extractor",e) from e
+        net = load_network(cls,where,new=("pooler.",),dtype=torch.float32).eval().to(device)
+        pre = load_image_processor(where)
     size = pre.size.get("height") or pre.size["shortest_edge"]
     about = f"{size} px, {Image.Resampling(pre.resample).name.lower()} with antialias (Pillow)"
     labels = tuple(net.config.id2label[i] for i in sorted(net.config.id2label)) if hasattr(net,"classifier") else ()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'PROFILES', 'METHODS', 'ROW_TITLES', 'PAPER', 'Dataset',
-           'category', 'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate',
-           'no_weights', 'Recipe', 'detect_scale', 'recipe', 'check_shares', 'settings', 'run_dir', 'samples_dir',
-           'classifier_dir', 'captions_dir', 'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names',
-           'recipe_from', 'row_from', 'command', 'recipe_from_line', 'describe']
+           'category', 'test_count', 'class_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate', 'Recipe',
+           'detect_scale', 'recipe', 'check_shares', 'settings', 'run_dir', 'samples_dir', 'classifier_dir',
+           'captions_dir', 'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'row_from',
+           'command', 'recipe_from_line', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse,ast,difflib,json,re,shlex
@@ -148,19 +148,6 @@ def locate(
     for p in (Path(name),root()/name):
         if p.is_dir(): return str(p)
     return name
-
-# %% ../nbs/01_recipes.ipynb #584328a8
-def no_weights(
-    what:str,      # is missing
-    name:str,      # hub id or folder that was asked for
-    setting:str,   # that names it
-    error,         # what loading raised
-    more:str=""    # how else to go on
-) -> FileNotFoundError:
-    "What to say when weights cannot be had."
-    return FileNotFoundError(f"No {what} at {name!r}. With a network it comes from the Hugging Face hub by itself; "
-                             f"on another machine run `hf download {name}` and copy the cache, or pass {setting}=FOLDER."
-                             f"{more} ({type(error).__name__}: {str(error)[:200]})")
 
 # %% ../nbs/01_recipes.ipynb #93560de9
 DIT_TARGETS = ("to_q","to_k","to_v","to_out.0","proj_out","ff.net.0.proj","ff.net.2","proj","linear","linear_1","linear_2")

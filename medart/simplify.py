@@ -17,8 +17,9 @@ import torch
 from .core import image_grid,np_rng,stable_hash,write_atomic
 from .data import Split,load_split
 from .phantom import simple_caption
-from .recipes import Recipe,captions_dir,category,dataset_of,locate,no_weights,recipe_from_line
+from .recipes import Recipe,captions_dir,category,dataset_of,locate,recipe_from_line
 from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
+from .weights import load_network,loading
 
 # %% ../nbs/05_simplify.ipynb #12418cac
 def load_tokenizer(
@@ -26,9 +27,8 @@ def load_tokenizer(
 ):            # the tokenizer of its T5
     "The text encoder's own tokenizer."
     from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(locate(r.model),subfolder="tokenizer")
-    except (OSError,ValueError) as e:
-        raise no_weights("tokenizer",r.model,"model",e," To run on the small embedded models pass scale=tiny.") from e
+    with loading("tokenizer",r.model,"model"," To run on the small embedded models pass scale=tiny."):
+        return AutoTokenizer.from_pretrained(locate(r.model),subfolder="tokenizer")
 
 # %% ../nbs/05_simplify.ipynb #7e20c5a4
 def count_tokens(
@@ -85,11 +85,9 @@ def load_simplifier(
 ) -> Simplifier:
     "The T5 that a recipe asks for."
     from transformers import AutoTokenizer,T5ForConditionalGeneration
-    try: model,tok = (T5ForConditionalGeneration.from_pretrained(locate(r.simplifier),dtype=getattr(torch,r.dtype)),
-                      AutoTokenizer.from_pretrained(locate(r.simplifier)))
-    except (OSError,ValueError) as e:
-        raise no_weights("T5 (t5-large: 3 GB)",r.simplifier,"simplifier",e,
-                         " The small embedded one is simplifier=data/tiny/simplifier.") from e
+    with loading("T5",r.simplifier,"simplifier"," The small embedded one is simplifier=data/tiny/simplifier."):
+        tok = AutoTokenizer.from_pretrained(locate(r.simplifier))
+        model = load_network(T5ForConditionalGeneration,locate(r.simplifier),dtype=getattr(torch,r.dtype))
     return Simplifier(model.to(device).eval(),tok,*limits(r))
 
 # %% ../nbs/05_simplify.ipynb #f6f08e26

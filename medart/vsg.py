@@ -23,7 +23,8 @@ from transformers import LogitsProcessor
 from .core import file_hash,progress,seed_of,stable_hash
 from .data import Split,load_split
 from .phantom import simple_caption
-from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,no_weights,settings
+from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,settings
+from .weights import load_network,loading
 
 # %% ../nbs/04_vsg.ipynb #9298fbe5
 TEMPLATE = ("{simple}. Please describe the {modality} image of {category} using the following visual features: {features}. "
@@ -107,12 +108,10 @@ def load_vlm(
     how = dict(tokens=r.caption_tokens,temperature=r.temperature,top_k=r.top_k,top_p=r.top_p)
     if r.caption_backend=="vllm": return load_vllm(r.vlm,r.dtype,how)
     from transformers import AutoModelForImageTextToText,AutoProcessor
-    try:
+    with loading("vision-language model",r.vlm,"vlm",
+                 " The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny."):
         processor = AutoProcessor.from_pretrained(locate(r.vlm),padding_side="left")
-        model = AutoModelForImageTextToText.from_pretrained(locate(r.vlm),dtype=getattr(torch,r.dtype))
-    except (OSError,ValueError) as e:
-        raise no_weights("vision-language model (llava-hf/llama3-llava-next-8b-hf: 17 GB)",r.vlm,"vlm",e,
-                         " The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny.") from e
+        model = load_network(AutoModelForImageTextToText,locate(r.vlm),dtype=getattr(torch,r.dtype))
     return Vlm(model.to(device).eval(),processor,**how)
 
 # %% ../nbs/04_vsg.ipynb #3a39b166
