@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['progress', 'root', 'data_dir', 'outputs_dir', 'passing_outputs', 'seed_of', 'rng', 'np_rng', 'write_atomic',
-           'sync_folder', 'share_files', 'save_pretrained', 'file_hash', 'stable_hash', 'file_word', 'short_name',
-           'built', 'mark_built', 'unmark', 'write_record', 'read_record', 'record_fault', 'set_aside', 'alone',
-           'peak_rss', 'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
+           'sync_folder', 'share_files', 'save_pretrained', 'NotAFile', 'read_file', 'file_hash', 'stable_hash',
+           'file_word', 'short_name', 'built', 'mark_built', 'unmark', 'write_record', 'read_record', 'record_fault',
+           'set_aside', 'alone', 'peak_rss', 'to_array', 'image_grid', 'save_figure', 'save_table', 'check_answer']
 
 # %% ../nbs/00_core.ipynb #094ee96d
 import hashlib
@@ -161,6 +161,49 @@ def save_pretrained(
     what.save_pretrained(folder)
     share_files(folder)
     return Path(folder)
+
+# %% ../nbs/00_core.ipynb #c831ed91
+class NotAFile(ValueError):
+    "Something has a file's name and cannot be read as one."
+    def __init__(
+        self,
+        path,     # its name
+        what:str  # what it is
+    ):
+        super().__init__(path, what)
+        self.what = what
+
+    def __str__(self):
+        return f"{self.args[0]} is {self.what}. Put an ordinary file in its place."
+
+# %% ../nbs/00_core.ipynb #5f453728
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device",
+          stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+def _file_size(path, s, most):  # bytes of an ordinary file
+    if not stat.S_ISREG(s.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(s.st_mode), "something unknown")
+        raise NotAFile(path, f"{kind}, not a file")
+    if s.st_size > most:
+        raise NotAFile(path, f"a file of {s.st_size/1e9:,.1f} GB, and {most/1e9:,.1f} are read")
+    return s.st_size
+
+def _open_at_once(name, flags):  # never waits for the other end of a pipe
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+# %% ../nbs/00_core.ipynb #64dde0f3
+def read_file(
+    path,          # of a file that somebody else put there; links are followed
+    most:int=1<<30 # bytes
+) -> bytes:        # all of it
+    "Read an ordinary file; a pipe, a device or a folder is refused by name."
+    _file_size(path, os.stat(path), most)
+    with open(path, "rb", opener=_open_at_once) as f:
+        size = _file_size(path, os.fstat(f.fileno()), most)
+        data = f.read(size+1) if size else b""
+    if len(data) != size:
+        raise NotAFile(path, "a file that changes while it is read")
+    return data
 
 # %% ../nbs/00_core.ipynb #e51a8487
 def file_hash(

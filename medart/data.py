@@ -253,19 +253,31 @@ def class_of(
     return known.get(_key(label),"") if known else str(label) if folder else class_folder(label)
 
 # %% ../nbs/03_data.ipynb #9d5f1108
+def _closed(e): # a folder that may not be opened can hold a whole class
+    if isinstance(e,FileNotFoundError): return
+    raise PermissionError(
+        f"A folder among the images may not be opened ({e.strerror}), and it may hold a whole class. "
+        "`find FOLDER ! -readable` names it: give yourself the right to read it, or move it away.") from e
+
+def _visible(folder): # everything that is not hidden, sorted, relative to it, with "/"
+    out,been = [],set()
+    for at,dirs,files in os.walk(folder,followlinks=True,onerror=_closed):
+        here = os.path.realpath(at)
+        if here in been: # a link that leads back
+            dirs[:] = []
+            continue
+        been.add(here)
+        solid = [x for x in dirs if x.lower().endswith(IMAGES)] # a folder in an image's place
+        dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX")) and x not in solid]
+        out += [os.path.relpath(os.path.join(at,f),folder).replace(os.sep,"/")
+                for f in files+solid if not f.startswith(".")]
+    return sorted(out)
+
 def files_below(
     folder # anywhere
 ) -> list: # sorted paths relative to it, with "/"
     "Every file that may be an image. Hidden ones, tables and notes are none."
-    out,been = [],set()
-    for at,dirs,files in os.walk(folder,followlinks=True):
-        here = os.path.realpath(at)
-        dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX"))] if here not in been else []
-        if here in been: continue # a link that leads back
-        been.add(here)
-        out += [os.path.relpath(os.path.join(at,f),folder).replace(os.sep,"/")
-                for f in files if not f.startswith(".") and not f.lower().endswith(BESIDE)]
-    return sorted(out)
+    return [f for f in _visible(folder) if not f.lower().endswith(BESIDE)]
 
 # %% ../nbs/03_data.ipynb #d244e9ad
 COLUMNS = ["file","label","cls","group","split","text","why"]
