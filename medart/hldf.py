@@ -160,7 +160,7 @@ def diffusion_loss(
 # %% ../nbs/09_hldf.ipynb #6576bcec
 def in_the_way(
     r:Recipe,    # settings
-    event=False  # of a colour loss? T5's dropout is off there
+    event=False  # of a colour loss? T5 is read outside the recording there
 ) -> list:       # of them, as one would write them
     "What keeps a step from being recorded: it must do the same operations in the same places each time."
     on = dict(offload=r.offload and r.lora_text, checkpoint_all=r.checkpoint_all,
@@ -197,11 +197,11 @@ def diffusion_gradients(
 # %% ../nbs/09_hldf.ipynb #16254e2d
 def hldf_cond(
     model:Model, # the four verbs
-    r:Recipe,    # how captions are written
+    r:Recipe,    # of the run; its `lowercase` is about the noise loss alone
     b:Batch      # its captions
 ) -> Cond:       # n captions, then the empty one
-    "The captions of a colour loss."
-    return model.encode_text([*b.texts,""],raw=not r.lowercase)
+    "The captions of a colour loss, in lower case as wherever images are sampled."
+    return model.encode_text([*b.texts,""])
 
 # %% ../nbs/09_hldf.ipynb #40948875
 def hldf_loss(
@@ -240,7 +240,9 @@ def _color_gradients(model,r,b,params):
 # %% ../nbs/09_hldf.ipynb #8733af5f
 def _offloaded(model,r,b,params,weight):
     k,home = sum(p.requires_grad for p in model.denoiser.parameters()),model.device
-    with torch.no_grad(): c = hldf_cond(model,r,b)
+    cards = [home] if home.type=="cuda" else []
+    with torch.random.fork_rng(cards), torch.no_grad(): # the same dropout, if any, again below
+        c = hldf_cond(model,r,b)
     c = c.map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
     model.forget()
     for e in model.text_encoders: e.to("cpu")
@@ -270,7 +272,7 @@ def training_step(
     *grads,loss = across(acc,[*grads,loss])
     log = dict(loss=loss)
     if color_due(step,r.interval,r.color_at_start):
-        for e in model.text_encoders: e.eval()
+        for e in model.text_encoders: e.train(r.color_dropout)
         t0 = mark(model.device)
         color,more = color_gradients(model,r,b,params)
         *more,color = across(acc,[*more,color]); norm = get_total_norm(more)
@@ -539,7 +541,7 @@ def sample_grid(
     kinds = {Path(f).parent:i for i,f in reversed([*enumerate(ts.files)])}; ids = sorted(kinds.values())[:many]
     z = put(torch.stack([torch.randn(model.latent_shape,generator=rng(r.seed,"grid",k)) for k in range(len(ids))]),model.device)
     for e in model.text_encoders: e.eval()
-    c = model.encode_text([*(ts.texts[i] for i in ids),""],raw=not r.lowercase)
+    c = model.encode_text([*(ts.texts[i] for i in ids),""])
     wide = torch.promote_types(model.dtype,torch.float32)
     x = model.decode(sample(model,z.to(wide),c[:-1],c[-1:],r.solver_steps,r.guidance))
     return image_grid(x,[Path(ts.files[i]).parent.name for i in ids],ncol=len(ids),cell=1)

@@ -59,10 +59,11 @@ def color_loss(
 def color_due(
     step:int,            # steps done before this one, from 0
     interval:int,        # N, 0 for never
-    at_start:bool=False  # also at the very first step, as the authors' program
+    at_start:bool=False  # count from the very first step, as the authors' program: 0, N, 2N, ...
 ) -> bool:
     "Eq. 5's condition: does this step compute the colour loss?"
-    return bool(interval) and ((step+1)%interval==0 or (at_start and step==0))
+    counted = step if at_start else step+1
+    return bool(interval) and counted%interval==0
 
 def color_weight(
     steps:int,              # M, solver steps

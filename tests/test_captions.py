@@ -20,7 +20,8 @@ from medart.hldf import train
 from medart.phantom import phantom, simple_caption
 from medart.recipes import DATASETS, captions_dir, recipe, run_dir
 from medart.simplify import captions_for, captions_key, captions_used, count_tokens, limits, load_tokenizer, read_captions, write_captions
-from medart.vsg import SeededSampler, Vlm, append_line, caption_fault, caption_images, gumbel, load_vlm, question, read_lines, tidy
+from medart.vsg import (SeededSampler, Vlm, append_line, caption_fault, caption_images, gumbel, load_vlm, question, read_lines,
+                        stop_tokens, tidy, unfinished)
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("melanoma", "common_nevus", "carcinoma")
@@ -238,10 +239,88 @@ def test_bad_answers_are_asked_again_and_in_the_end_replaced(images, monkeypatch
     ("A dermoscopic image of melanoma", "short"), ("As an AI, I can't see images.", "refusal"),
     ("A dermoscopic image of melanoma. Please describe the image using the following visual features.", "echo"),
     ("A dermoscopic image of common nevus shows a dark brown, wavy patch.", "opening"),
-    ("A dermoscopic image of melanoma " + "so very dark " * 40, "long"),
+    ("A dermoscopic image of melanoma " + "so very dark " * 40, ""),
+    ("**A dermoscopic image of melanoma** shows a dark brown, wavy patch.", ""),
+    ('Caption: "A dermoscopic image of melanoma" shows a dark brown, wavy patch.', ""),
+    ("A dermoscopic image of melanoma shows a dark wavy patch 5 µm wide, α-like.", ""),
+    ("A dermoscopic image of melanoma shows human skin. System and model are not seen. The user sees it.", ""),
+    ("A dermoscopic image of melanomas shows a dark brown, wavy patch.", "opening"),
+    ("A dermoscopic image of melanoma-like nevi shows a dark, wavy patch.", "opening"),
+    ("A dermoscopic image of melanoma shows a dark wavy patch.assistant\n\nA dermoscopic image of melanoma shows", "debris"),
+    ("A dermoscopic image of melanoma shows a dark wavy patch.<|eot_id|><|start_header_id|>user<|end_header_id|>", "debris"),
+    ("A dermoscopic image of melanoma shows a dark wavy patch.</s>", "debris"),
+    ("A dermoscopic image of melanoma shows a dark wavy patch. [/INST] It is round.", "debris"),
+    ("A dermoscopic image of melanoma shows a dark wavy patch.\nASSISTANT: It is round.", "debris"),
+    ("A dermoscopic image of melanoma shows a dark wavy patch. user\n\nWhat else?", "debris"),
+    ("A dermoscopic image of melanoma shows a wavy patch. A dermoscopic image of melanoma shows a round one.", "debris"),
+    ("A dermoscopic image of melanoma. Please describe the dermoscopic image of it.", "echo"),
+    ("A dermoscopic image of melanoma muestra una mancha oscura con el borde irregular.", "language"),
+    ("A dermoscopic image of melanoma zeigt einen dunklen Fleck mit einem Rand und der Mitte das ist.", "language"),
+    ("A dermoscopic image of melanoma 显示一个不规则的深褐色斑块，边界不清 in a b c d e f.", "language"),
+    ("A dermoscopic image of melanoma shows a dark patch." + " The border is wavy." * 6, "loop"),
 ])
 def test_faults(text, fault):
     assert caption_fault(tidy(text), "A dermoscopic image of melanoma", DATASETS["skin"].features) == fault
+
+
+def test_length_is_no_fault_and_what_was_cut_off_is_known():
+    "Long captions go to T5; of one that the token budget cut off, the whole sentences stay."
+    simple = "A dermoscopic image of melanoma"
+    long = simple + " shows " + "a raised dark fold with a smooth wet surface and a pale rim, " * 9 + "and no more."
+    assert len(long.split()) > 100 and not caption_fault(tidy(long), simple, DATASETS["skin"].features)
+    for raw, kept, cut in ((long, long, False), (long + " The bor", long, True), (long[:-6], long[:-6], True),
+                           (simple + ' is "dark."', None, False), ('"' + simple + ' is dark."', simple + " is dark.", False),
+                           (simple + " is dark (left.)", None, False)):
+        assert unfinished(raw) == cut and tidy(raw) == (raw if kept is None else kept)
+
+
+def test_an_unfinished_sentence_is_dropped_and_recorded(images, monkeypatch):
+    monkeypatch.setattr(Vlm, "write", lambda self, shown, asked, seeds: [
+        "\nAn" + q.split(". Please")[0][1:] + " shows a small dark brown patch. It has a wavy bor" for q in asked])
+    table = caption_images(few(), "test")
+    assert table.unfinished.all() and (table.tries == 1).all() and table.text.str.endswith("patch.").all()
+    assert all(t.startswith(s) for t, s in zip(table.text, table.simple)), "the article is put right"
+
+
+@pytest.fixture
+def llama(tmp_path):
+    "The small VLM in a folder whose generation settings do not know how a turn ends, as first exports of Llama-3."
+    folder = tmp_path / "llama"
+    shutil.copytree(ROOT / "data" / "tiny" / "vlm", folder)
+    file = folder / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    told["extra_special_tokens"] = [*told["extra_special_tokens"], "<|eot_id|>"]
+    file.write_text(json.dumps(told))
+    return folder
+
+
+def test_an_answer_ends_with_the_turn(images, llama, monkeypatch):
+    r = few(vlm=str(llama))
+    vlm = load_vlm(r)
+    eot = vlm.processor.tokenizer.get_vocab()["<|eot_id|>"]
+    assert eot in vlm.stops and eot != vlm.model.generation_config.eos_token_id in vlm.stops
+    red = vlm.processor.tokenizer("red", add_special_tokens=False).input_ids
+    asked_for = {}
+
+    def generate(**how):
+        asked_for.update(how)
+        rows = [[*red, eot, *red], [*red, *red, *red][:len(red) * 2 + 1] + [eot]]
+        width = max(map(len, rows))
+        new = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        return torch.cat([how["input_ids"], new], 1)
+    monkeypatch.setattr(vlm.model, "generate", generate)
+    shown = [Image.new("RGB", (64, 64))] * 2
+    texts = vlm.write(shown, [question(DATASETS["skin"], "melanoma")] * 2, [0, 1])
+    assert eot in asked_for["eos_token_id"] and "red" in texts[0]
+    assert len(texts[0].split()) < len(texts[1].split()) and "eot" not in "".join(texts)
+
+
+@pytest.mark.parametrize("end", ["<|eot_id|>", "<|im_end|>", "</s>", "<end_of_turn>", "<|endoftext|>"])
+def test_every_known_end_of_a_turn_is_a_stop(end):
+    tok = types.SimpleNamespace(get_vocab=lambda: {"a": 0, end: 7}, eos_token_id=3)
+    assert stop_tokens(tok, types.SimpleNamespace(eos_token_id=[2, 3])) == [2, 3, 7]
+    assert stop_tokens(tok, types.SimpleNamespace(eos_token_id=2)) == [2, 3, 7]
+    assert stop_tokens(tok) == [3, 7]
 
 
 def test_sampler_keeps_the_words_that_transformers_would_keep():
@@ -367,7 +446,7 @@ def test_ovis2_takes_the_same_path(images, tmp_path):
     assert table.text[0] == simple_caption("dermoscopic", "carcinoma") or table.text[0] in set(table.simple)
 
 
-def test_vllm_gets_prompts_images_and_one_seed_each(images, monkeypatch):
+def test_vllm_gets_prompts_images_and_one_seed_each(images, llama, monkeypatch):
     asked_for = {}
 
     class LLM:
@@ -389,6 +468,9 @@ def test_vllm_gets_prompts_images_and_one_seed_each(images, monkeypatch):
     r = few()
     assert vars(asked_for["params"][1]) == dict(max_tokens=r.caption_tokens, temperature=r.temperature,
                                                 top_k=r.top_k, top_p=r.top_p, seed=6)
+    other = load_vlm(few(caption_backend="vllm", vlm=str(llama)))
+    other.write([image], [question(DATASETS["skin"], "melanoma")], [5])
+    assert asked_for["params"][0].stop_token_ids == [other.processor.tokenizer.get_vocab()["<|eot_id|>"]]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real images here")
