@@ -78,11 +78,11 @@ def folder_faults(
         here = Path(folder)/part
         names = [p.name for p in here.iterdir()] if here.is_dir() else []
         if "config.json" not in names:
-            faults.append((True,f"{part or 'the folder'} holds no config.json"))
+            faults.append((True,f"{part or 'the folder'} holds no config.json."))
         wanted = weight_files(names)
         lacking = [n for n in wanted if n not in names]
         if not wanted: faults.append((True,_no_weights_in(part,names)))
-        elif lacking: faults.append((True,f"{Path(part,lacking[0])} is missing"))
+        elif lacking: faults.append((True,f"{Path(part,lacking[0])} is missing."))
         bad = {n:weight_fault(here/n) for n in wanted if n in names}
         faults += [(False,f"{Path(part,n)} {said}") for n,said in bad.items() if said]
     return faults+_json_faults(folder,parts)
@@ -91,7 +91,7 @@ def folder_faults(
 def _no_weights_in(part, names): # what to say of a folder that has none
     others = [n for n in sorted(names) if n.endswith((".safetensors",".bin",".msgpack",".h5",".ckpt",".pth",".onnx"))]
     beside = f"; {', '.join(others)} is not read" if others else ""
-    return f"{part or 'the folder'} holds no weights: none of {', '.join(WEIGHT_NAMES)}, nor shards{beside}"
+    return f"{part or 'the folder'} holds no weights: none of {', '.join(WEIGHT_NAMES)}, nor shards{beside}."
 
 def _json_faults(folder, parts): # files that are no JSON, such as a page saved in their place
     faults = []
@@ -127,7 +127,8 @@ def load_error(
     if full: return OSError(full.errno,f"The disk is full: no room for {about}. Free some, or set HF_HOME to a folder "
                             f"on a larger disk. {said}")
     if _first(chain,PermissionError): return PermissionError(f"Files of {about} may not be read: ask for the right to. {said}")
-    if _first(chain,ImportError): return ImportError(f"Loading {about} needs a package that is not installed: {error}")
+    if lacks := _first(chain,ImportError):
+        return ImportError(f"Loading {about} needs a package that is not installed: {lacks}")
     if found := _hub_error(about,name,setting,chain,said,more): return found
     return _files_error(about,name,setting,error,said,more)
 
@@ -159,8 +160,8 @@ def _files_error(about, name, setting, error, said, more): # the files are there
     missing = [text for gone,text in faults if gone]
     damaged = [text for gone,text in faults if not gone]
     if damaged: return ValueError(f"{about} is damaged: {'; '.join(damaged)}. {said}")
-    if missing:
-        return FileNotFoundError(f"No {about} that is complete: {'; '.join(missing)}. Fetch it again, "
+    if missing or isinstance(error,OSError): # the libraries' word for a file that is not there
+        return FileNotFoundError(f"No {about} that is complete: {' '.join(missing) or error} Fetch it again, "
                                  f"or pass {setting}=FOLDER.{more} {said}")
     return ValueError(f"{about} is there, but cannot be used as it is: {error} Pass {setting}=FOLDER with files that "
                       f"{_versions()} read. {said[:40].split(':')[0]})")
@@ -273,7 +274,7 @@ def load_pipeline(
     parts = dict(scheduler=schedule.from_pretrained(where,subfolder="scheduler"))|given
     for part,cls in part_classes(kind).items():
         if part in parts or index.get(part,[None])[0] is None: continue
-        if issubclass(cls,torch.nn.Module): parts[part] = load_network(cls,where,part,dtype=dtype)
+        if issubclass(cls,torch.nn.Module): parts[part] = load_network(cls,where,part,new=("pooler.",),dtype=dtype)
         else: parts[part] = cls.from_pretrained(where,subfolder=part)
     takes = inspect.signature(kind).parameters
     said = {k:v for k,v in index.items() if k in takes and not isinstance(v,list)}
