@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TEMPLATE', 'NO_LIMIT', 'SYSTEM_PROMPT', 'END_OF_TURN', 'ENDS', 'LABEL', 'MIN_WORDS', 'REFUSALS', 'ECHO', 'QUESTION',
            'RULES', 'LOOP', 'DEBRIS', 'ENGLISH', 'OTHERS', 'FILLERS', 'question', 'gumbel', 'SeededSampler', 'chat',
-           'stop_tokens', 'until_stop', 'Vlm', 'load_vlm', 'processes', 'VllmVlm', 'load_vllm', 'open_image', 'tidy',
-           'unfinished', 'debris', 'opens', 'with_article', 'foreign', 'caption_fault', 'caption_block', 'append_line',
-           'read_lines', 'fill_store', 'weights_key', 'caption_images', 'captions_table', 'validity', 'fault_counts',
-           'telling_words', 'words_figure']
+           'stop_tokens', 'until_stop', 'Vlm', 'load_processor', 'load_vlm', 'processes', 'VllmVlm', 'load_vllm',
+           'open_image', 'tidy', 'unfinished', 'debris', 'opens', 'with_article', 'foreign', 'caption_fault',
+           'caption_block', 'append_line', 'read_lines', 'fill_store', 'weights_key', 'caption_images',
+           'captions_table', 'validity', 'fault_counts', 'telling_words', 'words_figure']
 
 # %% ../nbs/04_vsg.ipynb #0a1d1e5d
 import json,os,re
@@ -146,6 +146,23 @@ class Vlm:
         answers = [until_stop(ids,self.stops) for ids in new]
         return self.processor.batch_decode(answers,skip_special_tokens=True)
 
+# %% ../nbs/04_vsg.ipynb #6c2f0e8a
+def load_processor(
+    name:str # hub id or folder of a VLM
+):           # its processor, padding on the left
+    "A VLM's image processor, tokenizer and chat template."
+    from transformers import AutoProcessor
+    processor = AutoProcessor.from_pretrained(locate(name),padding_side="left")
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    if processor.chat_template is None:
+        raise ValueError("it has no chat template, neither of its own nor in its tokenizer.")
+    seen,blind = chat("?"),[dict(role="user",content=[dict(type="text",text="?")])]
+    prompts = [processor.apply_chat_template([c],add_generation_prompt=True)[0] for c in (seen,blind)]
+    if prompts[0]==prompts[1] or "'type'" in prompts[0]:
+        raise ValueError(f"its chat template has no place for an image: {prompts[0]!r}.")
+    return processor
+
 # %% ../nbs/04_vsg.ipynb #d477f673
 def load_vlm(
     r:Recipe,     # names the model, its precision and its sampling
@@ -155,10 +172,10 @@ def load_vlm(
     how = dict(tokens=r.caption_tokens,temperature=r.temperature,top_k=r.top_k,top_p=r.top_p,
                system=SYSTEM_PROMPT if r.caption_prompt=="official" else "")
     if r.caption_backend=="vllm": return load_vllm(r.vlm,r.dtype,how)
-    from transformers import AutoModelForImageTextToText,AutoProcessor
+    from transformers import AutoModelForImageTextToText
     with loading("vision-language model",r.vlm,"vlm",
                  " The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny."):
-        processor = AutoProcessor.from_pretrained(locate(r.vlm),padding_side="left")
+        processor = load_processor(r.vlm)
         model = load_network(AutoModelForImageTextToText,locate(r.vlm),dtype=getattr(torch,r.dtype))
     return Vlm(model.to(device).eval(),processor,**how)
 
@@ -204,8 +221,7 @@ def load_vllm(
                           "or use caption_backend='transformers'.") from e
     if processes().num_processes>1:
         raise ValueError("vLLM runs in one process and on one GPU: start it without `accelerate launch`.")
-    from transformers import AutoProcessor
-    processor = AutoProcessor.from_pretrained(locate(name))
+    with loading("vision-language model",name,"vlm"): processor = load_processor(name)
     engine = LLM(model=locate(name),dtype=dtype,limit_mm_per_prompt=dict(image=1))
     return VllmVlm(engine,processor,SamplingParams,**how,
                    stops=_unknown_stops(name,processor.tokenizer))

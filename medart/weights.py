@@ -7,7 +7,7 @@ __all__ = ['WEIGHT_NAMES', 'UNUSED', 'weight_files', 'weight_fault', 'local_fold
            'load_network', 'load_image_processor', 'part_classes', 'read_index', 'unused_parts', 'load_pipeline']
 
 # %% ../nbs/02_weights.ipynb #32901b2b
-import errno,inspect,json,re,typing,zipfile
+import errno,inspect,json,pickle,re,typing,zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def load_error(
     error,       # what loading raised
     more:str=""  # how else to go on
 ) -> Exception:  # to raise instead
-    "An error that says what is wrong and what to do."
+    "An error that says what is wrong, and what to do about it."
     chain = _chain(error)
     about,said = f"{what} at {name!r}",f"({type(error).__name__}: {str(error)[:300]})"
     full = next((e for e in chain if isinstance(e,OSError) and e.errno in (errno.ENOSPC,errno.EDQUOT)),None)
@@ -160,6 +160,9 @@ def _files_error(about, name, setting, error, said, more): # the files are there
     missing = [text for gone,text in faults if gone]
     damaged = [text for gone,text in faults if not gone]
     if damaged: return ValueError(f"{about} is damaged: {'; '.join(damaged)}. {said}")
+    if _first(_chain(error),pickle.UnpicklingError):
+        return ValueError(f"{about} is not read: a .bin file of it holds more than numbers, and reading that would run it "
+                          f"as a program. Look for the same weights as safetensors, or pass {setting}=FOLDER.{more} {said}")
     if missing or isinstance(error,OSError): # the libraries' word for a file that is not there
         return FileNotFoundError(f"No {about} that is complete: {' '.join(missing) or error} Fetch it again, "
                                  f"or pass {setting}=FOLDER.{more} {said}")

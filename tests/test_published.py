@@ -381,6 +381,47 @@ def test_llava(tmp_path, template, form):
     assert said[0] == said[1]
 
 
+def test_a_template_without_a_place_for_an_image_is_refused(tmp_path):
+    folder = legacy_vlm(tmp_path / "vlm", "tokenizer_config.json")
+    r = recipe("skin", scale="tiny", vlm=str(folder))
+    for template, says in (("{% for m in messages %}{{ m.content }}{% endfor %}", "no place for an image"),
+                           ("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}", "no place for an image"),
+                           (None, "has no chat template")):
+        edit(folder / "tokenizer_config.json", chat_template=template)
+        with pytest.raises(ValueError, match=says):
+            load_vlm(r)
+
+
+def test_ovis(tmp_path):
+    "Native in transformers, with files that its conversion writes: two tokens more than its tokenizer was trained with."
+    from PIL import Image
+    from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Ovis2Processor, PreTrainedTokenizerFast
+    from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+    marks = ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>", "<image>"]
+    tok = PreTrainedTokenizerFast(tokenizer_file=str(Path(locate("data/tiny/vlm")) / "tokenizer.json"), eos_token="</s>",
+                                  pad_token="<pad>", unk_token="<unk>", additional_special_tokens=marks)
+    ids = tok.convert_tokens_to_ids(marks)
+    text = dict(model_type="qwen2", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=2, vocab_size=len(tok))
+    vision = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
+                  hidden_stride=1, vocab_size=64)
+    config = Ovis2Config(vision_config=vision, text_config=text, image_token_id=ids[0], hidden_size=32, vocab_size=len(tok),
+                         visual_indicator_token_ids=ids[1:6])
+    folder = tmp_path / "ovis"
+    Ovis2ForConditionalGeneration(config).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    Ovis2ImageProcessorPil(size=dict(height=28, width=28), max_patches=2).save_pretrained(folder)
+    edit(folder / "preprocessor_config.json", image_processor_type="Ovis2ImageProcessor", processor_class="Ovis2Processor")
+    write(folder / "processor_config.json", dict(image_seq_length=4, image_token="<image>", processor_class="Ovis2Processor"))
+    talk = ("{% for m in messages %}{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}"
+            "{% endfor %}{% endfor %}")
+    write(folder / "chat_template.json", dict(chat_template=talk))
+    store(folder, "sharded safetensors")
+    vlm = load_vlm(recipe("skin", scale="tiny", caption_tokens=4, vlm=str(folder)))
+    assert isinstance(vlm.processor, Ovis2Processor)
+    assert len(vlm.write([Image.effect_noise((40, 30), 60).convert("RGB")], ["What is seen?"], [3])) == 1
+
+
 # Pickles
 
 class Deed:
@@ -401,13 +442,13 @@ def test_a_pickle_in_place_of_weights_is_not_run(vits, tmp_path):
         done = tmp_path / f"done {modern}"
         torch.save(weights | dict(deed=Deed(done)), folder / "pytorch_model.bin", _use_new_zipfile_serialization=modern)
         for load in (load_extractor, lambda f: load_vit(f, ("a", "b"))):
-            with pytest.raises(ValueError, match="is there, but cannot be used as it is"):
+            with pytest.raises(ValueError, match="is not read: a .bin file of it holds more than numbers"):
                 load(str(folder))
         assert not done.exists()
     folder = pixart(tmp_path / "pixart")
     (folder / "transformer/diffusion_pytorch_model.safetensors").unlink()
     (folder / "transformer/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(dict(deed=Deed(tmp_path / "done"))))
-    with pytest.raises(ValueError, match="is there, but cannot be used as it is"):
+    with pytest.raises(ValueError, match="is not read: a .bin file of it holds more than numbers"):
         load_base(recipe("skin", scale="tiny", model=str(folder)))
     assert not (tmp_path / "done").exists()
 
