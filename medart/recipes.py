@@ -4,21 +4,34 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SIGNS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'OFFICIAL', 'PROFILES', 'NOT_REPRODUCED',
-           'METHODS', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs', 'category', 'test_count', 'class_folder',
-           'label_key', 'as_folder', 'read_dataset', 'dataset_named', 'dataset_of', 'locate', 'Recipe', 'detect_scale',
-           'recipe', 'check_shares', 'settings', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_dir',
-           'recipe_hash', 'save_recipe', 'load_recipe', 'injected_names', 'recipe_from', 'row_from', 'command',
-           'recipe_from_line', 'describe']
+           'METHODS', 'LARGE', 'PATHS', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs', 'category',
+           'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset', 'dataset_named', 'dataset_of',
+           'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe', 'check_shares', 'settings',
+           'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_dir', 'recipe_hash', 'portable',
+           'save_recipe', 'load_recipe', 'notebook_parameters', 'recipe_from', 'row_from', 'words_of', 'seeds_of',
+           'command', 'recipe_from_line', 'settings_table', 'Description', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
-import argparse,ast,difflib,json,re,shlex,unicodedata
+import argparse
+import ast
+import difflib
+import json
+import operator
+import os
+import re
+import shlex
+import subprocess
+import sys
+import unicodedata
 from dataclasses import asdict,dataclass,field,fields,replace
-from math import ceil
+from functools import cache
+from math import ceil,isfinite
 from pathlib import Path
 
+import torch
 import yaml
 
-from .core import data_dir,outputs_dir,root,stable_hash,write_atomic
+from .core import data_dir,file_word,outputs_dir,root,short_name,stable_hash,write_atomic
 
 # %% ../nbs/01_recipes.ipynb #fea10f9a
 @dataclass(frozen=True)
@@ -241,14 +254,61 @@ FAMILIES = dict(
 ("Kinds of models that can be trained: the class behind the four verbs, and the weights at each scale, "
  "empty where there are no small ones. Fast-DiT starts from nothing and takes its autoencoder there.")
 
+# %% ../nbs/01_recipes.ipynb #67f9de17
+def _expanded(setting, text):  # a path as written, with ~ filled in
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{setting}={text!r} names no home folder: {e}") from None
+
+def _found(setting, text, *bases):  # the one folder that a path means, or None
+    path = _expanded(setting, text)
+    there = list(dict.fromkeys(p.resolve() for b in bases if (p := b/path).is_dir()))
+    if len(there) > 1:
+        raise ValueError(f"{setting}={text!r} can be two folders, {there[0]} and "
+                         f"{there[1]}. Write the whole path of the one you mean.")
+    return there[0] if there else None
+
+# %% ../nbs/01_recipes.ipynb #5c0827ec
+def data_path(
+    text:str # a folder of images: absolute, below data/, or from the working directory
+) -> str:    # below data/ where it can be reached from there, else absolute
+    "The one way in which a recipe writes a folder of images."
+    home = data_dir().resolve()
+    found = _found("data", text, home, Path.cwd())
+    path = found or Path(os.path.normpath(home/_expanded("data", text)))
+    if path.is_file():
+        raise NotADirectoryError(f"data={text!r} is a file. Pass the folder of images.")
+    links = [p for p in sorted(home.glob("*")) if p.is_symlink()]
+    for name, target in [("", home), *((p.name, p.resolve()) for p in links)]:
+        if path.is_relative_to(target):
+            return (Path(name)/path.relative_to(target)).as_posix()
+    return str(path)
+
 # %% ../nbs/01_recipes.ipynb #ea1dbb0c
 def locate(
-    name:str # a hub id, or a folder relative to the repository
+    name:str # a hub id, or a folder, relative to the repository or the working directory
 ) -> str:    # a folder if there is one, else the id
     "Find model weights in the repository first."
-    for p in (Path(name),root()/name):
-        if p.is_dir(): return str(p)
-    return name
+    path = Path(name).expanduser() if name else Path("no name")
+    return next((str(p) for p in (root()/path, path) if p.is_dir()), name)
+
+# %% ../nbs/01_recipes.ipynb #9de23a82
+def model_path(
+    setting:str, # model, vlm, ...
+    text:str     # a hub id or a folder
+) -> str:        # the id, or the folder from the repository's root, or absolute
+    "The one way in which a recipe writes where a model comes from."
+    home = root().resolve()
+    found = _found(setting, text, Path.cwd(), home)
+    path = _expanded(setting, text)
+    if not (found or path.is_absolute() or text.startswith(".")):
+        return path.as_posix()
+    path = found or Path(os.path.normpath(home/path))
+    if not path.is_relative_to(home):
+        return str(path)
+    name = path.relative_to(home).as_posix()
+    return name if name.count("/") > 1 else f"./{name}"
 
 # %% ../nbs/01_recipes.ipynb #93560de9
 DIT_TARGETS = ("to_q","to_k","to_v","to_out.0","proj_out","ff.net.0.proj","ff.net.2","proj","linear","linear_1","linear_2")
@@ -306,7 +366,7 @@ class Recipe:
     scale:str                            # paper or tiny
     profile:str                          # paper or official
     seed:int = _f(0)                     # of everything drawn
-    data:str = _f("")                    # folder of images: absolute, or below data/
+    data:str = _f("")                    # folder of images: below data/, from the working directory, or absolute
     family:str = _f("pixart")            # a key of FAMILIES: what kind of model is trained
     model:str = _f("")                   # its pipeline: folder or hub id
     extractor:str = _f("","evaluate")    # ViT classifier whose features are compared: folder or hub id
@@ -416,16 +476,41 @@ def _oneof(what, value, allowed):
                      +(f" Did you mean {near[0]!r}?" if near else ""))
 
 # %% ../nbs/01_recipes.ipynb #cd2a4959
-def detect_scale(
-) -> str: # paper or tiny
-    "`paper` where a CUDA device of 24 GB or more is found. NVML is asked, so CUDA stays untouched and processes can still be launched."
+_ASK_TORCH = """import json,torch
+def usable(i):
+    try: return float(torch.ones(1, device=f"cuda:{i}").sum()) == 1
+    except Exception: return False
+print(json.dumps([torch.cuda.get_device_properties(i).total_memory
+                  for i in range(torch.cuda.device_count()) if usable(i)]))"""
+
+@cache
+def _torch_devices(hidden):  # bytes of each device that torch can use; asked once
+    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
+    return json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else []
+
+# %% ../nbs/01_recipes.ipynb #c185b289
+LARGE = 23e9
+"Bytes of the smallest GPU for the paper's models, sold as 24 GB."
+
+def _driver_has(least):  # does NVIDIA's driver know of a card of so many bytes?
     import pynvml
     try:
         pynvml.nvmlInit()
-        sizes = [pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(i)).total
-                 for i in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError: return "tiny"
-    return "paper" if max(sizes,default=0)>=24e9 else "tiny"
+        cards = range(pynvml.nvmlDeviceGetCount())
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in cards]
+        return any(pynvml.nvmlDeviceGetMemoryInfo(h).total >= least for h in handles)
+    except pynvml.NVMLError:
+        return False
+
+# %% ../nbs/01_recipes.ipynb #9108fb7f
+def detect_scale(
+) -> str: # paper or tiny
+    "`paper` where torch can use a GPU of 24 GB or more. CUDA stays untouched in this process."
+    if not (torch.version.hip or torch.version.cuda and _driver_has(LARGE)):
+        return "tiny"
+    hiding = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+    sizes = _torch_devices(tuple(map(os.environ.get, hiding)))
+    return "paper" if max(sizes, default=0) >= LARGE else "tiny"
 
 # %% ../nbs/01_recipes.ipynb #9da691e5
 def _scale(scale): return detect_scale() if scale=="auto" else _oneof("scale",scale,SCALES)
@@ -435,36 +520,93 @@ def _row(method, scale): # what a row changes at a scale
             for k,v in METHODS[_oneof("method",method,METHODS)].items() if not isinstance(v,dict) or scale in v}
 
 # %% ../nbs/01_recipes.ipynb #4424d818
+PATHS = ("data", "model", "extractor", "vlm", "simplifier", "classifier")
+"Settings that name a folder, or a model of the hub."
+
+def _told(changes):  # a caller's settings, each written in the one way; an empty path says nothing
+    known = {f.name:f for f in fields(Recipe)}
+    for k in changes:
+        _oneof("setting", k, known)
+    typed = {k:_typed(known[k], v) for k, v in changes.items()}
+    typed = {k:v.strip() if k in PATHS else v for k, v in typed.items()}
+    return {k:data_path(v) if k == "data" else model_path(k, v) if k in PATHS else v
+            for k, v in typed.items() if v or k not in PATHS}
+
+# %% ../nbs/01_recipes.ipynb #29674eaf
+def _dataset_name(name):  # as a folder can be called on every system, whatever the letter case
+    try:
+        name = _as_str(name)
+    except TypeError:
+        raise ValueError(f"dataset={name!r} is no name. Write skin, kvasir, or a name of your own.") from None
+    alike = [d for d in DATASETS if d != name and d.casefold() == name.casefold()]
+    if alike:
+        raise ValueError(f"dataset {name!r} differs from {alike[0]!r} in case alone, which some "
+                         f"file systems do not tell apart. Write {alike[0]!r} or another name.")
+    if len(name) > 60 or name != unicodedata.normalize("NFC", name):
+        raise ValueError(f"dataset {name!r} names folders: use up to 60 characters, accents composed.")
+    return name
+
+# %% ../nbs/01_recipes.ipynb #0c92e2fc
 def recipe(
     dataset:str,           # skin, kvasir, or a name of your own together with data=FOLDER
     method:str="medart",   # a key of METHODS
-    scale:str="auto",      # paper, tiny, or auto: paper where a GPU of 24 GB is found
+    scale:str="auto",      # paper, tiny, or auto: paper where torch can use a GPU of 24 GB
     profile:str="paper",   # paper or official
     **changes              # any field of Recipe
 ) -> Recipe:
     "One frozen recipe: the data set's settings, the scale's, the profile's, the method's, then `changes`."
-    d = dataset_named(dataset,changes.get("data","")); paper = dataset in DATASETS
-    scale = _scale(scale); row = _row(method,scale)
-    known = {f.name:f for f in fields(Recipe)}
-    for k in changes: _oneof("setting",k,known)
-    told = {k:getattr(d,k) for k in ("epochs","interval") if getattr(d,k) is not None}
-    s = told|{k:v.format(dataset=dataset if paper else "skin",classifier=d.classifier) if isinstance(v,str) else v
-              for k,v in SCALES[scale].items()}
-    if not paper: s |= told
-    s |= PROFILES[_oneof("profile",profile,PROFILES)]|row
-    s["model"] = FAMILIES[_oneof("family",changes.get("family",s.get("family","pixart")),FAMILIES)][scale]
-    changes = {k:_typed(known[k],v) for k,v in changes.items()}
-    return _check(Recipe(dataset=dataset,method=method,scale=scale,profile=profile,**(s|changes)))
+    changes = _told(changes)
+    dataset = _dataset_name(dataset)
+    scale = _scale(scale)
+    d = dataset_named(dataset, changes.get("data", ""))
+    own = {k:getattr(d, k) for k in ("epochs", "interval") if getattr(d, k) is not None}
+    names = dict(dataset=dataset if dataset in DATASETS else "skin", classifier=d.classifier)
+    s = own|{k:v.format(**names) if isinstance(v, str) else v for k, v in SCALES[scale].items()}
+    s |= {} if dataset in DATASETS else own
+    s |= PROFILES[_oneof("profile", profile, PROFILES)]|_row(method, scale)
+    family = changes.get("family", s.get("family", "pixart"))
+    s["model"] = FAMILIES[_oneof("family", family, FAMILIES)][scale]
+    s = {f.name:_typed(f, s[f.name]) for f in fields(Recipe) if f.name in s}
+    return _check(Recipe(dataset=dataset, method=method, scale=scale, profile=profile, **(s|changes)))
 
 # %% ../nbs/01_recipes.ipynb #92e971fb
-def _typed(f, v):
-    want = dict(int=int,float=(int,float),bool=bool,str=str,tuple=(tuple,list)).get(
-        str(f.type).split("|")[0] if isinstance(f.type,str) else getattr(f.type,"__name__",str(f.type)), object)
-    if v is None and f.default is None: return v
-    if not isinstance(v,want) or (isinstance(v,bool) and want is not bool and want is not object):
-        raise ValueError(f"setting {f.name}={v!r} has the wrong type: it takes "
-                         f"{f.type if isinstance(f.type,str) else getattr(f.type,'__name__',f.type)}, for example {f.name}={f.default!r}.")
-    return tuple(v) if isinstance(v,list) else v
+def _as_int(v):
+    if isinstance(v, str):
+        return int(v) if re.fullmatch(r"\s*[+-]?\d+\s*", v) else int(None)
+    if isinstance(v, float) and v.is_integer():
+        return int(v)
+    return operator.index(v) if not isinstance(v, bool) else int(None)
+
+def _as_float(v):
+    return float(v)+0. if not isinstance(v, bool) else float(None)
+
+def _as_bool(v):
+    return v if isinstance(v, bool) else dict(true=True, false=False)[v.strip().lower()]
+
+def _as_str(v):
+    whole = isinstance(v, int) and not isinstance(v, bool)
+    return str(v) if whole else os.fspath(v)
+
+def _as_tuple(v):
+    words = re.findall(r"[^\s,()'\"\[\]]+", v) if isinstance(v, str) else list(v)
+    return tuple(words) if all(isinstance(w, str) for w in words) else tuple(None)
+
+# %% ../nbs/01_recipes.ipynb #5f651a6f
+def _typed(f, v):  # a field's value, read as the field's type
+    optional = not isinstance(f.type, type)  # float|None
+    if optional and (v is None or v in ("None", "none", "")):
+        return None
+    kind = float if optional else f.type
+    read = {int:_as_int, float:_as_float, bool:_as_bool, str:_as_str, tuple:_as_tuple}[kind]
+    try:
+        value = read(v)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        said = getattr(f.type, "__name__", f.type)
+        raise ValueError(f"setting {f.name}={v!r} has the wrong type: it takes {said}, "
+                         f"for example {f.name}={f.default!r}.") from None
+    if kind is float and not isfinite(value):
+        raise ValueError(f"setting {f.name}={v!r} is not a finite number.")
+    return value
 
 # %% ../nbs/01_recipes.ipynb #d202fdaf
 def check_shares(
@@ -478,35 +620,59 @@ def check_shares(
                          "another recipe, with fewer updates an epoch; nothing else is scaled.")
 
 # %% ../nbs/01_recipes.ipynb #6ad6c543
-def _check(r):
-    _oneof("captions",r.captions,("vsg","simple","class","empty")); _oneof("crop",r.crop,("center","random"))
-    _oneof("color_reduction",r.color_reduction,("sum","mean")); _oneof("gen_split",r.gen_split,("test","train","sample"))
-    _oneof("dtype",r.dtype,("float32","bfloat16","float64")); _oneof("caption_backend",r.caption_backend,("transformers","vllm"))
-    _oneof("caption_prompt",r.caption_prompt,("paper","official"))
-    for k in ("dit_layers","dit_heads","size","batch_size","rank","alpha","solver_steps","gen_steps","gen_block","log_every",
-              "checkpoint_every","keep_checkpoints","max_tokens","pad_to","num_processes","max_bad_steps","top_k",
-              "caption_tokens","caption_block","classifier_epochs","classifier_batch"):
-        if getattr(r,k)<1: raise ValueError(f"setting {k}={getattr(r,k)} must be 1 or more.")
-    for k in ("epochs","interval","color_batch","backprop_last_k","clip","clip_color","weight_decay","lr","caption_dropout","min_snr",
-              "ema","sample_every","seed","caption_seed","caption_retries","classifier_lr"):
-        if getattr(r,k)<0: raise ValueError(f"setting {k}={getattr(r,k)} must not be negative.")
-    if r.ema>=1 or r.caption_dropout>1:
+_CHOICES = dict(captions=("vsg", "simple", "class", "empty"), crop=("center", "random"),
+                color_reduction=("sum", "mean"), gen_split=("test", "train", "sample"),
+                dtype=("float32", "bfloat16", "float64"), tracker=("", "tensorboard"),
+                caption_backend=("transformers", "vllm"),
+                caption_prompt=("paper", "official"))
+_FROM_ZERO = ("seed", "caption_seed", "interval", "color_batch", "backprop_last_k", "gen_count",
+              "sample_every", "caption_retries")  # whole numbers that may be 0
+
+def _check_ranges(r):  # each setting by itself
+    for k, allowed in _CHOICES.items():
+        _oneof(k, getattr(r, k), allowed)
+    for f in fields(r):
+        v = getattr(r, f.name)
+        if isinstance(v, bool) or not isinstance(v, (int, float)):
+            continue
+        if v < 0:
+            raise ValueError(f"setting {f.name}={v} must not be negative.")
+        if isinstance(v, int) and v < 1 and f.name not in _FROM_ZERO:
+            raise ValueError(f"setting {f.name}={v} must be 1 or more.")
+        if v >= 2**63 or isinstance(v, int) and v >= 2**31 and "seed" not in f.name:
+            raise ValueError(f"setting {f.name}={v} is too large.")
+
+# %% ../nbs/01_recipes.ipynb #41fe808f
+def _check_shapes(r):  # settings that have limits of their own
+    if r.ema >= 1 or r.caption_dropout > 1:
         raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
-    if r.lr_text is not None and r.lr_text<0: raise ValueError(f"setting lr_text={r.lr_text} must not be negative; None takes lr.")
-    if r.text_bits not in (4,8,16): raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
-    if r.family!="pixart" and r.text_bits<16:
-        raise ValueError(f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. Pass text_bits=16 for family {r.family}.")
-    if r.offload and r.text_bits<16:
-        raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights stay where they are. "
-                         "Choose one of the two.")
-    check_shares(f"num_processes={r.num_processes}",r.num_processes,r.batch_size)
-    if r.temperature<=0 or not 0<r.top_p<=1:
-        raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} above 0 and at most 1.")
-    if r.backprop_last_k>r.solver_steps:
-        raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than solver_steps={r.solver_steps}: "
-                         "there are no more steps to differentiate.")
+    if r.temperature <= 0 or not 0 < r.top_p <= 1:
+        raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} "
+                         "above 0 and at most 1.")
+    if r.text_bits not in (4, 8, 16):
+        raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
+    odd = [t for t in r.text_targets if not re.fullmatch(r"[\w.]+", t)]
+    if odd or r.lora_text and r.family == "pixart" and not r.text_targets:
+        raise ValueError(f"text_targets={r.text_targets!r} must name modules of the text encoder, for example "
+                         f"{','.join(PROFILES['paper']['text_targets'])}; pass lora_text=False to adapt none.")
+
+# %% ../nbs/01_recipes.ipynb #76fd5ff9
+def _check(r):
+    _check_ranges(r)
+    _check_shapes(r)
+    if r.family != "pixart" and r.text_bits < 16:
+        raise ValueError(f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. "
+                         f"Pass text_bits=16 for family {r.family}.")
+    if r.offload and r.text_bits < 16:
+        raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights "
+                         "stay where they are. Choose one of the two.")
+    check_shares(f"num_processes={r.num_processes}", r.num_processes, r.batch_size)
+    if r.backprop_last_k > r.solver_steps:
+        raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than "
+                         f"solver_steps={r.solver_steps}: there are no more steps to differentiate.")
     if not (r.lora_transformer or r.lora_text):
-        raise ValueError("lora_transformer=False and lora_text=False leave nothing to train. Switch one on, or use method='base'.")
+        raise ValueError("lora_transformer=False and lora_text=False leave nothing to train. "
+                         "Switch one on, or use method='base'.")
     return r
 
 # %% ../nbs/01_recipes.ipynb #c86ec692
@@ -518,9 +684,25 @@ def settings(
     return {f.name:getattr(r,f.name) for f in fields(r) if not stages or f.metadata.get("stage","train") in stages}
 
 # %% ../nbs/01_recipes.ipynb #c4b258e0
-def _plain(r, profile="paper"):
-    return recipe(r.dataset,r.method,r.scale,profile,**({} if r.dataset in DATASETS else dict(data=r.data)))
+def _plain(r, profile="paper"):  # what its data set, method and scale alone make
+    own = {} if r.dataset in DATASETS else dict(data=str(data_dir()/r.data))
+    return recipe(r.dataset, r.method, r.scale, profile, **own)
 
+def setting_word(
+    k:str, # a setting
+    v      # its value
+) -> str:  # +k=v, as part of a folder's name
+    "A setting in a name, a different one for each value."
+    if k in PATHS:
+        last = re.sub(r"[^\w.-]+", "-", Path(v).name, flags=re.ASCII)[:40]
+        return f"+{k}={last}~{stable_hash(v)[:12]}"
+    if isinstance(v, float):
+        short = f"{v:g}"
+        return f"+{k}={(short if float(short) == v else repr(v)).replace('e+', 'e')}"
+    plain = v is None or isinstance(v, (bool, int))
+    return f"+{k}={v if plain else file_word(','.join(v) if isinstance(v, tuple) else v)}"
+
+# %% ../nbs/01_recipes.ipynb #0e48ab12
 def _suffix(r, *stages):
     base = _plain(r)
     diff = {k:v for k,v in settings(r,*stages).items()
@@ -528,10 +710,7 @@ def _suffix(r, *stages):
     if "profile" in diff: # what the profile changes goes without saying
         base = _plain(r,r.profile)
         diff = {k:v for k,v in diff.items() if k in ("profile","data") or v!=getattr(base,k)}
-    def word(k,v):
-        if k in ("data","model","vlm","simplifier","classifier"): v = f"{Path(v).name}~{stable_hash(str(v))[:4]}"
-        return f"+{k}={v:g}" if isinstance(v,float) else f"+{k}={'-'.join(map(str,v)) if isinstance(v,tuple) else v}"
-    return "".join(word(k,v) for k,v in sorted(diff.items()))
+    return short_name("".join(setting_word(k,v) for k,v in sorted(diff.items())))
 
 # %% ../nbs/01_recipes.ipynb #64d2face
 def run_dir(
@@ -561,9 +740,11 @@ def captions_dir(
     r:Recipe  # a recipe
 ) -> Path:    # outputs/{dataset}-{scale}/captions/{vlm}{+changes}
     "The folder of the captions that one model writes with one set of caption settings: shared by all runs that train on them."
-    plain = _plain(r); same = dict(vlm=plain.vlm,data=r.data,max_tokens=r.max_tokens)
-    return (outputs_dir()/f"{r.dataset}-{r.scale}"/"captions"
-            /(Path(r.vlm).name+_suffix(replace(plain,**settings(r,"caption")|same),"train","caption")))
+    plain = _plain(r)
+    same = dict(vlm=plain.vlm,data=r.data,max_tokens=r.max_tokens)
+    writer = Path(r.vlm).name if r.vlm==plain.vlm else setting_word("vlm",r.vlm).removeprefix("+vlm=")
+    changed = _suffix(replace(plain,**settings(r,"caption")|same),"train","caption")
+    return outputs_dir()/f"{r.dataset}-{r.scale}"/"captions"/(writer+changed)
 
 # %% ../nbs/01_recipes.ipynb #f07fcb21
 def recipe_hash(
@@ -574,41 +755,102 @@ def recipe_hash(
     return stable_hash(settings(r,*(stages or ("train","caption"))))
 
 # %% ../nbs/01_recipes.ipynb #b18609ba
+def portable(
+    told:dict # settings
+) -> dict:    # the same, absolute paths replaced by their last part and a hash
+    "Settings that may be shown to others."
+    return {k:f"{Path(v).name}~{stable_hash(v)[:12]}" if k in PATHS and Path(v).is_absolute() else v
+            for k,v in told.items()}
+
 def save_recipe(
     r:Recipe, # a recipe
     folder    # where config.json goes
 ) -> Path:
-    "Write `config.json`."
-    return write_atomic(Path(folder)/"config.json", json.dumps(asdict(r)|dict(hash=recipe_hash(r)), indent=1)+"\n")
+    "Write `config.json`, and what of it is for this machine alone to `config.local.json`."
+    told,local = asdict(r),Path(folder)/"config.local.json"
+    public = portable(told)
+    hidden = {k:v for k,v in told.items() if public[k]!=v}
+    if hidden:
+        about = "Paths on this machine, for continuing here. Not to be passed on."
+        write_atomic(local, json.dumps(dict(about=about)|hidden, indent=1)+"\n")
+    return write_atomic(Path(folder)/"config.json", json.dumps(public|dict(hash=recipe_hash(r)), indent=1)+"\n")
 
 # %% ../nbs/01_recipes.ipynb #e71a993a
 def load_recipe(
     folder    # a run's folder
 ) -> Recipe:
     "Read `config.json` back."
-    d = json.loads((Path(folder)/"config.json").read_text()); d.pop("hash",None)
-    for k in d: _oneof(f"setting in {folder}/config.json:",k,[f.name for f in fields(Recipe)])
-    return Recipe(**{k:tuple(v) if isinstance(v,list) else v for k,v in d.items()})
+    d = json.loads((Path(folder)/"config.json").read_text())
+    d.pop("hash",None)
+    known = {f.name:f for f in fields(Recipe)}
+    for k in d: _oneof(f"setting in {folder}/config.json:",k,known)
+    local = Path(folder)/"config.local.json"
+    here = json.loads(local.read_text()) if local.exists() else {}
+    d |= {k:v for k,v in here.items() if k in PATHS and portable({k:v})[k]==d.get(k)}
+    return Recipe(**{k:_typed(known[k],v) for k,v in d.items()})
 
 # %% ../nbs/01_recipes.ipynb #c9ec420c
-def injected_names(
-    ns:dict # a notebook's globals
-) -> list:  # names that papermill set
-    "What papermill's `-p` put into the notebook: the names assigned in the cell that begins with `# Parameters`."
-    cells = [c for c in ns.get("In",[]) if c.lstrip().startswith("# Parameters")]
-    return [t.id for n in ast.parse(cells[-1]).body if isinstance(n,ast.Assign) for t in n.targets] if cells else []
+def _assigned(cell):  # name -> the node of its value, of the cell's own statements
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return {}
+    found = {}
+    for node in body:
+        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and node.value:
+            names = [n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+            alone = not isinstance(node, ast.AugAssign) and isinstance(targets[0], ast.Name)
+            found |= {n.id:node.value if alone else None for n in names}
+    return found
+
+# %% ../nbs/01_recipes.ipynb #fd33830b
+def _parameter_cells(executed):  # what the two kinds of parameter cells assign, in order
+    cells = [(c.lstrip().split("\n")[0].strip() == "# Parameters", _assigned(c)) for c in executed]
+    injected = [a for by_papermill, a in cells if by_papermill]
+    typed = [a for by_papermill, a in cells if not by_papermill]
+    first = next((a for a in typed if "scale" in a and a.keys() & {"dataset", "datasets"}), {})
+    same = [a for a in typed if 2*len(a.keys() & first.keys()) > len(first)]
+    last = [*same[-1:], *injected[-1:]]
+    return [a for _, a in cells if any(a is x for x in last)]
+
+# %% ../nbs/01_recipes.ipynb #8b8b4a05
+def _plain_value(node, computed):  # a literal's value, else what was computed
+    try:
+        return ast.literal_eval(node)
+    except (TypeError, ValueError):
+        return computed
+
+# %% ../nbs/01_recipes.ipynb #c7f5551b
+def notebook_parameters(
+    ns:dict, # a notebook's globals
+    *extra   # names of further parameters this notebook takes
+) -> dict:   # name -> value
+    "What a notebook's parameters say, every name checked; outside a notebook, the settings in `ns`."
+    known = [*(f.name for f in fields(Recipe)), *extra]
+    if "In" not in ns:
+        return {k:ns[k] for k in known if k in ns and not callable(ns[k])}
+    found = {}
+    for cell in _parameter_cells(ns["In"]):
+        for k, node in cell.items():
+            found[_oneof("parameter", k, known)] = _plain_value(node, ns.get(k))
+    if not found:
+        raise ValueError("No cell of parameters has been run, one that assigns dataset and scale. "
+                         "Run the notebook from its first cell on.")
+    return found
 
 # %% ../nbs/01_recipes.ipynb #d4ca50b0
+def _ask(given):  # a recipe; an empty text leaves a setting to the scale
+    return recipe(**{k:v for k, v in given.items() if not (isinstance(v, str) and v == "" and k != "tracker")})
+
 def recipe_from(
     ns:dict,   # a notebook's globals
     *extra,    # names of further parameters this notebook takes
     **changes  # settings that count more than the notebook's
 ) -> Recipe:
     "The recipe that a notebook's parameters ask for."
-    known = [f.name for f in fields(Recipe)]
-    for k in injected_names(ns): _oneof("parameter",k,[*known,*extra])
-    given = {k:ns[k] for k in known if k in ns and not callable(ns[k])}|changes
-    return recipe(**{k:v for k,v in given.items() if not (isinstance(v,str) and v=="" and k!="tracker")})
+    asked = notebook_parameters(ns, *extra)
+    return _ask({k:v for k, v in asked.items() if k not in extra}|changes)
 
 # %% ../nbs/01_recipes.ipynb #831ef5d4
 def row_from(
@@ -618,20 +860,63 @@ def row_from(
     **changes   # settings that count more than the notebook's
 ) -> Recipe:
     "The recipe of a row, as a notebook's parameters ask for it; what makes it this row stays."
-    own = _row(method,_scale(changes.get("scale",ns.get("scale","auto")) or "auto"))
-    return recipe_from({k:v for k,v in ns.items() if k not in own},*extra,method=method,**changes)
+    asked = notebook_parameters(ns, *extra)
+    own = _row(method, _scale(changes.get("scale", asked.get("scale", "auto")) or "auto"))
+    kept = {k:v for k, v in asked.items() if k not in own and k not in extra}
+    return _ask(kept|dict(method=method)|changes)
+
+# %% ../nbs/01_recipes.ipynb #435909c1
+def words_of(
+    what:str, # the parameter's name
+    told      # "kvasir skin", "kvasir,skin" or a list
+) -> list:    # of words, at least one, none twice
+    "The words of a parameter that holds several."
+    words = re.split(r"[\s,]+", told.strip(" ,\n")) if isinstance(told, str) else told
+    words = [str(w) for w in (words if isinstance(words, (list, tuple)) else [words])]
+    if "" in words or not words:
+        raise ValueError(f"{what}={told!r} names nothing. Write for example {what}='a b'.")
+    if twice := [w for w in words if words.count(w) > 1]:
+        raise ValueError(f"{what}={told!r} names {twice[0]} twice.")
+    return words
+
+# %% ../nbs/01_recipes.ipynb #69133c94
+def seeds_of(
+    told  # "0 1 2", "0,1,2", a number or a list
+) -> list: # of whole numbers
+    "The seeds of a parameter that holds several."
+    words = words_of("seeds", told)
+    for w in words:
+        if not re.fullmatch(r"\d{1,18}", w):
+            raise ValueError(f"seeds={told!r}: {w!r} is no seed. Write whole numbers from 0 on, "
+                             "with blanks or commas between, for example seeds='0 1 2'.")
+    return [int(w) for w in words_of("seeds", [str(int(w)) for w in words])]
 
 # %% ../nbs/01_recipes.ipynb #5ac901b6
+def _told_path(v):  # a path as one writes it in the repository's root
+    path = Path(v)
+    if not path.is_absolute():
+        return v
+    for start, base in (("", root().resolve()), ("~/", Path.home().resolve())):
+        if path.is_relative_to(base):
+            return f"{start}{path.relative_to(base).as_posix()}"
+    return v
+
+def _spelled(k, v):  # a setting's value on a command line
+    if isinstance(v, tuple):
+        return ",".join(v)
+    return _told_path(v) if k in PATHS else str(v)
+
+# %% ../nbs/01_recipes.ipynb #b2a9a600
 def command(
     r:Recipe,     # what it should make
     notebook:str  # train, generate, evaluate, classify
 ) -> str:
-    "The shell command that runs one stage of a recipe."
+    "The shell command that runs one stage of a recipe, from the repository's root."
     plain = _plain(r,r.profile)
     named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
     changed = ({k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}
                |({} if r.dataset in DATASETS else dict(data=r.data)))
-    words = "".join(f" -p {k} {shlex.quote(str(v))}" for k,v in (named|changed).items())
+    words = "".join(f" -p {k} {shlex.quote(_spelled(k,v))}" for k,v in (named|changed).items())
     return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
 # %% ../nbs/01_recipes.ipynb #7fd25756
@@ -645,22 +930,48 @@ def recipe_from_line(
     for f in fields(Recipe):
         p.add_argument(f"--{f.name}",metavar=str(getattr(f.type,"__name__",f.type)),
                        help=f.metadata.get("stage",""),required=f.name=="dataset")
-    return recipe(**{k:_literal(v) for k,v in vars(p.parse_args(args)).items() if v is not None})
-
-# %% ../nbs/01_recipes.ipynb #9df08a3c
-def _literal(s):
-    if s in ("true","false"): return s=="true"
-    try: return ast.literal_eval(s)
-    except (ValueError,SyntaxError): return s
+    return recipe(**{k:v for k,v in vars(p.parse_args(args)).items() if v is not None})
 
 # %% ../nbs/01_recipes.ipynb #96b322bb
+FIRST = ("data", "model", "captions", "size", "epochs", "batch_size", "lr", "rank", "interval", "solver_steps")
+"The settings that decide most."
+
+def settings_table(
+    r:Recipe # a recipe
+):           # pandas DataFrame, one row a setting: stage, value, the paper's value, shown at once
+    "Every setting, beside the paper's."
+    import pandas as pd
+    own = {} if r.dataset in DATASETS else dict(data=str(data_dir()/r.data))
+    paper, mine = recipe(r.dataset, scale="paper", **own), portable(asdict(r))
+    rows = [(f.name, f.metadata.get("stage", "train"), str(mine[f.name]), str(portable(asdict(paper))[f.name]))
+            for f in fields(r)]
+    t = pd.DataFrame(rows, columns=["setting", "stage", "value", "paper"]).set_index("setting")
+    return t.assign(shown=t.index.isin(FIRST) | (t.value != t.paper))
+
+# %% ../nbs/01_recipes.ipynb #1f727382
+class Description:
+    "A recipe to read: what matters, then what is as in the paper."
+    def __init__(self, r:Recipe):
+        self.table = settings_table(r)
+        first = self.table.index.get_indexer_for([*FIRST])
+        shown = [i for i, s in enumerate(self.table.shown) if s and i not in first]
+        self.top = self.table.iloc[[*first, *shown]].drop(columns="shown")
+        self.rest = self.table[~self.table.shown].drop(columns=["shown", "paper"])
+        self.more = f"{len(self.rest)} settings more, as in the paper's recipe"
+
+    def __repr__(self):
+        return f"{self.top.to_string()}\n\n{self.more}:\n{self.rest.to_string()}"
+
+    def _repr_html_(self):
+        return (f"{self.top.to_html()}<details><summary>{self.more}</summary>"
+                f"{self.rest.to_html()}</details>")
+
+# %% ../nbs/01_recipes.ipynb #71263de0
 def describe(
     r:Recipe # a recipe
-):           # pandas DataFrame, one row a setting
+) -> Description: # shows itself in a notebook and in print
     "A recipe as a table to read."
-    import pandas as pd
-    return pd.DataFrame([(f.metadata.get("stage","train"), f.name, str(getattr(r,f.name))) for f in fields(r)],
-                        columns=["stage","setting","value"]).set_index("setting")
+    return Description(r)
 
 # %% ../nbs/01_recipes.ipynb #fadab359
 ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha",
