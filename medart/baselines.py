@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from .core import save_pretrained,seed_of,write_atomic
 from .data import load_split
-from .model import Cond,Model,loading_model,put
+from .model import Cond,Model,loading_model,put,read_adapter,refused_adapter
 from .recipes import Recipe,category,dataset_of,locate
 from .weights import load_network,load_pipeline
 
@@ -81,16 +81,16 @@ class StableDiffusion(Baseline):
         return self.unet(zt.to(self.dtype),t.expand(len(zt)),
                          encoder_hidden_states=cond.emb.to(self.dtype),return_dict=False)[0].to(zt.dtype)
 
-    def save(self, folder):
+    def write_adapters(self, folder):
         "As every model, and once more in one file that `pipe.load_lora_weights(folder)` reads."
+        super().write_adapters(folder)
         nets = {p:getattr(self,p) for p in self.parts if isinstance(getattr(self,p),PeftModel)}
         layers = {f"{p}.{k.removeprefix('base_model.model.')}":v.detach().cpu().contiguous()
                   for p,n in nets.items() for k,v in get_peft_model_state_dict(n).items()}
         about = {f"{p}.{k}":v for p,n in nets.items() for k,v in _plain(n.peft_config["default"].to_dict()).items()}
         if layers:
-            write_atomic(Path(folder)/"pytorch_lora_weights.safetensors",
+            write_atomic(folder/"pytorch_lora_weights.safetensors",
                          save(layers,dict(lora_adapter_metadata=json.dumps(about,sort_keys=True))))
-        return super().save(folder)
 
 # %% ../nbs/13_baselines.ipynb #c18e08d5
 def _plain(config): # what of a LoRA's description is the same wherever it was trained
@@ -211,17 +211,23 @@ def predict(self:FastDiT, zt, t, cond):
 
 # %% ../nbs/13_baselines.ipynb #7c82bf54
 @patch
-def save(self:FastDiT, folder):
-    save_pretrained(self.transformer,Path(folder)/"transformer")
-    return Path(folder)
+def write_adapters(self:FastDiT, folder): save_pretrained(self.transformer,folder/"transformer")
+
+@patch
+def check_adapters(self:FastDiT, r:Recipe, folder): pass  # `load` compares every tensor with the network that `r` describes
 
 @patch
 def load(self:FastDiT, folder, trainable=False):
-    if not (Path(folder)/"transformer/config.json").exists():
+    own = Path(folder)/"transformer"
+    if not own.is_dir():
         raise FileNotFoundError(f"No transformer in {folder}. Train first: "
                                 "papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin")
-    net = DiTTransformer2DModel.from_pretrained(Path(folder)/"transformer").to(self.device)
-    self.transformer = net.requires_grad_(trainable).eval(); self.vae.requires_grad_(False).eval()
+    tensors = read_adapter(own, "diffusion_pytorch_model.safetensors")
+    try:
+        self.transformer.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise refused_adapter(own, f"it does not fit ({str(e).strip().splitlines()[-1].strip()})") from e
+    self.transformer.requires_grad_(trainable).eval(); self.vae.requires_grad_(False).eval()
     return self
 
 # %% ../nbs/13_baselines.ipynb #95775ea2

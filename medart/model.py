@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PIXART_512', 'T5_XXL', 'Cond', 'cat_cond', 'Moments', 'Model', 'loading_model', 'quantized_text', 'kind_of',
            'load_base', 'put', 'vae_batch', 'lora_config', 'load_model', 'shaken', 'LeanLora', 'flat', 'unflat',
-           'converted', 'full_size_counts', 'merge', 'merge_and_save']
+           'converted', 'full_size_counts', 'written_together', 'read_adapter', 'refused_adapter', 'put_adapter',
+           'merge', 'merge_and_save']
 
 # %% ../nbs/06_model.ipynb #89ce9967
-import copy,gc,json,logging,pkgutil,warnings
+import copy,gc,json,logging,os,pkgutil,shutil,warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import torch
 from diffusers import PixArtAlphaPipeline,PixArtTransformer2DModel
 from diffusers.utils.logging import disable_progress_bar
 from fastcore.basics import patch
-from peft import LoraConfig,PeftModel,get_peft_model
+from peft import LoraConfig,PeftModel,get_peft_model,get_peft_model_state_dict
 from peft.tuners import lora
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import BitsAndBytesConfig,T5Config,T5EncoderModel
@@ -318,6 +321,31 @@ def adapt(
         for part,config in self.loras(r).items(): setattr(self,part,get_peft_model(getattr(self,part),config))
     return self.forget()
 
+# %% ../nbs/06_model.ipynb #0450d310
+@patch
+def check_adapters(
+    self:Model, # without adapters
+    r:Recipe,   # whose adapters are expected
+    folder      # as written by `save`
+) -> None:
+    "Refuse saved LoRAs that another recipe made."
+    folder, wanted = Path(folder), self.loras(r)
+    there = {p for p, n in self.parts.items() if (folder/n).is_dir()}
+    if there and there != wanted.keys():
+        odd = self.parts[min(there ^ wanted.keys())]
+        raise ValueError(f"{folder} {'lacks' if there < wanted.keys() else 'holds'} {odd}, and the recipe trains "
+                         f"{' and '.join(self.parts[p] for p in wanted)}. Run train again with these settings.")
+    for part in there:
+        f = folder/self.parts[part]/"adapter_config.json"
+        _same_lora(f, _adapter_config(f.parent), wanted[part])
+
+def _same_lora(f, saved, config):
+    plain = lambda v: sorted(v) if isinstance(v, (set, list, tuple)) else v
+    for k in ("r", "lora_alpha", "use_dora", "target_modules", "layers_to_transform"):
+        if plain(saved.get(k)) != plain(getattr(config, k)):
+            raise ValueError(f"{f} has {k}={saved.get(k)!r}, and the recipe wants {plain(getattr(config, k))!r}: it is of "
+                             "another recipe. Use the settings in the config.json of its run, or run train with these.")
+
 # %% ../nbs/06_model.ipynb #eaf73ae4
 @patch
 def trainable(
@@ -334,7 +362,9 @@ def load_model(
 ) -> Model:
     "The model with its two LoRAs, fresh or saved."
     model = load_base(r,device)
-    return model.adapt(r).to(device) if adapters is None else model.load(adapters)
+    if adapters is None: return model.adapt(r).to(device)
+    model.check_adapters(r,adapters)
+    return model.load(adapters)
 
 # %% ../nbs/06_model.ipynb #52e293c8
 def shaken(
@@ -429,14 +459,36 @@ def full_size_counts(
         return dict(transformer=count(PixArtTransformer2DModel(**PIXART_512),DIT_TARGETS),
                     text=count(T5EncoderModel(T5Config(**T5_XXL)),r.text_targets))
 
+# %% ../nbs/06_model.ipynb #3dbea30a
+@contextmanager
+def written_together(
+    folder,  # that shall hold what is written
+    names    # all that it may hold; what is not written anew is taken away
+):           # yields an empty folder to write to
+    "Put several files and folders in the place of earlier ones, without a mixture of both at any moment."
+    folder = Path(folder)
+    new, old = (folder/f".{x}-{os.getpid()}" for x in ("new", "old"))
+    try:
+        for f in (new, old):
+            shutil.rmtree(f, ignore_errors=True)
+            f.mkdir(parents=True)
+        yield new
+        for name in names:
+            if (folder/name).exists():
+                os.replace(folder/name, old/name)
+        for f in new.iterdir():
+            os.replace(f, folder/f.name)
+    finally:
+        for f in (new, old):
+            shutil.rmtree(f, ignore_errors=True)
+
 # %% ../nbs/06_model.ipynb #9b32d4d1
 @patch
-def save(
+def write_adapters(
     self:Model, # with adapters
-    folder      # receives transformer_lora/ and text_encoder_lora/
-) -> Path:
-    "Write both LoRAs as PEFT folders, the same bytes for the same weights."
-    folder = Path(folder)
+    folder      # an empty one
+) -> None:
+    "Write each LoRA as a PEFT folder."
     for part,name in self.parts.items():
         net = getattr(self,part)
         if not isinstance(net,PeftModel): continue
@@ -444,7 +496,68 @@ def save(
         f = folder/name/"adapter_config.json"; c = json.loads(f.read_text())
         c |= dict(target_modules=sorted(c["target_modules"]), base_model_name_or_path=None)
         write_atomic(f, json.dumps(c,indent=1,sort_keys=True)+"\n")
-    return folder
+
+@patch
+def save(
+    self:Model, # with adapters
+    folder      # receives transformer_lora/ and text_encoder_lora/
+) -> Path:
+    "Write both LoRAs as PEFT folders, the same bytes for the same weights."
+    with written_together(folder,[*self.parts.values(),"pytorch_lora_weights.safetensors"]) as new: self.write_adapters(new)
+    return Path(folder)
+
+# %% ../nbs/06_model.ipynb #c0845443
+def read_adapter(
+    folder,                              # of one saved LoRA
+    name:str="adapter_model.safetensors" # of its file
+) -> dict:   # name -> tensor
+    "The tensors of a LoRA, if its files are whole and its numbers finite."
+    folder = Path(folder)
+    f, pickles = folder/name, sorted(folder.glob("*.bin"))
+    try:
+        tensors = load_file(f)
+    except FileNotFoundError as e:
+        found = f", and {pickles[0].name} is a pickle, which can run any program and is not read" if pickles else ""
+        raise refused_adapter(folder, f"{f.name} is missing{found}") from e
+    except (OSError, ValueError, SafetensorError) as e:
+        raise refused_adapter(folder, f"its files cannot be read ({type(e).__name__}: {e})") from e
+    odd = [k for k, v in tensors.items() if not v.isfinite().all()]
+    if odd:
+        raise refused_adapter(folder, f"{len(odd)} of {len(tensors)} tensors hold numbers that are not finite, {odd[0]} first")
+    return tensors
+
+def _adapter_config(folder):
+    try:
+        return dict(json.loads((folder/"adapter_config.json").read_text()))
+    except (OSError, ValueError, TypeError) as e:
+        raise refused_adapter(folder, f"adapter_config.json cannot be read ({type(e).__name__})") from e
+
+def refused_adapter(
+    folder,  # of one saved LoRA, or of whatever else was trained
+    why:str  # what is wrong with it
+) -> ValueError:
+    "What is said of adapters that must not be used."
+    return ValueError(f"The adapter in {folder} is refused: {why}. Put the file back that training wrote, or run train "
+                      "again: it writes the adapters anew from the last checkpoint.")
+
+# %% ../nbs/06_model.ipynb #341508d5
+def put_adapter(
+    net,              # a network without adapters
+    folder,           # of one saved LoRA
+    trainable:bool=False
+):                    # the network with it
+    "Put a saved LoRA onto the network that it was made for; another network is refused."
+    _adapter_config(folder)
+    tensors = read_adapter(folder)
+    try:
+        net = PeftModel.from_pretrained(net, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise refused_adapter(folder, f"it does not fit the base model ({str(e).strip().splitlines()[-1].strip()})") from e
+    want = get_peft_model_state_dict(net).keys()
+    for names, where in ((want-tensors.keys(), "missing"), (tensors.keys()-want, "too many")):
+        if names:
+            raise refused_adapter(folder, f"{len(names)} of its tensors are {where}, {min(names)} first")
+    return net
 
 # %% ../nbs/06_model.ipynb #fcdf780f
 @patch
@@ -454,14 +567,14 @@ def load(
     trainable:bool=False
 ) -> Model:
     "Put saved LoRAs onto a base model."
-    found = [p for p,n in self.parts.items() if (Path(folder)/n/"adapter_config.json").exists()]
+    found = [p for p,n in self.parts.items() if (Path(folder)/n).is_dir()]
     if not found: raise FileNotFoundError(f"No adapters in {folder}: it holds neither {' nor '.join(self.parts.values())}. "
                                           "Train first: papermill nbs/train.ipynb outputs/train.ipynb -p dataset skin")
     for net in self.networks: net.requires_grad_(False).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part in found:
-            net = PeftModel.from_pretrained(getattr(self,part), str(Path(folder)/self.parts[part]), is_trainable=trainable)
+            net = put_adapter(getattr(self,part), Path(folder)/self.parts[part], trainable)
             setattr(self,part,net.to(self.device))
     return self.forget()
 
