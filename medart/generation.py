@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Plan', 'generation_plan', 'prompt_plan', 'starting_noise', 'paint', 'to_uint8', 'sample_name', 'save_png',
-           'samples_key', 'prompts_dir', 'generate', 'one_thread', 'generate_in', 'load_samples', 'one_of_each',
-           'real_beside_generated', 'samples_sheet', 'before_and_after', 'color_histograms']
+           'painted_from', 'samples_fault', 'check_painted', 'image_label', 'has_label', 'prompts_dir', 'generate',
+           'one_thread', 'generate_in', 'load_samples', 'one_of_each', 'real_beside_generated', 'samples_sheet',
+           'before_and_after', 'color_histograms']
 
 # %% ../nbs/10_generation.ipynb #e95f14a7
-import gc,io,json,os,shutil,subprocess,sys,tempfile
-from contextlib import contextmanager
+import gc,io,os,subprocess,sys,tempfile
+from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,14 @@ import torch
 from PIL import Image,PngImagePlugin
 from torch import Tensor
 
-from .core import file_hash,image_grid,np_rng,progress,rng,stable_hash,write_atomic
+from .core import (alone, file_hash, image_grid, np_rng, progress, read_record, record_fault, rng, set_aside,
+                         stable_hash, write_atomic, write_record)
 from .data import Split,crop,load_split,read_pixels,unit
-from .model import Cond,Model,cat_cond,kind_of,load_base,load_model,merge,vae_batch
+from .hldf import check_trained,training_fault
+from .model import Cond,Model,cat_cond,load_base,load_model,merge,vae_batch
 from .recipes import Recipe,category,command,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
-from .simplify import captions_for
+from .simplify import captions_for,captions_key
 from .vsg import processes
 
 # %% ../nbs/10_generation.ipynb #c2bdecd1
@@ -130,14 +133,67 @@ def save_png(
     write_atomic(path,buf.getvalue())
 
 # %% ../nbs/10_generation.ipynb #16d0dd8a
-def samples_key(
-    r:Recipe,   # the run
-    texts:tuple # its captions
-) -> str:
-    "A hash of everything the images depend on, the adapters' bytes among it."
-    folders = [run_dir(r)/d for d in kind_of(r).parts.values()]
-    return stable_hash([recipe_hash(r,"train","generate"),texts,
-                        [file_hash(f) for d in folders for f in sorted(d.glob("*.safetensors"))]])
+def painted_from(
+    r:Recipe,        # the run
+    plan:Plan,       # its captions
+    prompts:str=""   # of one's own: then no images belong to them
+) -> dict:           # name -> key
+    "All that the images depend on."
+    split = "train" if r.gen_split == "train" else "test"
+    images = "" if prompts else captions_key(captions_for(r, split))
+    return {"the settings": recipe_hash(r, "train", "generate"),
+            "the captions or their images": stable_hash([plan.index, plan.classes, plan.texts, images]),
+            "the adapters": read_record(run_dir(r)/"done.json").get("key", "")}
+
+# %% ../nbs/10_generation.ipynb #6793b145
+def samples_fault(
+    r:Recipe,        # a run
+    whole:bool=True  # compare the bytes of adapters and images
+) -> str:            # why its images cannot be used; empty when they can
+    "Are a run's images those that would be painted now?"
+    stamp = samples_dir(r)/"key.json"
+    record = read_record(stamp)
+    if not record.get("read"):
+        fault = record_fault(stamp, {}, whole)
+    else:
+        trained = training_fault(r, captions_key(captions_for(r, "train")), whole)
+        fault = f"{run_dir(r).name}: {trained}" if trained else \
+            record_fault(stamp, painted_from(r, generation_plan(r)), whole)
+    return fault or ("" if "metadata.csv" in record["files"] else "painting was not finished")
+
+# %% ../nbs/10_generation.ipynb #4b61e5eb
+def check_painted(
+    r:Recipe # a run whose images are to be used
+) -> None:
+    "Refuse images that are not those that would be painted now."
+    fault = samples_fault(r)
+    if fault:
+        raise ValueError(f"The images in {samples_dir(r)} are refused: {fault}. Paint them again (what is there is set "
+                         f"aside): {command(r, 'generate')}")
+
+# %% ../nbs/10_generation.ipynb #61de58ff
+def image_label(
+    r:Recipe,    # the run
+    plan:Plan,   # its captions
+    key:str,     # of `painted_from`, hashed
+    j:int        # which image
+) -> dict:       # what is written into its file
+    "What an image says of itself."
+    return dict(caption=plan.texts[j], index=plan.index[j], seed=r.seed, recipe=recipe_hash(r, "train", "generate"),
+                model=r.model, method=r.method, scale=r.scale, note="synthetic image, not for diagnosis", key=key)
+
+def has_label(
+    path,       # an image
+    label:dict  # that it should have
+) -> bool:
+    "Is it a whole image with this label?"
+    try:
+        with Image.open(path) as im:
+            said = {k: im.info.get(k) for k in label}
+            im.verify()
+    except (OSError, SyntaxError, ValueError, AttributeError):
+        return False
+    return said == {k: str(v) for k, v in label.items()}
 
 # %% ../nbs/10_generation.ipynb #b4d23322
 def prompts_dir(
@@ -155,22 +211,46 @@ def generate(
     "Paint one image for every caption; run again to paint only what is missing."
     plan = prompt_plan(prompts) if prompts else generation_plan(r)
     out = prompts_dir(r,plan) if prompts else samples_dir(r)
-    if not (run_dir(r)/"done.json").exists():
-        raise FileNotFoundError(f"{run_dir(r)} holds no finished training. Train first: {command(r,'train')}")
-    key,stamp,state = samples_key(r,plan.texts),out/"key.json",processes()
-    if state.is_main_process and stamp.exists() and json.loads(stamp.read_text())["key"]!=key: shutil.rmtree(out)
-    state.wait_for_everyone()
-    if state.is_main_process: write_atomic(stamp,json.dumps(dict(key=key,**settings(r,"generate"))))
+    check_trained(r,None if prompts else captions_key(captions_for(r,"train")))
+    reads,state = painted_from(r,plan,prompts),processes()
+    with alone(run_dir(r),out.name) if state.is_main_process else nullcontext():
+        _paint_missing(r,out,plan,reads,state)
+    return out
+
+# %% ../nbs/10_generation.ipynb #3a523623
+def _paint_missing(r,out,plan,reads,state):
     names = [sample_name(c,i) for c,i in zip(plan.classes,plan.index)]
+    labels = [image_label(r,plan,stable_hash(reads),j) for j in range(len(plan))]
+    if state.is_main_process: _make_room(r,out,names,labels,reads)
+    state.wait_for_everyone()
     blocks = [range(k,min(len(plan),k+r.gen_block)) for k in range(0,len(plan),r.gen_block)]
     todo = [b for b in blocks if not all((out/names[j]).exists() for j in b)]
     state.wait_for_everyone()
     if mine := todo[state.process_index::state.num_processes]:
-        with one_thread(state.device): _paint_blocks(r,out,plan,names,mine,state.device)
+        with one_thread(state.device): _paint_blocks(r,out,plan,names,labels,mine,state.device)
     state.wait_for_everyone()
-    m = pd.DataFrame(dict(file_name=names,text=plan.texts,**{"class":plan.classes},seed=r.seed,index=plan.index))
-    if state.is_main_process: write_atomic(out/"metadata.csv",m.to_csv(index=False))
-    return out
+    if state.is_main_process and _unfinished(out,reads):
+        m = pd.DataFrame(dict(file_name=names,text=plan.texts,**{"class":plan.classes},seed=r.seed,index=plan.index))
+        write_atomic(out/"metadata.csv",m.to_csv(index=False))
+        write_record(out/"key.json",reads,[*names,"metadata.csv"],**settings(r,"generate"))
+    state.wait_for_everyone()
+
+def _unfinished(out,reads):
+    return record_fault(out/"key.json",reads) or "metadata.csv" not in read_record(out/"key.json")["files"]
+
+def _make_room(r,out,names,labels,reads):  # set aside what is not to be used, and say what is being painted
+    known = read_record(out/"key.json")
+    if known and known["read"]!=reads:
+        why = record_fault(out/"key.json",reads,whole=False)
+        print(f"Setting aside the images in {out}: {why}. They are kept in {set_aside(out,run_dir(r))} until this happens again.")
+        known = {}
+    def good(name,label):
+        if name in known.get("files",{}): return file_hash(out/name)==known["files"][name]
+        return has_label(out/name,label)
+    bad = [n for n,label in zip(names,labels) if (out/n).exists() and not good(n,label)]
+    if bad: print(f"Setting aside {len(bad)} images that are not as they were painted, {bad[0]} first.")
+    for n in bad: set_aside(out/n,run_dir(r))
+    if _unfinished(out,reads): write_record(out/"key.json",reads,**settings(r,"generate"))
 
 # %% ../nbs/10_generation.ipynb #e9a20d87
 @contextmanager
@@ -184,7 +264,7 @@ def one_thread(
     finally: torch.set_num_threads(threads)
 
 # %% ../nbs/10_generation.ipynb #8bbc5de0
-def _paint_blocks(r,out,plan,names,todo,device):
+def _paint_blocks(r,out,plan,names,labels,todo,device):
     model = merge(load_model(r,adapters=run_dir(r),device=device))
     full = {b:[*b]+[b[-1]]*(r.gen_block-len(b)) for b in todo}
     with torch.no_grad():
@@ -193,11 +273,9 @@ def _paint_blocks(r,out,plan,names,todo,device):
     for p in [*model.parts][1:]: setattr(model,p,None)
     gc.collect()
     if device.type=="cuda": torch.cuda.empty_cache()
-    about = dict(seed=r.seed,recipe=recipe_hash(r,"train","generate"),model=r.model,method=r.method,scale=r.scale,
-                 note="synthetic image, not for diagnosis")
     for b in progress(todo,desc=f"painting {r.dataset} {r.method}"):
         for j,x in zip(b,to_uint8(paint(model,r,conds[b].to(device),[plan.index[j] for j in full[b]]))):
-            save_png(out/names[j],x,dict(caption=plan.texts[j],index=plan.index[j],**about))
+            save_png(out/names[j],x,labels[j])
 
 # %% ../nbs/10_generation.ipynb #098557f9
 def generate_in(

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
-from .core import file_hash,image_grid,np_rng,outputs_dir,progress,stable_hash,write_atomic
+from .core import file_hash,image_grid,np_rng,outputs_dir,progress,stable_hash,write_atomic,write_record
 from .data import Split,crop,read_pixels,unit
 from .losses import channel_stats
 from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
@@ -1125,10 +1125,11 @@ def write_samples(
     folder,        # where to
     images:Images  # generated
 ) -> Path:
-    "Images as generation leaves them, with metadata.csv."
+    "Images as generation leaves them, with metadata.csv and a record; what they were made from is not asked."
     for f,x in zip(images.files,images.x):
         buf = io.BytesIO(); Image.fromarray(x.permute(1,2,0).numpy()).save(buf,"PNG")
         write_atomic(Path(folder)/f,buf.getvalue())
     m = pd.DataFrame(dict(file_name=images.files,text=images.texts,**{"class":images.classes},seed=0,index=images.index))
     write_atomic(Path(folder)/"metadata.csv",m.to_csv(index=False))
+    write_record(Path(folder)/"key.json",{},[*images.files,"metadata.csv"])
     return Path(folder)

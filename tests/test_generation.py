@@ -12,9 +12,10 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from medart import generation as G
-from medart.core import file_hash, rng
+from medart.core import file_hash, read_record, rng, write_record
 from medart.data import load_split
 from medart.hldf import train
 from medart.model import load_model
@@ -32,6 +33,9 @@ def adapted(r):
     for name, p in model.trainable().items():
         p.data.normal_(0, 0.05, generator=rng(0, name))
     model.save(run_dir(r))
+    done = read_record(run_dir(r) / "done.json")
+    about = {k: v for k, v in done.items() if k not in ("read", "files", "key", "seal")}
+    write_record(run_dir(r) / "done.json", done["read"], done["files"], **about)
 
 
 @pytest.fixture
@@ -177,15 +181,22 @@ def test_prompts_of_ones_own(run, tmp_path, monkeypatch):
 
 
 def test_changed_adapters_change_the_images(run):
+    "Those that training has not written are refused; those of another training are painted with, and the images before are kept."
     G.generate(run)
     before = painted(run)
-    from safetensors.torch import load_file, save_file
     file = run_dir(run) / "transformer_lora" / "adapter_model.safetensors"
     save_file({k: v + 0.05 * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k)))
                for k, v in load_file(file).items()}, file, metadata=dict(format="pt"))
+    with pytest.raises(ValueError, match="transformer_lora/adapter_model.safetensors is not the file that was written.*train.ipynb"):
+        G.generate(run)
+    assert painted(run) == before
+    done = read_record(run_dir(run) / "done.json")
+    write_record(run_dir(run) / "done.json", done["read"], done["files"])
     G.generate(run)
     after = painted(run)
     assert before.keys() == after.keys() and all(before[k] != after[k] for k in before if k.endswith(".png"))
+    kept = run_dir(run) / "set-aside" / samples_dir(run).name
+    assert {str(f.relative_to(kept)): file_hash(f) for f in kept.rglob("*") if f.is_file()} == before
 
 
 def test_nothing_trained_nothing_painted(folders):
