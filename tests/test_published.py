@@ -26,8 +26,8 @@ from medart.model import load_base, load_model, merge_and_save, shaken
 from medart.recipes import locate, recipe
 from medart.simplify import load_simplifier, load_tokenizer
 from medart.vsg import load_vlm
-from medart.weights import (folder_faults, load_error, load_image_processor,
-                            load_network, loading, weight_fault, weight_files)
+from medart.weights import (damaged_files, files_below, load_error, load_image_processor,
+                            load_network, loading, missing_files, weight_fault, weight_files)
 
 CAPTION = "a red circle on a blue background"
 IMAGENET = dict(do_normalize=True, do_resize=True, image_mean=[.5] * 3, image_std=[.5] * 3, resample=2)
@@ -574,7 +574,7 @@ def test_a_cached_repository_is_read_and_its_damage_named(vits, tmp_path, monkey
     if constants.HF_HUB_OFFLINE:
         from medart.weights import local_folder
         assert local_folder("some/vit") == folder and local_folder("some/other") is None
-        assert not folder_faults(folder)
+        assert not missing_files(files_below(folder)) and not damaged_files(folder)
         (folder / "model.safetensors").write_bytes(b"cut")
         error = load_error("ViT", "some/vit", "extractor", ValueError("header too small"))
         assert "model.safetensors is damaged" in str(error)
