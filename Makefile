@@ -22,11 +22,12 @@ help:
 setup: $(READY)
 
 # Made once, and again when the list of packages changes.
-$(READY): settings.ini setup.py pyproject.toml constraints.txt
+$(READY): settings.ini setup.py pyproject.toml constraints.txt tools/quiet_kernel.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or later is needed and $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12" % v[:2])'
 	@echo "Installing into $(VENV): some minutes and some GB the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python tools/quiet_kernel.py
 	@touch $@
 
 # Papermill wants an existing folder and an explicit output path.

@@ -154,10 +154,11 @@ def share_files(
 # %% ../nbs/00_core.ipynb #7078e287
 def save_pretrained(
     what,   # a network, tokenizer, processor or pipeline with this method
-    folder  # to write
+    folder, # to write
+    **how   # what else that method takes
 ) -> Path:  # the same
     "Save as the libraries do, for everyone whom the umask lets read."
-    what.save_pretrained(folder)
+    what.save_pretrained(folder, **how)
     share_files(folder)
     return Path(folder)
 

@@ -40,9 +40,8 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from .core import data_dir,file_hash,image_grid,stable_hash,write_atomic
+from .core import data_dir,file_hash,image_grid,progress,stable_hash,write_atomic
 from .phantom import simple_caption,write_phantoms
 from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dataset_of,label_key,test_count
 
@@ -78,7 +77,7 @@ def stream(
             raise MemoryError(f"{url} needs {(total-start*resumed)/1e9:.1f} GB more and {part.parent} has {free/1e9:.1f} GB free. "
                               "Set MEDART_DATA to a folder on a larger disk.")
         write_atomic(note,json.dumps(dict(url=url,tag=_tag(r.headers))))
-        with open(part,"ab" if resumed else "wb") as f, tqdm(total=total or None,initial=start*resumed,unit="B",
+        with open(part,"ab" if resumed else "wb") as f, progress(total=total or None,initial=start*resumed,unit="B",
                                                              unit_scale=True,desc=part.stem) as bar:
             while chunk := r.read(1<<20): f.write(chunk); bar.update(len(chunk))
     return total
@@ -165,7 +164,7 @@ def unpack(
         try:
             with zipfile.ZipFile(archive) as z:
                 if fault := archive_fault(z,archive.stat().st_size,**limits): raise ValueError(f"{archive} was not unpacked: {fault}.")
-                for i in tqdm(z.infolist(),desc=f"unpacking {archive.name}",disable=len(z.infolist())<1000):
+                for i in progress(z.infolist(),desc=f"unpacking {archive.name}",disable=len(z.infolist())<1000):
                     parts = PurePosixPath(i.filename.replace("\\","/")).parts
                     if i.is_dir() or any(p.startswith((".","__MACOSX")) for p in parts): continue
                     to = tmp.joinpath(*parts); to.parent.mkdir(parents=True,exist_ok=True)
@@ -1197,7 +1196,7 @@ def scan(
         _quiet(); f.write("\n" if todo and log.stat().st_size else "")
         looks = pool.map(partial(check_image,root=str(root),pool=str(out/"pool")),todo,
                          **(dict(chunksize=16) if processes else {}))
-        for x in tqdm(looks,total=len(todo),desc="checking images",disable=len(todo)<200):
+        for x in progress(looks,total=len(todo),desc="checking images",disable=len(todo)<200):
             seen[x["file"]] = x; f.write(json.dumps(x)+"\n"); f.flush()
     return [seen[f] for f in files]
 
@@ -1513,7 +1512,7 @@ def read_pixels(
 ) -> list:     # uint8 tensors (3,h,w), the shorter side being size
     "Read images into memory, on all cores."
     with ThreadPoolExecutor(cores()) as pool:
-        return list(tqdm(pool.map(lambda f: to_tensor(read_image(s.folder/f,size)), s.files),
+        return list(progress(pool.map(lambda f: to_tensor(read_image(s.folder/f,size)), s.files),
                          total=len(s), desc="reading images", disable=len(s)<2000))
 
 # %% ../nbs/03_data.ipynb #2e1d0def

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# PEFT imports bitsandbytes where it is installed, which tells everyone of a faster kernel that is used for 4 bits on a CPU alone.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 import torch
 from diffusers import PixArtAlphaPipeline,PixArtTransformer2DModel
 from diffusers.utils.logging import disable_progress_bar
@@ -492,7 +495,8 @@ def write_adapters(
     for part,name in self.parts.items():
         net = getattr(self,part)
         if not isinstance(net,PeftModel): continue
-        save_pretrained(net,folder/name); (folder/name/"README.md").unlink(missing_ok=True)
+        save_pretrained(net,folder/name,save_embedding_layers=False)  # it adapts none, and PEFT need not look
+        (folder/name/"README.md").unlink(missing_ok=True)
         f = folder/name/"adapter_config.json"; c = json.loads(f.read_text())
         c |= dict(target_modules=sorted(c["target_modules"]), base_model_name_or_path=None)
         write_atomic(f, json.dumps(c,indent=1,sort_keys=True)+"\n")

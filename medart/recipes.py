@@ -238,7 +238,7 @@ SCALES = dict(
                gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
     tiny=dict(size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}",
               extractor="data/tiny/vit-{dataset}", epochs=6, interval=50, color_batch=2, checkpointing=False,
-              sample_every=500, gen_count=256,
+              sample_every=200, gen_count=256,
               vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2,
               classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
 "How large the pictures are, and where the helping models come from."
