@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
-from .core import file_hash,image_grid,np_rng,outputs_dir,progress,stable_hash,write_atomic,write_record
+from .core import file_hash,image_grid,np_rng,outputs_dir,progress,shareable,stable_hash,write_atomic,write_record
 from .data import Split,crop,read_pixels,unit
 from .losses import channel_stats
 from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
@@ -1013,7 +1013,8 @@ def _evaluate(r,sets,ex,more,rate,head,out):
         spaces={Path(e.name).name:f"{distance_name(r,e.name)}, {e.about}"+SAW.get(e.name,"") for e in (ex,*more)},
         rows=rows,classes=by_class(*four(seen),ex.labels if known else ()).to_dict("records"),
         colors=dict(zip(STATS,color_gaps(seen["gen"].stats,seen["test"].stats).tolist())),
-        tones=_tones(r,sets,seen),copies=find_copies(sets,ex,rate),recipe=asdict(r))
+        tones=_tones(r,sets,seen),copies=find_copies(sets,ex,rate),
+        recipe={k:shareable(v) if isinstance(v,str) else v for k,v in asdict(r).items()})
     write_atomic(out,json.dumps(_clean(result),indent=1))
     write_atomic(out.with_suffix(".csv"),pd.DataFrame(rows).to_csv(index=False))
     review_sheet(sets["gen"],sets["test"],out.parent/out.stem.replace("metrics","review"),seed=r.seed)

@@ -95,17 +95,17 @@ def test_full_size_numbers_stand_beside_the_papers(folders):
 
 
 def test_missing_cells_say_what_to_run(folders):
+    "One command makes all that is missing, however many cells it is, and what no command makes says why."
     r = tiny("skin", "medart", 0)
     assert R.to_run(r) == ["train", "generate", "evaluate"] and R.to_run(r, 4) == ["train", "generate", "classify"]
-    t, notes, _ = R.write_table(2, tiny, ["skin"])
+    t, notes, _ = R.write_table(2, tiny, ["skin"], (0, 1))
     ours = "ours, tiny scale, drawn phantoms"
-    cell = t.loc["Med-Art", (ours, "skin FD (vit-skin)")]
-    note = next(n for n in notes if n.startswith(cell.split()[1]))
-    assert [re.search(rf"papermill nbs/{n}.ipynb {re.escape(str(folders[1].resolve()))}/\S+ "
-                      "-p dataset skin -p method medart -p scale tiny", part) is not None
-            for n, part in zip(("train", "generate", "evaluate"), note.split(" && "))] == [True] * 3
-    sdxl = t.loc["SDXL", (ours, "skin FID")]
-    assert sdxl.startswith("none [") and f"{sdxl.split()[1]} needs paper scale" in notes
+    run, none = t.loc["Med-Art", (ours, "skin FD (vit-skin)")], t.loc["SDXL", (ours, "skin FID")]
+    assert run.startswith("run [") and none.startswith("none [") and f"{none.split()[1]} needs paper scale" in notes
+    commands = [n for n in notes if "papermill" in n]
+    assert commands == [f"{run.split()[1]} To make what is missing: papermill nbs/reproduce.ipynb outputs/reproduce.ipynb "
+                        "-p table 2 -p datasets skin -p scale tiny -p seeds '0 1' -p spaces inception"]
+    assert set(t.loc["Real against real"].dropna()) == {"-", run} and notes[-1].startswith("A dash")
     assert [name for top, name in t.columns if top == "the paper"] == ["skin FID", "skin HFD", "skin KID"], \
         "the paper's columns in the paper's order"
     write_atomic(run_dir(r) / "done.json", "{}")
@@ -113,8 +113,138 @@ def test_missing_cells_say_what_to_run(folders):
     assert "-p gen_split train -p gen_count 0" in R.commands(r, 4).split(" && ")[0] and "gen_split" not in R.commands(r, 2)
     finish(r, distance=20.0)
     t, notes, _ = R.write_table(2, tiny, ["skin"])
-    assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00" and "[" in t.loc["Med-Art", (ours, "skin FID")]
-    assert any(n.endswith("-p method medart -p scale tiny -p spaces inception") and "train.ipynb" not in n for n in notes)
+    assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00" and t.loc["Med-Art", (ours, "skin FID")].startswith("run [")
+    cells = pd.read_csv(folders[1] / "tables" / "table2-tiny-skin.csv").set_index(["method", "measure"]).to_run
+    assert cells["medart", "FID"] == R.OTHER_SPACE and cells["no_hldf", "FID"] == "train generate evaluate"
+
+
+def test_the_command_names_rows_beyond_the_papers_and_changed_settings(folders):
+    def few(d, m, s):
+        return recipe(d, m, scale="tiny", seed=s, **(dict(gen_steps=4) if m == "base" else dict(gen_steps=4, epochs=2.0)))
+
+    write_atomic(run_dir(few("skin", "medart_k5", 1)) / "config.json", "{}")
+    t, notes, text = R.write_table(2, few, ["skin"], (0, 1))
+    command = next(n for n in notes if "papermill" in n)
+    assert "Med-Art, last 5 solver steps" in t.index, "a run of any of the seeds is a row"
+    assert "-p epochs 2.0" in command and "-p gen_steps 4" in command and "medart_k5" in command
+    assert "Changed settings: epochs=2.0, gen_steps=4." in text
+
+
+def test_what_is_shared_names_no_folder_of_this_machine(folders, tmp_path):
+    "Neither where outputs go nor where the images lie: captions, notes, CSV and messages are for other people."
+    here = tmp_path / "Jane Doe" / "nevi"
+    write_phantoms("skin", here, counts=FEW)
+
+    def own(d, m, s):
+        return recipe(d, m, scale="tiny", seed=s, data=str(here))
+
+    finish(own("skin", "medart", 0), distance=20.0, f1=0.5)
+    for k in (2, 3, 4):
+        R.write_table(k, own, ["skin"])
+    for f in (folders[1] / "tables").iterdir():
+        said = f.read_text()
+        assert "Doe" not in said and str(tmp_path) not in said and "nevi" in said, f.name
+    row = R.Row(own("skin", "medart", 0))
+    row.fail("evaluate", f"{here}/test/a.png cannot be read; see {folders[1]}/evaluate.log")
+    assert row.message == "path/to/nevi/test/a.png cannot be read; see outputs/evaluate.log"
+
+
+def test_tables_of_a_data_set_of_ones_own(folders):
+    (folders[0] / "fund").mkdir()
+    (folders[0] / "fund" / "dataset.yaml").write_text("modality: fundus\nfeatures: color, shape\n")
+
+    def own(d, m, s):
+        return recipe(d, m, scale="tiny", seed=s, data="fund")
+
+    finish(own("fund", "medart", 0), distance=20.0, f1=0.5)
+    for k, name, cell in ((2, "fund FD (vit-skin)", "20.00"), (4, "fund BACC", "0.5050 ± 0.0071")):
+        t, notes, text = R.write_table(k, own, ["fund"])
+        assert t.loc["Med-Art", ("ours, tiny scale", name)] == cell
+        assert {top for top, _ in t.columns} == {"ours, tiny scale"} and not any(n.startswith("A dash") for n in notes)
+        assert any("-p datasets fund" in n and "-p data fund" in n for n in notes)
+    assert (folders[1] / "tables" / "table4-tiny-fund.md").exists()
+
+
+def test_a_number_comes_with_its_spread_and_its_images(folders):
+    "Over seeds a standard deviation, of one run its interval or its classifiers' deviation; a measure without value says so."
+    def leave(r, **rows):
+        finish(r, distance=20.0, f1=0.5)
+        rows = [dict(space="vit-skin", measure=m, value=v, low=v and v - 1, high=v and v + 2, floor=1.0, floor_low=0.5, floor_high=1.5)
+                for m, v in rows.items()]
+        write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(n=64, n_real=80, n_floor=32, rows=rows)))
+        path = classifier_dir(r) / "classifier.json"
+        write_atomic(path, json.dumps(json.loads(path.read_text()) | dict(n=dict.fromkeys(C.KINDS, 64), n_test=80, updates=16)))
+
+    leave(tiny("skin", "medart", 0), frechet=20.0, kid=None)
+    ours = "ours, tiny scale, drawn phantoms"
+    t, notes, text = R.write_table(2, tiny, ["skin"])
+    assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00 (19.00 to 22.00)"
+    assert t.loc["Real against real", (ours, "skin FD (vit-skin)")] == "1.00 (0.50 to 1.50)"
+    none = t.loc["Med-Art", (ours, "skin KID (vit-skin)")]
+    assert none.startswith("none [") and f"{none.split()[1]} {R.NO_VALUE}" in notes
+    assert "Images: skin: 64 generated and 80 test images. In brackets: 95% interval" in text
+    t, _, text = R.write_table(4, tiny, ["skin"])
+    assert t.loc["Med-Art", (ours, "skin F1")] == "0.5050 ± 0.0071"
+    assert "64 training and 80 test images. ±: standard deviation over 2 classifiers. Each classifier has had 16 updates." in text
+    leave(tiny("skin", "medart", 1), frechet=24.0, kid=0.1)
+    t, _, text = R.write_table(2, tiny, ["skin"], (0, 1))
+    assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "22.00 ± 2.83"
+    assert t.loc["Med-Art", (ours, "skin KID (vit-skin)")].startswith("0.1000 (-0.9000 to 2.1000) (1 of 2 seeds) [")
+
+
+def test_directions_of_the_tables_are_those_of_the_measures():
+    for k in (2, 3, 4):
+        keys = C.SCORES if k == 4 else [m for _, m in R.distance_columns(tiny("skin", "medart", 0)).values()]
+        assert {M.find_measure(m).better for m in keys} == {"higher" if k == 4 else "lower"}
+        assert f"{'higher' if k == 4 else 'lower'} is better" in R.CAPTIONS[k]
+
+
+# Differences and places on a scale
+
+def toy(**values):
+    "Rows of two methods and the untouched model: measure -> (base, without, with, real)."
+    return pd.DataFrame([dict(dataset="skin", scale="tiny", seed=0, measure=m, method=method, value=v, floor=vs[3])
+                         for m, vs in values.items() for method, v in zip(("base", "no_hldf", "medart"), vs)])
+
+
+def test_closed_knows_signs_and_directions():
+    rows = R.add_closed(toy(saturation_shift=(0.022, -0.01, 0.044, -0.004), coverage=(0.1, 0.5, 0.9, 0.9), frechet=(9.0, 3.0, 12.0, 3.0)))
+    got = rows.set_index(["measure", "method"]).closed
+    assert got["saturation_shift", "no_hldf"] == pytest.approx((0.022 - 0.01) / (0.022 - 0.004))
+    assert got["saturation_shift", "medart"] == pytest.approx((0.022 - 0.044) / (0.022 - 0.004))
+    assert got["coverage", "medart"] == pytest.approx(1) and got["coverage", "no_hldf"] == pytest.approx(0.5)
+    assert got["frechet", "medart"] == pytest.approx(-0.5)
+    assert pd.isna(R.add_closed(toy(saturation_shift=(0.01, 0.02, 0.03, 0.02))).closed).all(), "there is no way to close"
+
+
+def test_below_zero_is_better_whatever_the_measure():
+    better = dict(frechet=(0, 5, 4, 0), named=(0, 0.4, 0.6, 1), saturation_shift=(0, -0.2, 0.1, 0),
+                  density=(0, 1.2, 1.4, 1), kid=(0, 0.01, -0.02, 0))
+    pairs = R.paired_differences(toy(**better), dict(medart="no_hldf")).set_index("measure")
+    assert (pairs[0] < 0).all() and (pairs.better == "1 of 1").all() and (pairs.against == "no_hldf").all()
+    assert pairs.loc["saturation_shift", 0] == pytest.approx(-0.1)
+    worse = {m: (b, w, v, f) for m, (b, v, w, f) in better.items()}
+    assert (R.paired_differences(toy(**worse), dict(medart="no_hldf"))[0] > 0).all()
+
+
+def test_a_mean_over_pairs_has_students_interval():
+    from scipy import stats
+    rows = pd.concat([toy(frechet=(0, 10, v, 0)).assign(seed=s) for s, v in enumerate((9.0, 7.5, 10.5))])
+    pairs = R.paired_differences(rows, dict(medart="no_hldf")).iloc[0]
+    want = stats.ttest_1samp([-1, -2.5, 0.5], 0).confidence_interval()
+    assert (pairs["low"], pairs["high"]) == pytest.approx((want.low, want.high)) and pairs.better == "2 of 3"
+
+
+def test_measures_of_other_spaces_do_not_mix(folders):
+    r = tiny("skin", "medart", 0)
+    finish(r, fid=100.0, distance=20.0, kid=0.1)
+    assert R.row_measures(r).value.tolist() == [20.0, 0.5]
+
+
+def test_a_signed_measure_does_not_cancel_over_seeds():
+    rows = pd.concat([toy(saturation_shift=(s, s, s, 0)).assign(seed=i) for i, s in enumerate((0.1, -0.1))])
+    shown = R.over_seeds(rows, ["saturation_shift"])
+    assert list(shown) == ["seeds", "|saturation shift|, lower is better"] and set(shown.iloc[:, 1]) == {"0.100 ± 0.000"}
 
 
 def test_markdown_and_latex_hold_every_cell(folders):
