@@ -830,7 +830,7 @@ def load_inception(
     try: import torch_fidelity # noqa: F401
     except (ImportError,RuntimeError) as e:
         raise ModuleNotFoundError("FID needs torch-fidelity and a torchvision that matches torch: "
-                                  "pip install 'medart[paper]'. All other distances work without.") from e
+                                  "pip install -e '.[paper]'. All other distances work without.") from e
     from torchmetrics.image.fid import NoTrainInceptionV3
     net = NoTrainInceptionV3("inception-v3-compat",["2048"],str(inception_weights())).to(device)
     run = torch.no_grad()(lambda x: (net(x.to(device)),None))

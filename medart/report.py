@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPER_ONLY', 'OTHER_SPACE', 'NO_VALUE', 'BOTH', 'CAPTIONS', 'TIMES', 'MODULE', 'row_measures', 'add_closed',
-           'measure_heading', 'over_seeds', 'paired_differences', 'color_paths', 'to_run', 'runnable', 'executed',
-           'words', 'commands', 'distance_columns', 'distances', 'learned', 'row_title', 'table_rows', 'paper_value',
-           'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex', 'given_settings', 'missing_command',
-           'write_table', 'show_table', 'real_of', 'prompts_figure', 'side_by_side', 'lacks_captions', 'repaint',
-           'left', 'run_name', 'read_times', 'note_time', 'guess', 'expected', 'start', 'last_words', 'ask', 'stop',
-           'Row', 'rows_table', 'Work', 'todo', 'begin', 'collect', 'span', 'Display', 'reproduce', 'all_done',
-           'rows_of']
+           'measure_heading', 'seed_summary', 'with_real', 'over_seeds', 'paired_differences', 'color_paths', 'to_run',
+           'runnable', 'executed', 'words', 'commands', 'distance_columns', 'distances', 'learned', 'row_title',
+           'table_rows', 'paper_value', 'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex',
+           'given_settings', 'missing_command', 'write_table', 'show_table', 'real_of', 'prompts_figure',
+           'side_by_side', 'lacks_captions', 'repaint', 'left', 'run_name', 'read_times', 'note_time', 'guess',
+           'expected', 'start', 'last_words', 'ask', 'stop', 'Row', 'rows_table', 'Work', 'todo', 'begin', 'collect',
+           'span', 'Display', 'reproduce', 'all_done', 'rows_of']
 
 # %% ../nbs/14_report.ipynb #c0fd2ba4
 import csv,fcntl,io,os,re,shlex,signal,subprocess,sys,textwrap,time
@@ -69,12 +69,31 @@ def measure_heading(
     return f"{title}, {'higher' if m.better=='higher' else 'lower'} is better"
 
 # %% ../nbs/14_report.ipynb #25f9c802
-def _spread(values): # "mean ± standard deviation", and of how many where some are missing
-    known = values.dropna()
-    if known.empty:
+def seed_summary(
+    rows:pd.DataFrame,     # measures of several methods and seeds
+    column:str="value"     # or "closed"
+) -> pd.DataFrame:         # a row a data set, method and measure: mean, sd, known of so many seeds
+    "Mean and standard deviation over seeds; of a measure with a sign, of its absolute values."
+    if column=="value":
+        rows = rows.assign(value=[abs(v) if find_measure(m).signed else v
+                                  for m,v in zip(rows.measure, rows.value)])
+    groups = rows.groupby(["dataset","method","measure"], sort=False)[column]
+    return groups.agg(mean="mean", sd="std", known="count", seeds="size").reset_index()
+
+# %% ../nbs/14_report.ipynb #62deda33
+def with_real(
+    rows:pd.DataFrame # measures of several methods and seeds
+) -> pd.DataFrame:    # and those of real images, as method `real`
+    "Add what real images score against real ones."
+    of_one = rows[rows.method==rows.method.iloc[0]]
+    return pd.concat([rows, of_one.assign(method="real",value=of_one.floor)], ignore_index=True)
+
+# %% ../nbs/14_report.ipynb #5f974a07
+def _spread(mean, sd, known, seeds): # "mean ± standard deviation", and of how many where some are missing
+    if not known:
         return "not defined"
-    sd = f" ± {known.std():.3f}" if len(known)>1 else ""
-    return f"{known.mean():.3f}{sd}"+(f" ({len(known)} of {len(values)})" if len(known)<len(values) else "")
+    text = f"{mean:.3f}"+(f" ± {sd:.3f}" if known>1 else "")
+    return text+(f" ({known} of {seeds})" if known<seeds else "")
 
 # %% ../nbs/14_report.ipynb #30c53352
 def over_seeds(
@@ -82,16 +101,14 @@ def over_seeds(
     measures,              # which measures, in order
     column:str="value"     # or "closed"
 ) -> pd.DataFrame:         # one row a data set and method, "mean ± standard deviation" over seeds
-    "Mean and spread over seeds, and of how many."
-    rows = rows[rows.measure.isin(measures)]
-    if column=="value":
-        rows = rows.assign(value=[abs(v) if find_measure(m).signed else v
-                                  for m,v in zip(rows.measure, rows.value)])
-    groups = rows.groupby(["dataset","method","measure"], sort=False)[column]
-    text = groups.apply(_spread).unstack("measure")[list(measures)]
-    text = text.rename(columns=measure_heading)
-    text.insert(0, "seeds", rows.groupby(["dataset","method"], sort=False).seed.nunique())
-    return text.rename_axis(None, axis=1)
+    "Mean and spread over seeds, and of how many, to read."
+    table = seed_summary(rows[rows.measure.isin(measures)], column)
+    text = [_spread(*x) for x in table[["mean","sd","known","seeds"]].itertuples(index=False)]
+    wide = table.assign(text=text).pivot_table(index=["dataset","method"], columns="measure",
+                                               values="text", aggfunc="first", sort=False)
+    wide = wide[list(measures)].rename(columns=measure_heading)
+    wide.insert(0, "seeds", table.groupby(["dataset","method"], sort=False).seeds.max())
+    return wide.rename_axis(None, axis=1)
 
 # %% ../nbs/14_report.ipynb #9347fb1a
 def _mean_and_interval(table): # of a column a seed
