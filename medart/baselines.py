@@ -24,7 +24,8 @@ from safetensors.torch import save
 from .core import save_pretrained,seed_of,write_atomic
 from .data import load_split
 from .model import Cond,Model,loading_model,put,read_adapter,refused_adapter
-from .recipes import Recipe,category,dataset_of,locate
+from .recipes import FAMILIES,Recipe,category,dataset_of,locate
+from .simplify import LENGTHS,token_limit
 from .weights import load_network,load_pipeline
 
 # %% ../nbs/13_baselines.ipynb #474123e0
@@ -51,6 +52,7 @@ class Baseline(Model):
         self.scheduler = pipe.scheduler
         self.vae,self.tokenizers = pipe.vae,[t for n in ("tokenizer","tokenizer_2")
                                              if (t := getattr(pipe,n,None)) is not None]
+        self.max_tokens,self.limits = r.max_tokens,self.reads(r)
         self.abar,self.size,self.latent_shape = pipe.scheduler.alphas_cumprod.double(),r.size,latents_of(self.vae,r.size)
 
     @classmethod
@@ -62,10 +64,21 @@ class Baseline(Model):
 
     def targets(self, r:Recipe): return ATTENTION,CLIP_ATTENTION
 
+    def reads(self, r:Recipe): # tokens of a caption, for each tokenizer
+        published = FAMILIES[r.family]["reads"].items()
+        places = [getattr(e.config,"max_position_embeddings",None) for e in self.text_encoders]
+        lengths = [self.denoiser.config.get(LENGTHS[n][1]) for n,_ in published]
+        return {n:token_limit(p,*known) for (n,p),*known
+                in zip(published,self.tokenizers,places,lengths)}
+
     def ids(self, texts, i=0, length=None, raw=False): # n captions -> token numbers and mask, (n,length)
-        tok = self.tokenizers[i](texts if raw else [t.lower().strip() for t in texts],padding="max_length",
-                                 max_length=length or self.tokenizers[i].model_max_length,truncation=True,return_tensors="pt")
-        return put(tok.input_ids,self.device),put(tok.attention_mask,self.device)
+        tokenizer,limit = self.tokenizers[i],[*self.limits.values()][i]
+        most = min(limit,self.max_tokens)
+        tok = tokenizer(texts if raw else [t.lower().strip() for t in texts],padding="max_length",
+                        max_length=most,truncation=True,return_tensors="pt")
+        more = (0,(length or limit)-most)
+        pad = lambda x,v: put(torch.nn.functional.pad(x,more,value=v),self.device)
+        return pad(tok.input_ids,tokenizer.pad_token_id),pad(tok.attention_mask,0)
 
 # %% ../nbs/13_baselines.ipynb #ca4629bd
 class StableDiffusion(Baseline):
