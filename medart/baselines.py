@@ -284,7 +284,7 @@ def random_pipeline(
             schedule = DDPMScheduler(beta_schedule="scaled_linear",beta_start=.00085,beta_end=.018,
                                      prediction_type="v_prediction")
             pipe = HunyuanDiTPipeline(vae,bert,tok,dit,schedule,None,None,False,t5,
-                                      AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer"))
+                                      AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer",model_max_length=256))
         else: raise ValueError(f"family {family!r} has trained small weights or none of this kind. Choose sdxl or hunyuan.")
         save_pretrained(pipe,folder)
     return Path(folder)
