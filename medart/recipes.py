@@ -6,10 +6,10 @@
 __all__ = ['DATASETS', 'SIGNS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'OFFICIAL', 'PROFILES', 'NOT_REPRODUCED',
            'METHODS', 'LARGE', 'PATHS', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs', 'category',
            'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset', 'dataset_named', 'dataset_of',
-           'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe', 'check_shares', 'settings',
-           'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_dir', 'recipe_hash', 'portable',
-           'save_recipe', 'load_recipe', 'notebook_parameters', 'recipe_from', 'row_from', 'words_of', 'seeds_of',
-           'command', 'recipe_from_line', 'settings_table', 'Description', 'describe']
+           'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe', 'check_shares',
+           'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_recipe', 'captions_dir',
+           'recipe_hash', 'portable', 'save_recipe', 'load_recipe', 'notebook_parameters', 'recipe_from', 'row_from',
+           'words_of', 'seeds_of', 'command', 'recipe_from_line', 'settings_table', 'Description', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse
@@ -18,6 +18,7 @@ import difflib
 import json
 import operator
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -245,14 +246,28 @@ SCALES = dict(
 
 # %% ../nbs/01_recipes.ipynb #dd1dbb00
 FAMILIES = dict(
-    pixart=dict(code="medart.model:Model", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart"),
-    sd14=dict(code="medart.baselines:StableDiffusion", paper="CompVis/stable-diffusion-v1-4", tiny=""),
-    sd15=dict(code="medart.baselines:StableDiffusion", paper="stable-diffusion-v1-5/stable-diffusion-v1-5", tiny="data/tiny/sd"),
-    sdxl=dict(code="medart.baselines:SDXL", paper="stabilityai/stable-diffusion-xl-base-1.0", tiny=""),
-    hunyuan=dict(code="medart.baselines:HunyuanDiT", paper="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", tiny=""),
-    fast_dit=dict(code="medart.baselines:FastDiT", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart"))
-("Kinds of models that can be trained: the class behind the four verbs, and the weights at each scale, "
- "empty where there are no small ones. Fast-DiT starts from nothing and takes its autoencoder there.")
+    pixart=dict(code="medart.model:Model", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart",
+                reads=dict(tokenizer=120)),
+    sd14=dict(code="medart.baselines:StableDiffusion", paper="CompVis/stable-diffusion-v1-4", tiny="",
+              reads=dict(tokenizer=77)),
+    sd15=dict(code="medart.baselines:StableDiffusion", paper="stable-diffusion-v1-5/stable-diffusion-v1-5", tiny="data/tiny/sd",
+              reads=dict(tokenizer=77)),
+    sdxl=dict(code="medart.baselines:SDXL", paper="stabilityai/stable-diffusion-xl-base-1.0", tiny="",
+              reads=dict(tokenizer=77, tokenizer_2=77)),
+    hunyuan=dict(code="medart.baselines:HunyuanDiT", paper="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", tiny="",
+                 reads=dict(tokenizer=77, tokenizer_2=256)),
+    fast_dit=dict(code="medart.baselines:FastDiT", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart",
+                  reads={}))
+("Kinds of models that can be trained: the class behind the four verbs, the weights at each scale, empty where there are no "
+ "small ones, and each tokenizer with the most tokens that the published model was trained to read of a caption. Fast-DiT "
+ "starts from nothing, takes its autoencoder there, and reads no words.")
+
+# %% ../nbs/01_recipes.ipynb #7e11a90c
+def kind_of(
+    r # a recipe
+):    # Model, or a child of it
+    "The class behind a family."
+    return pkgutil.resolve_name(FAMILIES[r.family]["code"])
 
 # %% ../nbs/01_recipes.ipynb #67f9de17
 def _expanded(setting, text):  # a path as written, with ~ filled in
@@ -371,7 +386,7 @@ class Recipe:
     model:str = _f("")                   # its pipeline: folder or hub id
     extractor:str = _f("","evaluate")    # ViT classifier whose features are compared: folder or hub id
     size:int = _f(512)                   # pixels a side
-    max_tokens:int = _f(120)             # longest caption, T5 tokens
+    max_tokens:int = _f(120)             # longest caption that is read, in tokens of the model's own tokenizer; the model limits it
     captions:str = _f("vsg")             # vsg, simple, class (its name alone) or empty
     lowercase:bool = _f(True)            # captions of the noise loss in lower case, as those of the colour loss always are
     crop:str = _f("center")              # center (latents encoded once) or random
@@ -566,6 +581,8 @@ def recipe(
     s |= PROFILES[_oneof("profile", profile, PROFILES)]|_row(method, scale)
     family = changes.get("family", s.get("family", "pixart"))
     s["model"] = FAMILIES[_oneof("family", family, FAMILIES)][scale]
+    if family != "pixart":
+        s["max_tokens"] = max(FAMILIES[family]["reads"].values(), default=s["max_tokens"])
     s = {f.name:_typed(f, s[f.name]) for f in fields(Recipe) if f.name in s}
     return _check(Recipe(dataset=dataset, method=method, scale=scale, profile=profile, **(s|changes)))
 
@@ -649,6 +666,10 @@ def _check_shapes(r):  # settings that have limits of their own
     if r.temperature <= 0 or not 0 < r.top_p <= 1:
         raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} "
                          "above 0 and at most 1.")
+    reads = FAMILIES[r.family]["reads"].values()
+    if reads and r.max_tokens > max(reads):
+        raise ValueError(f"max_tokens={r.max_tokens} is more than a model of family {r.family} reads, "
+                         f"which is {max(reads)} tokens. Pass max_tokens={max(reads)} or less.")
     if r.text_bits not in (4, 8, 16):
         raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
     odd = [t for t in r.text_targets if not re.fullmatch(r"[\w.]+", t)]
@@ -735,11 +756,21 @@ def classifier_dir(
     plain = _plain(r); every = replace(r,gen_split=plain.gen_split,gen_count=plain.gen_count)
     return run_dir(r)/("classifier"+_suffix(every,"generate","classify"))
 
+# %% ../nbs/01_recipes.ipynb #19d6f2ca
+def captions_recipe(
+    r:Recipe  # a recipe
+) -> Recipe:  # of PixArt-alpha, with the same data and caption settings
+    "Whose captions a recipe reads."
+    shared = settings(r, "caption")|dict(data=r.data, dtype=r.dtype)
+    own = dict(max_tokens=r.max_tokens, model=r.model) if r.family=="pixart" else {}
+    return replace(_plain(replace(r, method="medart")), **shared|own)
+
 # %% ../nbs/01_recipes.ipynb #245c6281
 def captions_dir(
     r:Recipe  # a recipe
 ) -> Path:    # outputs/{dataset}-{scale}/captions/{vlm}{+changes}
     "The folder of the captions that one model writes with one set of caption settings: shared by all runs that train on them."
+    r = captions_recipe(r)
     plain = _plain(r)
     same = dict(vlm=plain.vlm,data=r.data,max_tokens=r.max_tokens)
     writer = Path(r.vlm).name if r.vlm==plain.vlm else setting_word("vlm",r.vlm).removeprefix("+vlm=")
