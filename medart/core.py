@@ -216,6 +216,8 @@ def read_file(
     most:int=1<<30 # bytes
 ) -> bytes:        # all of it
     "Read an ordinary file; a pipe, a device or a folder is refused by name."
+    if os.path.islink(path) and not os.path.exists(path):
+        raise NotAFile(path, "a link that leads nowhere")
     _file_size(path, os.stat(path), most)
     with open(path, "rb", opener=_open_at_once) as f:
         size = _file_size(path, os.fstat(f.fileno()), most)

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'IMAGES', 'TABLES', 'SHEETS', 'BESIDE', 'LABELS', 'STAND_INS', 'COLUMNS', 'WRAPPERS', 'NO_CLASS', 'MASK',
-           'CALLED', 'ENDING', 'NOBODY', 'SPLITS', 'JUNK', 'CHECKS', 'stream', 'fetch', 'archive_fault', 'unpack',
-           'how_to_get', 'get_source', 'known_labels', 'known_classes', 'class_of', 'refuse_collisions', 'files_below',
-           'masks', 'class_folders', 'list_tree', 'decode', 'read_table', 'columns_of', 'FileIndex', 'stand_ins',
-           'one_hot', 'label_columns', 'table_labels', 'table_splits', 'list_csv', 'Look', 'look_at', 'list_images',
-           'classes_line', 'Fault', 'identify', 'to_rgb', 'strip_jpeg', 'strip_png', 'png', 'clean', 'shrink',
-           'fingerprint', 'near_pairs', 'check_image', 'cores', 'read_scan', 'scan', 'lot', 'groups_of', 'subset',
-           'split_groups', 'prepared_dir', 'whole', 'decide', 'sift', 'place', 'remarks', 'tidy', 'record', 'prepare',
-           'Split', 'find_data', 'load_split', 'read_image', 'crop', 'to_tensor', 'read_pixels', 'unit',
-           'contact_sheet', 'split_bars', 'speed']
+           'CALLED', 'ENDING', 'NOBODY', 'SPLITS', 'JUNK', 'CHECKS', 'FINDING', 'STORED', 'LOCAL', 'stream', 'fetch',
+           'archive_fault', 'unpack', 'how_to_get', 'get_source', 'known_labels', 'known_classes', 'class_of',
+           'refuse_collisions', 'files_below', 'masks', 'class_folders', 'list_tree', 'decode', 'read_table',
+           'columns_of', 'FileIndex', 'stand_ins', 'one_hot', 'label_columns', 'table_labels', 'table_splits',
+           'list_csv', 'Look', 'look_at', 'list_images', 'classes_line', 'Fault', 'identify', 'to_rgb', 'strip_jpeg',
+           'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'intact', 'check_image', 'cores',
+           'read_scan', 'scan', 'lot', 'groups_of', 'subset', 'split_groups', 'prepared_dir', 'damage', 'whole',
+           'known_sides', 'copies_in', 'decide', 'sift', 'place', 'check_split', 'leftovers', 'remarks', 'tidy',
+           'record', 'with_names', 'prepare', 'Split', 'find_data', 'load_split', 'read_image', 'crop', 'to_tensor',
+           'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
 
 # %% ../nbs/03_data.ipynb #4995f873
-import ast,codecs,csv,hashlib,io,json,os,re,shutil,stat,tempfile,threading,time,unicodedata,warnings,zipfile
+import ast,codecs,csv,errno,hashlib,io,json,os,re,shutil,stat,tempfile,threading,time,unicodedata,warnings,zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor,ThreadPoolExecutor
+from contextlib import ExitStack,contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -34,14 +36,15 @@ import pandas as pd
 import seaborn as sns
 import torch
 from fastcore.basics import patch
-from filelock import FileLock
+from filelock import FileLock,Timeout
 from PIL import Image,ImageCms,ImageOps,UnidentifiedImageError
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from .core import data_dir,file_hash,image_grid,progress,stable_hash,write_atomic
+from .core import (NotAFile,alone,data_dir,file_hash,image_grid,progress,read_file,read_record,
+                         record_fault,stable_hash,write_atomic,write_record)
 from .phantom import simple_caption,write_phantoms
 from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dataset_of,label_key,test_count
 
@@ -49,6 +52,20 @@ from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dat
 def _tag(headers): # what tells one version of a file from another
     etag = headers.get("ETag","")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified","")
+
+# %% ../nbs/03_data.ipynb #93ba7ab2
+@contextmanager
+def _turn(path, wait=3600.): # one process at a time fetches or unpacks this
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"Another process has been fetching or unpacking {path.name} for {wait/60:.0f} minutes: "
+                              "wait until it has ended, or stop it, and run again.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../nbs/03_data.ipynb #fcd3f7e7
 def stream(
@@ -113,7 +130,7 @@ def fetch(
     "Download a file. Run again to continue."
     path = Path(path); note,part = path.with_name(path.name+".json"),path.with_name(path.name+".part")
     path.parent.mkdir(parents=True,exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with _turn(path):
         if path.exists() and note.exists():
             m = json.loads(note.read_text())
             if m["bytes"]==path.stat().st_size and sha256 in ("",m["sha256"]): return path
@@ -158,7 +175,7 @@ def unpack(
 ) -> Path:
     "Unpack an archive that behaves, and refuse one that does not."
     archive,folder = Path(archive),Path(folder); tmp = folder.with_name(f".{folder.name}.unpacking")
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with _turn(folder):
         if folder.exists(): return folder
         shutil.rmtree(tmp,ignore_errors=True)
         try:
@@ -211,7 +228,9 @@ def get_source(
         print(how_to_get(d,folder.name)+"\nDownloading it now.")
         fetch(url,folder/Path(url).name,tries=3)
     for z in sorted(folder.glob("*.zip")) if folder.is_dir() else []:
-        if not z.with_suffix("").exists(): unpack(z,z.with_suffix(""))
+        if z.with_suffix("").exists(): continue
+        if not z.is_file(): raise NotAFile(z,"no ordinary file")
+        unpack(z,z.with_suffix(""))
     return folder
 
 # %% ../nbs/03_data.ipynb #2955d229
@@ -521,7 +540,7 @@ def read_table(
 ) -> pd.DataFrame: # everything as text
     "A table, whatever its dialect."
     path = Path(path)
-    text = decode(path.read_bytes(), path.name)
+    text = decode(read_file(path), path.name)
     read = _records if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else _delimited
     t = read(text, path.name, rows)
     twice = [k for k, n in Counter(map(_column, t.columns)).items() if n>1 and k in {
@@ -606,7 +625,8 @@ def _ties(t, columns): # rows of a table -> what each is tied to, and what to sa
     ties, told = [[] for _ in range(len(t))], []
     for c in columns:
         nobody = stand_ins(t[c].tolist())
-        told += [f"{c} {v!r} ({n:,} rows) names nobody: these images form no group"
+        plain = {v: repr(v) if label_key(v) in NOBODY or re.fullmatch(r"[-0-9.]{1,4}", v) else "of most rows" for v in nobody}
+        told += [f"{c} {plain[v]} ({n:,} rows) names nobody: these images form no group"
                  for v, n in nobody.items()]
         for tie, v in zip(ties, t[c]):
             if v and v not in nobody:
@@ -826,18 +846,19 @@ def look_at(
     "What a table says, by its first rows."
     kind = path.suffix.lower()
     if kind in SHEETS:
-        if _mentions(path.read_bytes(), index):
+        if _mentions(read_file(path), index):
             raise ValueError(f"{path.name} seems to name images that lie here: save it as CSV "
                              "(in Excel: CSV UTF-8) beside it, and move it out of the folder.")
         return None
+    data = read_file(path)
     try:
         t = read_table(path, 50)
         if kind==".txt" and not columns_of(t)["file"]:
-            if _list_of_names(decode(path.read_bytes(), path.name), index):
+            if _list_of_names(decode(data, path.name), index):
                 raise _unclear(path.name, t)
             return None
     except ValueError:
-        if _mentions(path.read_bytes(), index):
+        if _mentions(data, index):
             raise
         return None
     return _first_look(path, t, index, d)
@@ -1019,7 +1040,7 @@ def to_rgb(
     if (profile and "sRGB" not in name
         and (profile.profile.xcolor_space.strip(),im.mode) in (("RGB","RGB"),("GRAY","L"),("CMYK","CMYK"),("Lab","LAB"))):
         im = ImageCms.profileToProfile(im,profile,ImageCms.createProfile("sRGB"),outputMode="RGB")
-        notes.append(f"{name} to sRGB")
+        notes.append("another colour space to sRGB") # its name is free text
     elif im.mode in ("CMYK","LAB"): raise Fault("unclear colours",f"{im.mode} with a profile for something else")
     elif name=="unreadable": notes.append("unreadable colour profile ignored")
     return im,notes
@@ -1121,35 +1142,86 @@ def near_pairs(
                 if bits<=most: best[i,j] = min(bits,best.get((i,j),bits))
     return [(int(i),int(j),b) for (i,j),b in sorted(best.items())]
 
-# %% ../nbs/03_data.ipynb #ca7bee39
-CHECKS = 1 # counts changes to what follows; a new number looks at everything again
+# %% ../nbs/03_data.ipynb #e75728ec
+CHECKS = 2 # counts changes to what follows; a new number looks at everything again
+
+FINDING = dict(file="", checks=CHECKS, bytes=-1, changed=0, reason="", detail="",
+               sha256="", print="", note="", name="", width=0, height=0, stored=0, kept="")
+"What is noted of a file; `stored` and `kept` are bytes and SHA-256 of the clean image."
 
 def _sha(data): return hashlib.sha256(data).hexdigest()
+
+def _told(e): # an error without the path that its text may hold
+    return (isinstance(e, OSError) and e.strerror) or f"{type(e).__name__}: {e}"
+
+# %% ../nbs/03_data.ipynb #ce950691
+STORED = 946_684_800
+"The date of every stored file, 1 January 2000: another date says that somebody wrote to it."
+
+def intact(
+    path,     # of a stored file
+    size:int, # its bytes
+    sha:str   # their SHA-256
+) -> bool:
+    "Is it still the file that was stored?"
+    try:
+        s = os.stat(path)
+    except OSError:
+        return False
+    if not stat.S_ISREG(s.st_mode) or s.st_size != size:
+        return False
+    return int(s.st_mtime) == STORED or file_hash(path) == sha
+
+def _store(path, data): # whole or not at all
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    tmp.write_bytes(data)
+    os.utime(tmp, (STORED, STORED))
+    os.replace(tmp, path)
+
+# %% ../nbs/03_data.ipynb #ca7bee39
+def _look(path): # the clean image of a file: what is noted, and the bytes to keep
+    found, path = {}, Path(path)
+    try:
+        data = read_file(path)
+        found["sha256"] = _sha(data)
+        im, kept, ending, notes = clean(data)
+        marks = fingerprint(im).tobytes().hex()
+    except Fault as e:
+        return found | dict(reason=e.reason, detail=e.detail), b""
+    except NotAFile as e:
+        return dict(reason="no file", detail=e.what), b""
+    except FileNotFoundError:
+        return dict(reason="missing", detail="the file is not there"), b""
+    except Exception as e:
+        return found | dict(reason="unreadable", detail=_told(e)), b""
+    was = path.suffix.lower()
+    if not notes and was not in ((".jpg", ".jpeg") if ending == ".jpg" else (".png",)):
+        was = was if was in IMAGES else "another ending" if was else "without ending"
+        notes = [f"named {was}, is {ending}"]
+    name = f"{found['sha256'][:24]}{ending}"
+    return found | dict(print=marks, note=", ".join(notes), name=name, width=im.width,
+                        height=im.height, stored=len(kept), kept=_sha(kept)), kept
 
 # %% ../nbs/03_data.ipynb #51b40cbc
 def check_image(
     file:str, # relative to root
     root,     # the folder of images
     pool      # where clean images go
-) -> dict:    # what was found
-    "Look at one file: verdict, hash, fingerprint, and the clean image on disk. Never raises over an image."
+) -> dict:    # what was found, a FINDING
+    "Look at one file and keep its clean image. Never raises over an image."
     path = Path(root)/file
-    found = dict(file=file,checks=CHECKS,bytes=-1,changed=0,reason="",detail="",
-                 sha256="",print="",note="",name="",width=0,height=0,kept="")
+    found = FINDING | dict(file=file)
     try:
-        s = path.stat(); found |= dict(bytes=s.st_size,changed=s.st_mtime_ns)
-        if s.st_size>1<<30: raise Fault("huge",f"a file of {s.st_size/1e9:.1f} GB")
-        data = path.read_bytes(); im,kept,ending,notes = clean(data); marks = fingerprint(im).tobytes().hex()
-    except Fault as e: return found|dict(reason=e.reason,detail=e.detail)
-    except FileNotFoundError: return found|dict(reason="missing",detail="the file is not there")
-    except Exception as e: return found|dict(reason="unreadable",detail=f"{type(e).__name__}: {e}")
-    if not notes and path.suffix.lower() not in ((".jpg",".jpeg") if ending==".jpg" else (".png",)):
-        notes = [f"named {path.suffix or 'without ending'}, is {ending}"]
-    sha = _sha(data); to = Path(pool)/f"{sha[:24]}{ending}"
-    # what fails from here on, a full disk for one, is no fault of the image: it stops the scan
-    if not (to.exists() and to.stat().st_size==len(kept)):
-        tmp = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}"); tmp.write_bytes(kept); os.replace(tmp,to)
-    return found|dict(sha256=sha,print=marks,note=", ".join(notes),name=to.name,width=im.width,height=im.height,kept=_sha(kept))
+        s = path.stat()
+        found |= dict(bytes=s.st_size, changed=s.st_mtime_ns)
+    except OSError:
+        pass # _look says why
+    more, kept = _look(path)
+    to = Path(pool)/more.get("name", "")
+    # what fails here, on a full disk for one, is no fault of the image: it stops the scan
+    if kept and not intact(to, more["stored"], more["kept"]):
+        _store(to, kept)
+    return found | more
 
 # %% ../nbs/03_data.ipynb #1cf31d16
 def _quiet(): warnings.simplefilter("ignore",Image.DecompressionBombWarning) # such images are counted and refused anyway
@@ -1163,41 +1235,69 @@ def _workers(n, processes): # threads for a few files; processes, forked from on
     if context.get_start_method()=="forkserver": context.set_forkserver_preload(["medart.data"])
     return ProcessPoolExecutor(cores(),mp_context=context,initializer=_quiet)
 
+# %% ../nbs/03_data.ipynb #db22dbc5
+LOCAL = "local-source-names.jsonl"
+"The one file of a prepared folder that names the files it was made from."
+
+_WARNING = dict(local="The names of your own files and patients are in this file and in no other of "
+                      "this folder. Keep it to yourself: the images can be used without it.")
+
+def _private(path, flags): return os.open(path, flags, 0o600)
+
+def _line(x): return json.dumps(x | dict(seal=stable_hash(x)))+"\n"
+
+def _lines(log): # what is noted there; lines that a kill or the disk spoiled are left out
+    out = []
+    for line in read_file(log, 1<<36).split(b"\n") if log.exists() else []:
+        try:
+            x = json.loads(line)
+            if x.pop("seal") == stable_hash(x):
+                out.append(x)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return out
+
 # %% ../nbs/03_data.ipynb #d7a7198f
 def read_scan(
-    log    # scan.jsonl
+    log    # local-source-names.jsonl
 ) -> dict: # file -> what was found last
     "Findings so far."
-    seen = {}
-    for line in log.read_text().splitlines() if log.exists() else []:
-        try: x = json.loads(line); seen[x["file"]] = x
-        except ValueError: continue # a line cut off by a kill
-    return seen
+    return {x["file"]: {k: x[k] for k in FINDING} for x in _lines(log) if FINDING.keys() <= x.keys()}
 
 # %% ../nbs/03_data.ipynb #5bad26b2
+def _same(x, root, pool): # does a finding still hold?
+    try:
+        s = (Path(root)/x["file"]).stat()
+    except OSError:
+        return False
+    if (x["checks"], x["bytes"], x["changed"]) != (CHECKS, s.st_size, s.st_mtime_ns):
+        return False
+    if not x["name"]:
+        return x["reason"] not in ("unreadable", "missing") # that may have passed
+    return intact(pool/x["name"], x["stored"], x["kept"])
+
 def scan(
     root,                # the folder of images
     files:list,          # relative to it
-    out,                 # gets pool/ with clean images and scan.jsonl with findings
+    out,                 # gets pool/ with clean images, and findings
     processes:bool=None  # by default from 1,000 files on
 ) -> list:               # findings, in the order of files
     "Look at all files. Run again to continue."
-    out = Path(out); (out/"pool").mkdir(parents=True,exist_ok=True)
-    log = out/"scan.jsonl"; seen = read_scan(log)
-    def same(f):
-        x = seen.get(f)
-        try: s = (Path(root)/f).stat()
-        except OSError: return False
-        return (x and (x["checks"],x["bytes"],x["changed"])==(CHECKS,s.st_size,s.st_mtime_ns)
-                and (not x["name"] or (out/"pool"/x["name"]).exists()))
-    todo = [f for f in dict.fromkeys(files) if not same(f)]
+    pool, log = Path(out)/"pool", Path(out)/LOCAL
+    pool.mkdir(parents=True, exist_ok=True)
+    seen = read_scan(log)
+    todo = [f for f in dict.fromkeys(files) if f not in seen or not _same(seen[f], root, pool)]
     processes = len(todo)>=1000 if processes is None else processes
-    with warnings.catch_warnings(), open(log,"a") as f, _workers(len(todo),processes) as pool:
-        _quiet(); f.write("\n" if todo and log.stat().st_size else "")
-        looks = pool.map(partial(check_image,root=str(root),pool=str(out/"pool")),todo,
-                         **(dict(chunksize=16) if processes else {}))
-        for x in progress(looks,total=len(todo),desc="checking images",disable=len(todo)<200):
-            seen[x["file"]] = x; f.write(json.dumps(x)+"\n"); f.flush()
+    look = partial(check_image, root=str(root), pool=str(pool))
+    with (warnings.catch_warnings(), open(log, "a", opener=_private) as f,
+          _workers(len(todo), processes) as workers):
+        _quiet()
+        f.write("\n" if log.stat().st_size else _line(_WARNING))
+        looks = workers.map(look, todo, chunksize=16 if processes else 1)
+        for x in progress(looks, total=len(todo), desc="checking images", disable=len(todo)<200):
+            seen[x["file"]] = x
+            f.write(_line(x))
+            f.flush()
     return [seen[f] for f in files]
 
 # %% ../nbs/03_data.ipynb #d0c4e3a4
@@ -1221,14 +1321,16 @@ def groups_of(
 
 # %% ../nbs/03_data.ipynb #3c06be74
 def subset(
-    sizes:list, # of groups, in the order of their lots
-    want:int    # their sum
-) -> set:       # indices of groups whose sizes add up to it, or as nearly as can be
+    sizes:list,   # of groups, in the order of their lots
+    want:int,     # their sum
+    least:bool=1, # choose at least one group, if that can be
+    rest:bool=1   # leave at least one, if that can be
+) -> set:         # indices of groups whose sizes add up to it, or as nearly as can be
     "Choose whole groups that make up a number."
     reach = [1]
     for s in sizes: reach.append(reach[-1]|reach[-1]<<s)
     sums = [k for k in range(sum(sizes)+1) if reach[-1]>>k&1]
-    sums = sums[1:-1] or sums # both sides get some, if that can be
+    sums = sums[bool(least):len(sums)-bool(rest)] or sums
     goal = min(sums,key=lambda k: (abs(k-want),-k)); chosen = set()
     for i in reversed(range(len(sizes))):
         if not reach[i]>>goal&1: chosen.add(i); goal -= sizes[i]
@@ -1239,19 +1341,30 @@ def split_groups(
     classes:list, # of the images
     groups:list,  # one number an image
     lots:list,    # one an image
-    want=None     # class -> test images; by default a fifth, rounded up
+    want=None,    # class -> test images; by default a fifth, rounded up
+    sides=None    # one an image: "train", "test", or "" for one that is new; by default all are new
 ) -> list:        # "train" or "test", one an image
     "Split so that no group straddles, and every class has its fifth if that can be."
-    want = want or {c:test_count(n) for c,n in Counter(classes).items()}
-    members,order = {},{}
-    for i,g in enumerate(groups): members.setdefault(g,[]).append(i); order[g] = min(order.get(g,lots[i]),lots[i])
-    count = {g:Counter(classes[i] for i in m) for g,m in members.items()}; left,test = Counter(want),set()
-    for g in sorted(order,key=order.get):
-        if all(left[c]>=n for c,n in count[g].items()): test.add(g); left.subtract(count[g])
-    for c in [c for c in want if left[c]]:
-        own = sorted((g for g in count if set(count[g])=={c}),key=order.get)
+    want = want or {c: test_count(n) for c, n in Counter(classes).items()}
+    known = {g: s for g, s in zip(groups, sides or ()) if s}
+    members, order = {}, {}
+    for i, g in enumerate(groups):
+        members.setdefault(g, []).append(i)
+        order[g] = min(order.get(g, lots[i]), lots[i])
+    count = {g: Counter(classes[i] for i in m) for g, m in members.items()}
+    left, test = Counter(want), {g for g, s in known.items() if s == "test"}
+    for g in test: left.subtract(count[g])
+    new = [g for g in sorted(order, key=order.get) if g not in known]
+    for g in new:
+        if all(left[c] >= n for c, n in count[g].items()):
+            test.add(g)
+            left.subtract(count[g])
+    for c in [c for c in want if left[c] > 0]:
+        own = [g for g in new if set(count[g]) == {c}]
+        has = {s for g, s in known.items() if count[g][c]}
         gap = left[c]+sum(count[g][c] for g in own if g in test)
-        test = test-set(own)|{own[i] for i in subset([count[g][c] for g in own],gap)}
+        chosen = subset([count[g][c] for g in own], gap, "test" not in has, "train" not in has)
+        test = test-set(own)|{own[i] for i in chosen}
     return ["test" if g in test else "train" for g in groups]
 
 # %% ../nbs/03_data.ipynb #9dfebd98
@@ -1262,54 +1375,144 @@ def prepared_dir(
     "Where a source's prepared images live."
     folder,home = Path(folder).resolve(),data_dir().resolve()
     path = folder.relative_to(home) if folder.is_relative_to(home) else folder
-    return data_dir()/"prepared"/(d.name if str(path)==d.name else f"{d.name}-{folder.name}~{stable_hash(str(path))[:4]}")
+    return data_dir()/"prepared"/(d.name if str(path)==d.name else f"{d.name}~{stable_hash(str(path))[:12]}")
 
 # %% ../nbs/03_data.ipynb #7bb3a732
+def damage(
+    out,        # a prepared folder
+    **now       # images=key: what it should be made from, where that is known
+) -> str:       # what is wrong with it, empty when nothing is
+    "Is everything still there, as it was written?"
+    out = Path(out)
+    fault = record_fault(out/"prepared.json", now)
+    if fault:
+        return fault
+    m = pd.read_csv(out/"manifest.csv")
+    changed = [f for f, size, sha in zip(m.file, m.bytes, m.sha256) if not intact(out/f, size, sha)]
+    return f"{changed[0]} is not the image that was stored ({len(changed)} in all)" if changed else ""
+
 def whole(
     out,    # a prepared folder
     key:str # what it should be made from
 ) -> bool:
     "Is the work done, and everything still there?"
-    try: m,done = pd.read_csv(out/"manifest.csv"),json.loads((out/"prepared.json").read_text())["key"]
-    except (OSError,ValueError): return False
-    have = {f"{x}/{f}" for x in ("train","test") for f in files_below(out/x)}
-    return done==key and have=={*m.file} and all((out/x/"metadata.csv").exists() for x in ("train","test"))
+    return not damage(out, images=key)
 
 # %% ../nbs/03_data.ipynb #aca9cdab
 def _link(a, b): # one file under two names, or a copy where the disk cannot do that
-    b.parent.mkdir(parents=True,exist_ok=True)
-    try: os.link(a,b)
-    except FileExistsError: b.unlink(); _link(a,b)
-    except OSError: shutil.copyfile(a,b)
+    b.parent.mkdir(parents=True, exist_ok=True)
+    b.unlink(missing_ok=True)
+    try:
+        os.link(a, b)
+    except (AttributeError, OSError):
+        _store(b, a.read_bytes())
+
+# %% ../nbs/03_data.ipynb #4ab6965b
+_PLACED = re.compile(r"([0-9a-f]{16})(-\d+)?\.(jpg|png)") # what images are called in train/ and test/
+
+def known_sides(
+    out:Path, # a prepared folder
+    seed:int, # of the split
+    near:int  # bits in which copies may differ
+) -> dict:    # content -> "train" or "test", content -> fingerprint
+    "The sides of all images that this folder ever had."
+    r = read_record(out/"split.json")
+    if r:
+        same = (r["seed"], r["near"]) == (seed, near)
+        return (r["sides"], r["prints"]) if same else ({}, {})
+    names = [(_PLACED.fullmatch(f.name), s) for s in ("train", "test") for f in (out/s).rglob("*")]
+    return {m[1]: s for m, s in names if m}, {}
+
+# %% ../nbs/03_data.ipynb #5d41a487
+def _remember(out, seed, near, sides, prints, t): # before an image is placed
+    sides = sides|dict(zip(t.content, t.split))
+    prints = prints|dict(zip(t.content, t["print"]))
+    write_record(out/"split.json", {}, seed=seed, near=near,
+                 sides=dict(sorted(sides.items())), prints=dict(sorted(prints.items())))
+
+def _past(out, sides, prints, t): # images that had a side and are not there now
+    tied = {x["sha256"][:16]: x["group"] for x in _lines(out/LOCAL) if x.get("group") and x.get("sha256")}
+    gone = sorted(set(sides)-set(t.content))
+    return pd.DataFrame([(c, prints.get(c, ""), tied.get(c, ""), sides[c]) for c in gone],
+                        columns=["content", "print", "group", "side"], dtype=str)
 
 # %% ../nbs/03_data.ipynb #e90076ca
-def decide(
-    t:pd.DataFrame, # the list, images that passed, with `sha256` and `print`
-    seed:int,       # of the split
+def copies_in(
+    t:pd.DataFrame, # `content` and `print` of images
     near:int        # bits in which copies may differ
-) -> tuple:         # the list with `number` (of the group) and `split`, pairs of copies, and rows to leave out
-    "Find copies, form groups, split."
-    prints = np.frombuffer(bytes.fromhex("".join(t["print"])),np.uint64).reshape(-1,8,4)
-    sha = t.sha256.tolist(); first = {s:i for i,s in reversed([*enumerate(sha)])}
-    pairs = [(first[s],i,0) for i,s in enumerate(sha) if first[s]!=i]
-    single = sorted(first.values()); pairs += [(single[i],single[j],b) for i,j,b in near_pairs(prints[single],near)]
-    number = groups_of([g.split("\n") for g in t.group],pairs); t = t.assign(number=number)
-    if not t.split.any():
-        return t.assign(split=split_groups(t.cls.tolist(),number,[lot(seed,s) for s in sha])),pairs,[]
-    t = t.assign(split=t.split.replace("","train")); tested = set(t.number[t.split=="test"])
-    return t,pairs,[i for i in range(len(t)) if t.split.iloc[i]=="train" and number[i] in tested]
+) -> list:          # (i, j, bits): rows that show the same
+    "Pairs of copies, exact ones with 0 bits first."
+    first = {}
+    for i, c in enumerate(t.content): first.setdefault(c, i)
+    exact = [(first[c], i, 0) for i, c in enumerate(t.content) if first[c] != i]
+    single = [i for i in first.values() if t["print"].iloc[i]]
+    marks = bytes.fromhex("".join(t["print"].iloc[single]))
+    prints = np.frombuffer(marks, np.uint64).reshape(-1, 8, 4)
+    return exact+[(single[i], single[j], b) for i, j, b in near_pairs(prints, near)]
+
+# %% ../nbs/03_data.ipynb #5b8deff7
+def _grouped(rows, ties, pairs): # row -> the number of its group, when there are these rows only
+    at = {i: k for k, i in enumerate(rows)}
+    inner = [(at[i], at[j]) for i, j, *_ in pairs if i in at and j in at]
+    return dict(zip(rows, groups_of([ties[i] for i in rows], inner)))
+
+def _torn(rows, ties, pairs, side): # those that are tied to training and to test images
+    number, sides = _grouped(rows, ties, pairs), {}
+    for i in rows: sides.setdefault(number[i], set()).add(side[i])
+    return {i for i in rows if {"train", "test"} <= sides[number[i]]}
+
+# %% ../nbs/03_data.ipynb #6cfb4f7c
+_OUT = dict(
+    given=("in test too", "a copy of a test image, or of the same lesion or patient, in a split that came with the images"),
+    late=("in training too", "a test image so far, now tied to training images by looks, lesion or patient"),
+    between=("in between", "new, and tied by looks, lesion or patient to training and to test images: "
+                           "on either side the test would see what was trained on"))
+
+def decide(
+    t:pd.DataFrame,         # images that passed, with `content` and `print`
+    seed:int,               # of the split
+    near:int,               # bits in which copies may differ
+    sides:dict=None,        # content -> "train" or "test", for images with a side
+    past:pd.DataFrame=None  # images with a side that are gone: `content`, `print`, `group`, `side`
+) -> tuple:                 # the list with `number` (of the group) and `split`, pairs of copies, row -> why left out
+    "Find copies, form groups, split. Who has a side keeps it."
+    n, given = len(t), t.split.any()
+    known = [(sides or {}).get(c, "") for c in t.content]
+    every = pd.concat([t.assign(side=known), past], ignore_index=True)
+    pairs, ties = copies_in(every, near), [g.split("\n") for g in every.group]
+    if given:
+        every["side"] = every.split.replace("", "train").where(every.index < n, "")
+    side, rows = every.side.tolist(), [*range(n if given else len(every))]
+    first = [i for i in rows if side[i]]
+    loser = "train" if given else "test"
+    late = {i for i in _torn(first, ties, pairs, side) if side[i] == loser}
+    rows = [i for i in rows if i not in late]
+    between = {i for i in _torn(rows, ties, pairs, side) if not side[i]}
+    number = _grouped([i for i in rows if i not in between], ties, pairs)
+    here = [i for i in number if i < n]
+    known = {g: side[i] for i, g in number.items() if side[i]}
+    split = split_groups(every.cls.iloc[here].tolist(), [number[i] for i in here],
+                         [lot(seed, s) for s in every.sha256.iloc[here]],
+                         sides=[known.get(number[i], "") for i in here])
+    t = t.assign(number=pd.Series({i: number[i] for i in here}), split=pd.Series(dict(zip(here, split))))
+    left = {i: "given" if given else "late" for i in late if i < n}|dict.fromkeys(between, "between")
+    return t, [p for p in pairs if p[1] < n], left
 
 # %% ../nbs/03_data.ipynb #251f3247
+def _ids(t): # what reports call a file: by its content, or by number where nothing was read
+    nth = t.sort_values(["cls", "file"]).groupby("content").cumcount()
+    return [f"{c}-{k}" if c and k else c or f"unread-{k+1}" for c, k in zip(t.content, nth[t.index])]
+
 def sift(
     t:pd.DataFrame, # the list
     found:list      # what check_image found, for each row without a `why`
-) -> tuple:         # the images to use, and rows (file, class, reason, detail) of the others
+) -> pd.DataFrame:  # the list with all findings, `content` and `id`; a `reason` means: not used
     "Put the list and the findings together."
-    bad = [(f,c,"left out",w) for f,c,w in zip(t.file,t.cls,t.why) if w]
-    t = t[t.why==""].reset_index(drop=True)
-    bad += [(x["file"],c,x["reason"],x["detail"]) for x,c in zip(found,t.cls) if x["reason"]]
-    t = t.join(pd.DataFrame(found).drop(columns="file") if found else pd.DataFrame(columns=["reason"]))
-    return t[t.reason==""].reset_index(drop=True),bad
+    looks = iter(found)
+    rows = [FINDING|dict(reason="left out", detail=w) if w else next(looks) for w in t.why]
+    t = t.join(pd.DataFrame(rows, columns=[*FINDING]).drop(columns="file"))
+    t["content"] = t.sha256.str[:16]
+    return t.assign(id=_ids(t))
 
 # %% ../nbs/03_data.ipynb #f3de75d4
 def place(
@@ -1318,24 +1521,79 @@ def place(
     out:Path        # holds pool/
 ) -> pd.DataFrame:  # the same with `path`
     "Give every image its place, and write both metadata.csv."
-    names = t.split+"/"+t.cls+"/"+t.sha256.str[:16]
-    again = ("-"+names.groupby(names).cumcount().astype(str)).where(names.duplicated(),"")
-    t = t.assign(path=names+again+t.name.map(lambda n: Path(n).suffix)).sort_values("path")
-    for x in ("train","test"):
-        for old in files_below(out/x): (out/x/old).unlink()
-    for n,p in zip(t.name,t.path): _link(out/"pool"/n,out/p)
-    for x in ("train","test"):
-        m = t[t.split==x]; words = m.cls.map(category)
-        text = [a or simple_caption(d.modality,c) for a,c in zip(m.text,words)]
-        write_atomic(out/x/"metadata.csv",pd.DataFrame(dict(file_name=m.path.str[len(x)+1:],text=text,category=words)).to_csv(index=False))
+    t = t.assign(path=t.split+"/"+t.cls+"/"+t.id+t.name.map(lambda n: Path(n).suffix)).sort_values("path")
+    here, plan = set(t.path), t[["path", "name", "stored", "kept"]].values.tolist()
+    for x in ("train", "test"):
+        for f in files_below(out/x):
+            if f"{x}/{f}" not in here and _PLACED.fullmatch(Path(f).name):
+                (out/x/f).unlink()
+    for path, name, size, sha in plan:
+        if not intact(out/path, size, sha):
+            _link(out/"pool"/name, out/path)
+    for x in ("train", "test"):
+        m = t[t.split == x]
+        words = m.cls.map(category)
+        text = [a or simple_caption(d.modality, c) for a, c in zip(m.text, words)]
+        rows = dict(file_name=m.path.str[len(x)+1:], text=text, category=words)
+        write_atomic(out/x/"metadata.csv", pd.DataFrame(rows).to_csv(index=False))
     return t
+
+# %% ../nbs/03_data.ipynb #8285a171
+def _why_none(c, n, m, part, given): # why a class has no image on one side
+    if m == 0:
+        return f"none of its {n} images can be used (see quarantine.csv)" if n else "there is no image of it"
+    if m == 1:
+        return "there is 1 image, and 2 are the least: one to train and one to test"
+    if given:
+        return f"the split that came with the images has no {part} image of it"
+    return (f"no {part} image: its {m} images are tied to one another or to other classes "
+            "(copies, or one lesion or patient), and such images stay together")
+
+def check_split(
+    used:pd.DataFrame,  # `cls` and `split` of the images to use
+    classes:dict,       # class -> images that were listed
+    given:bool          # whether the split came with the images
+):
+    "Refuse a split in which a class cannot be learned or cannot be tested."
+    count = pd.crosstab(used.cls, used.split).reindex(
+        index=sorted({*classes, *used.cls}), columns=["train", "test"], fill_value=0)
+    faults = [f"- {c}: {_why_none(c, classes.get(c, 0), a+b, 'test' if a else 'train', given)}"
+              for c, a, b in count.itertuples() if not (a and b)]
+    if not faults:
+        return
+    faults = "\n".join(faults)
+    table = count.rename_axis(index="class", columns=None).to_string()
+    way = ("Put images into the other part, or remove the split to have one drawn" if given
+           else "Add images (a fifth of each class is for testing)")
+    raise ValueError(f"These images cannot be split into training and test images:\n{faults}\n{table}\n"
+                     f"{way}, or leave the class out: list the other classes under `categories` in "
+                     "dataset.yaml, or move its images away.")
+
+# %% ../nbs/03_data.ipynb #6a29c273
+_OTHERS = (*IMAGES, *BESIDE, ".dcm", ".nii", ".gz", ".mat", ".npy", ".xml", ".svs", ".heic", ".xlsx", ".mp4", ".gif")
+_TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".xlsx")
+
+def leftovers(
+    folder,    # what was prepared
+    listed:set # what was listed or read of it, relative to the folder
+) -> str:      # "2 .dcm, 1 table", empty when nothing is left
+    "What lies in a folder of images and was not used."
+    found = Counter()
+    for f in set(_visible(folder))-listed:
+        kind = Path(f).suffix.lower()
+        unpacked = kind == ".zip" and (Path(folder)/f).with_suffix("").is_dir()
+        if unpacked or kind in (".db", ".ini", ".lock"):
+            continue
+        found["table" if kind in _TABLES else kind if kind in _OTHERS else "of another kind"] += 1
+    return ", ".join(f"{n} {k}{'s' if k == 'table' and n > 1 else ''}" for k, n in sorted(found.items()))
 
 # %% ../nbs/03_data.ipynb #fb97a599
 def remarks(
     d:Dataset,       # what was expected
     t:pd.DataFrame,  # what is used
     copies:pd.DataFrame, # pairs
-    given:bool       # whether the split came with the data
+    given:bool,      # whether the split came with the data
+    left:str=""      # what was not used, from `leftovers`
 ) -> list:           # sentences
     "What is to be said of these images."
     got,test,out = Counter(t.cls),Counter(t.cls[t.split=="test"]),[]
@@ -1347,41 +1605,152 @@ def remarks(
     out += [STAND_INS[k] for k in STAND_INS if d.name=="skin" and k in set(map(label_key,t.label))]
     two = int(((copies.kind=="exact")&(copies.class_a!=copies.class_b)).sum())
     if two: out.append(f"{two} exact copies carry two labels, of which one must be wrong: see duplicates.csv")
+    if left: out.append(f"not used: {left}")
+    long = int((t[["width","height"]].max(axis=1)>2*t[["width","height"]].min(axis=1)).sum())
+    if long: out.append(f"{long} of {len(t):,} images are more than twice as long as wide: a square shows less than half of each")
     if given: return out+["the split came with the images"]
     return out+[f"{c}: {test[c]} test images instead of {test_count(n)}, since groups are not divided"
                 for c,n in sorted(got.items()) if test[c]!=test_count(n)]
 
 # %% ../nbs/03_data.ipynb #7d2b9b25
 def tidy(
-    out:Path,      # holds pool/ and scan.jsonl
-    t:pd.DataFrame # what is used
+    out:Path,           # holds pool/ and the findings
+    every:pd.DataFrame, # all that was listed, with findings and `id`
+    known               # contents that have a side
 ):
-    "Forget images that are no longer used. Findings about unusable ones are kept, so they are not looked at again."
-    keep,log = set(t.name),out/"scan.jsonl"
+    "Forget what is no longer used, except who had which side."
+    log, here, keep = out/LOCAL, set(every.content), set(every.name)
+    seen = [x for x in _lines(log) if FINDING.keys() <= x.keys()]
+    lines = {_line({k: v for k, v in x.items() if k != "id"}) for x in seen
+             if x["sha256"] and x["sha256"][:16] in known and x["sha256"][:16] not in here}
+    rows = every[[*FINDING, "id", "group", "label"]].to_dict("records")
+    now = [_line(x if x["bytes"] >= 0 else {k: x[k] for k in ("file", "id", "detail", "label")}) for x in rows]
+    _write_private(log, "".join([_line(_WARNING), *sorted(lines), *sorted(now)]))
+    (out/"scan.jsonl").unlink(missing_ok=True) # what earlier versions called it
     for f in (out/"pool").iterdir():
-        if f.name not in keep: f.unlink()
-    write_atomic(log,"".join(json.dumps(x)+"\n" for x in read_scan(log).values() if not x["name"] or x["name"] in keep))
+        if f.name not in keep and f.is_file():
+            f.unlink()
+    for f in [*out.glob(".*.part"), *(f for x in ("train", "test") for f in (out/x).rglob(".*.part"))]:
+        f.unlink() # left by a kill
+
+def _write_private(path, text): # whole or not at all, for its owner alone
+    tmp = path.with_name(f".{path.name}.part")
+    tmp.unlink(missing_ok=True)
+    with open(tmp, "w", opener=_private) as f:
+        f.write(text)
+    os.replace(tmp, path)
+
+# %% ../nbs/03_data.ipynb #bf772c37
+_PLAIN = {  # what a listing says of a file -> the same without names of files, folders, labels
+    r"a mask of .*": "a mask of another image",
+    r"not named in .*": "not named in the table",
+    r"file not found for certain.*": "the table names a file that several names fit",
+    r"file not found": "the table names a file that is not there",
+    r".* is not among the categories of dataset.yaml": "its folder is not among the categories of dataset.yaml",
+    r".* are both classes": "its folders name two classes",
+    r"label .* is none of the classes": "its label is none of the classes",
+    r"not dermoscopic but .*": "not dermoscopic",
+    r"the table gives it several (labels|splits).*": r"the table gives it several \1",
+    r"(in no class folder|in no folder of a split|no label|no split is given for it, but for others"
+    r"|the table puts it into \w+, its folder into \w+)": r"\1"}
+
+def _unnamed(words): # why something was left out, in words that name nothing of the user's
+    hits = (re.fullmatch(k, words, re.DOTALL) for k in _PLAIN)
+    said = next((m.expand(v) for m, v in zip(hits, _PLAIN.values()) if m), "by the listing")
+    return f"{said} (which: {LOCAL})"
 
 # %% ../nbs/03_data.ipynb #81a21db4
 def record(
     out:Path,            # the prepared folder
     t:pd.DataFrame,      # what is used
-    bad:list,            # what is not
+    bad:pd.DataFrame,    # what is not
     copies:pd.DataFrame, # pairs
+    key:str,             # of what it is made from
     **about              # for the summary
 ) -> dict:               # the summary
-    "Write manifest, quarantine, duplicates and, last, the summary."
+    "Write manifest, quarantine, duplicates and, last, the summary with all their hashes."
     tied = t.number.where(t.number.map(Counter(t.number))>1).astype("Int64")
-    m = t.assign(tied=tied)[["path","split","cls","file","sha256","kept","width","height","tied","note"]]
-    save = lambda df,name: write_atomic(out/name,df.to_csv(index=False))
-    save(m.set_axis(["file","split","class","source","source_sha256","sha256","width","height","group","changes"],axis=1),
-         "manifest.csv")
-    save(pd.DataFrame(bad,columns=["file","class","reason","detail"]),"quarantine.csv"); save(copies,"duplicates.csv")
+    m = t.assign(tied=tied)[["path","split","cls","sha256","kept","stored","width","height","tied","note"]]
+    m.columns = ["file","split","class","source_sha256","sha256","bytes","width","height","group","changes"]
+    q = bad.assign(words=[_unnamed(w) if r=="left out" else w for r, w in zip(bad.reason, bad.detail)])[["id","cls","reason","words"]]
+    q.columns = ["id","class","reason","detail"]
+    files = {"manifest.csv": m, "quarantine.csv": q.sort_values("id"), "duplicates.csv": copies}
+    for name, table in files.items():
+        write_atomic(out/name, table.to_csv(index=False))
     counts = dict(images=len(t),train=int((t.split=="train").sum()),test=int((t.split=="test").sum()),
                   quarantined=len(bad),changed=int((t.note!="").sum()),
                   exact_copies=int((copies.kind=="exact").sum()),near_copies=int((copies.kind=="near").sum()))
-    write_atomic(out/"prepared.json",json.dumps(about|counts,indent=1)+"\n")
-    return counts
+    files = [*files, "split.json", "train/metadata.csv", "test/metadata.csv"]
+    return write_record(out/"prepared.json", dict(images=key), files, **about, **counts)
+
+# %% ../nbs/03_data.ipynb #18093156
+def with_names(
+    out,                  # a prepared folder
+    report:str="manifest" # or quarantine, or duplicates
+) -> pd.DataFrame:        # the report, with columns `source` or `source_a` and `source_b`
+    "A report with the names of your own files. For your eyes: do not save what it shows."
+    t = pd.read_csv(Path(out)/f"{report}.csv", keep_default_na=False)
+    names = {x["id"]: x["file"] for x in _lines(Path(out)/LOCAL) if "id" in x}
+    if report == "duplicates":
+        return t.assign(source_a=t.a.map(names), source_b=t.b.map(names))
+    ids = t.id if "id" in t else t.file.map(lambda f: Path(f).stem)
+    return t.assign(source=ids.map(names))
+
+# %% ../nbs/03_data.ipynb #36df3561
+def _key_of(root, t, *settings): # what a prepared folder is made from
+    def state(f):
+        try: s = (root/f).stat()
+        except OSError: return None
+        if not stat.S_ISREG(s.st_mode): return stat.S_IFMT(s.st_mode)
+        return s.st_size,s.st_mtime_ns,os.access(root/f,os.R_OK)
+    return stable_hash([CHECKS,settings,t.values.tolist(),[state(f) for f in t.file]])
+
+def _pairs(t, pairs): # the table of copies
+    content,i,c = t.content.tolist(),t.id.tolist(),t.cls.tolist()
+    rows = [("exact" if content[a]==content[b] else "near",n,i[a],i[b],c[a],c[b]) for a,b,n in pairs]
+    return pd.DataFrame(rows,columns=["kind","bits","a","b","class_a","class_b"])
+
+# %% ../nbs/03_data.ipynb #5e0b5362
+def _layout(how): return re.sub(r"table .*", "a table", how) # a table's name may be a patient's
+
+def _read_tables(folder, root, how): # what list_images has read
+    return {f for f in _visible(folder) if Path(f).name=="dataset.yaml" or Path(f).name in how}
+
+def _moved(t, sides): # what to say of images with a side
+    was = t.content.map(sides)
+    moved = int((was.notna()&(was!=t.split)).sum())
+    new = int(was.isna().sum())
+    return ([f"{moved} images changed sides, as the split that came with the images says"] if moved else []
+            )+([f"{new} new images were drawn or joined their kin; {len(t)-new:,} kept their sides"]
+               if new and new<len(t) else [])
+
+# %% ../nbs/03_data.ipynb #01f801b9
+def _fill(folder, root, t, how, d, out, key, seed, near, processes): # do all the work
+    every = sift(t, scan(root, t.file[t.why==""].tolist(), out, processes))
+    used = every[every.reason==""].reset_index(drop=True)
+    if used.empty:
+        raise FileNotFoundError(_nothing(folder, how, every))
+    given = bool(used.split.any())
+    sides, prints = known_sides(out, seed, near)
+    past = _past(out, sides, prints, used)
+    parted, pairs, left = decide(used, seed, near, sides, None if past.empty else past)
+    copies = _pairs(used, pairs)
+    lost = used.loc[[*left]]
+    lost["reason"], lost["detail"] = [_OUT[w][0] for w in left.values()], [_OUT[w][1] for w in left.values()]
+    bad = pd.concat([every[every.reason!=""], lost])
+    used = parted.drop(index=[*left]).astype(dict(number=int))
+    listed = every.cls[(every.why=="")&(every.cls!="")]
+    wanted = {} if d.name in DATASETS else dict.fromkeys(d.counts, 0)
+    check_split(used, wanted|Counter(listed), given)
+    _remember(out, seed, near, sides, prints, used)
+    (out/"prepared.json").unlink(missing_ok=True)
+    used = place(used, d, out)
+    here = {os.path.relpath(root/f, folder).replace(os.sep, "/") for f in t.file}
+    told = t.attrs["told"]+remarks(d, used, copies, given, leftovers(folder, here|_read_tables(folder, root, how)))
+    tidy(out, every, sides.keys()|set(used.content))
+    n = record(out, used, bad, copies, key, dataset=d.name, layout=_layout(how), seed=seed,
+               near=near, remarks=told)
+    return n, told+_moved(used, sides)
 
 # %% ../nbs/03_data.ipynb #24d1e4ca
 def prepare(
@@ -1393,48 +1762,55 @@ def prepare(
     processes=None   # of scan
 ) -> Path:           # out
     "Check, split and write a data set. Run again to find the work done."
-    folder,out = Path(folder),Path(out or prepared_dir(folder,d))
-    root,t,how = list_images(folder,d)
-    def state(f):
-        try: s = (root/f).stat(); return s.st_size,s.st_mtime_ns
-        except OSError: return None
-    key = stable_hash([CHECKS,seed,near,d.name,d.modality,t.values.tolist(),[state(f) for f in t.file]])
-    if whole(out,key): return out
-    with _locked(out):
-        if whole(out,key): return out
-        print(f"{d.name}, {how}: {classes_line(t,d)}.")
-        (out/"prepared.json").unlink(missing_ok=True)
-        used,bad = sift(t,scan(root,t.file[t.why==""].tolist(),out,processes))
-        if used.empty: raise FileNotFoundError(_nothing(folder,how,bad))
-        given = used.split.any(); used,pairs,drop = decide(used,seed,near)
-        f,c,h = (used[x].tolist() for x in ("file","cls","sha256"))
-        copies = pd.DataFrame([("exact" if h[i]==h[j] else "near",b,f[i],f[j],c[i],c[j]) for i,j,b in pairs],
-                              columns=["kind","bits","a","b","class_a","class_b"])
-        bad += [(f[i],c[i],"in test too","a copy of a test image, or of the same lesion or patient, in a split that came with the images")
-                for i in drop]
-        used = place(used.drop(index=drop),d,out); told = t.attrs["told"]+remarks(d,used,copies,given)
-        tidy(out,used)
-        n = record(out,used,bad,copies,key=key,dataset=d.name,layout=how,seed=seed,near=near,remarks=told)
-    print(f"{d.name}, {how}: {n['images']:,} images, {n['train']:,} to train and {n['test']:,} to test; "
-          f"{len(bad):,} quarantined, {len(copies):,} pairs of copies. Reports in {out.name}/*.csv."
+    folder, out = Path(folder), Path(out or prepared_dir(folder, d))
+    root, t, how = list_images(folder, d)
+    key = _key_of(root, t, seed, near, d.name, d.modality)
+    if whole(out, key): return out
+    with _on_disk(out), _working(out):
+        if whole(out, key): return out
+        print(f"{d.name}, {_layout(how)}: {classes_line(t,d)}.")
+        n, told = _fill(folder, root, t, how, d, out, key, seed, near, processes)
+    print(f"{d.name}, {_layout(how)}: {n['images']:,} images, {n['train']:,} to train and {n['test']:,} to test; "
+          f"{n['quarantined']:,} quarantined, {n['exact_copies']+n['near_copies']:,} pairs of copies. "
+          f"Reports in {out.name}/*.csv."
           +"".join(f"\n- {x}" for x in told))
     return out
 
 # %% ../nbs/03_data.ipynb #276f7375
-def _nothing(folder, how, bad):
-    most = "; ".join(f"{n} files: {r}, {x}" for (r,x),n in Counter(b[2:] for b in bad).most_common(3))
+def _nothing(folder, how, every):
+    found = Counter((r, _unnamed(w) if r=="left out" else w)
+                    for r, w in zip(every.reason, every.detail)).most_common(3)
+    most = "; ".join(f"{n} files: {r}, {x}" for (r, x), n in found)
     return f"No usable images in {folder} ({how}). "+(
-        f"What was found: {most}." if bad
+        f"What was found: {most}." if most
         else f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
              "and for a table with columns like file_name and label.")
 
 # %% ../nbs/03_data.ipynb #330b6ddc
-def _locked(out):
-    lock = FileLock(out/".lock")
-    try: out.mkdir(parents=True,exist_ok=True); lock.acquire(); lock.release(); return lock
+@contextmanager
+def _working(out): # alone on this folder; the wait for another process ends
+    with ExitStack() as stack:
+        try:
+            try:
+                stack.enter_context(alone(out, "prepare"))
+            except BlockingIOError:
+                print(f"Another process prepares {out.name}: waiting until it has ended, an hour at most.")
+                stack.enter_context(alone(out, "prepare", wait=3600))
+        except (PermissionError, NotADirectoryError, FileExistsError) as e:
+            raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, "
+                                  "and name the images' own folder with data=FOLDER.") from e
+        yield
+
+_DISK = {getattr(errno, k) for k in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS") if hasattr(errno, k)}
+
+@contextmanager
+def _on_disk(out): # a disk that is full or fails
+    try:
+        yield
     except OSError as e:
-        raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, "
-                              "and name the images' own folder with data=FOLDER.") from e
+        if e.errno not in _DISK: raise
+        raise OSError(e.errno, f"{e.strerror}, while {out.name} was written. Make room, or set MEDART_DATA to a folder "
+                      "on another disk, and run again: what was checked is kept, and nothing half-written is used") from e
 
 # %% ../nbs/03_data.ipynb #0a28f779
 @dataclass(frozen=True)
@@ -1448,6 +1824,14 @@ class Split:
     def __len__(self): return len(self.files)
     def __getitem__(self, i): return Split(self.folder,*(tuple(x[j] for j in i) for x in (self.files,self.classes,self.texts)))
 
+# %% ../nbs/03_data.ipynb #30255245
+def _note_fault(folder): # of a folder that was drawn or prepared before
+    fault = (folder/"prepared.json").exists() and damage(folder)
+    if fault:
+        raise ValueError(f"{folder} was prepared before, and {fault}. Prepare it again from the images it was made of: "
+                         "name their folder with data=FOLDER.")
+    return any((folder/f).exists() for f in ("phantom.json", "prepared.json"))
+
 # %% ../nbs/03_data.ipynb #70129065
 def find_data(
     r:Recipe  # names the folder
@@ -1455,7 +1839,7 @@ def find_data(
     "The folder of a recipe's images: drawn, downloaded or prepared if need be."
     folder,d = data_dir()/r.data,dataset_of(r)
     if r.data==f"phantom/{r.dataset}": write_phantoms(r.dataset,folder,size=r.size)
-    if any((folder/f).exists() for f in ("phantom.json","prepared.json")): return folder
+    if _note_fault(folder): return folder
     try: get_source(d,folder)
     except ConnectionError as e:
         raise ConnectionError(f"{e}\n{how_to_get(d,folder)}\nOr pass scale=tiny to run on drawn phantoms.") from e

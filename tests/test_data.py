@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 import medart.data as data
 from medart.core import file_hash
 from medart.data import (clean, fetch, fingerprint, list_images, load_split, lot, near_pairs, prepare, read_pixels, scan, split_groups,
-                         unpack)
+                         unpack, with_names)
 from medart.recipes import DATASETS, recipe
 
 SKIN = DATASETS["skin"]
@@ -124,8 +124,8 @@ def test_what_has_no_one_meaning_is_quarantined_with_its_reason(tree, tmp_path):
     (tree / "melanoma/notes.txt").write_text("x")
     put(tree, "loose.png", 77)
     out = prepare(tree, SKIN, tmp_path / "out")
-    q = table(out, "quarantine.csv")
-    got = {Path(f).name: r for f, r in zip(q.file, q.reason)}
+    q = with_names(out, "quarantine")
+    got = {Path(f).name: r for f, r in zip(q.source, q.reason)}
     assert got == {name: reason for name, (_, reason) in QUARANTINED.items()} | {"loose.png": "left out"}
     assert all(q.detail)
     assert len(table(out, "manifest.csv")) == 20
@@ -162,7 +162,7 @@ def test_what_has_one_meaning_is_converted_faithfully(tree, tmp_path):
         (tree / "melanoma" / name).write_bytes(make())
     out = prepare(tree, SKIN, tmp_path / "out")
     assert not len(table(out, "quarantine.csv"))
-    m = table(out, "manifest.csv").set_index("source")
+    m = with_names(out).set_index("source")
     for name, (make, want, note) in CONVERTED.items():
         row = m.loc[f"melanoma/{name}"]
         with Image.open(out / row.file) as im:
@@ -193,7 +193,7 @@ def swapped_profile():
 def test_colours_of_another_space_are_converted(kind):
     im = picture(5)
     _, kept, _, notes = clean(saved(im, kind, icc_profile=swapped_profile()))
-    assert "Swap" in notes[0] and "to sRGB" in notes[0]
+    assert notes == ["another colour space to sRGB"]
     assert np.abs(np.asarray(opened(kept)).astype(int) - np.asarray(im)[..., [1, 0, 2]]).max() <= 6
 
 
@@ -279,12 +279,12 @@ def test_copies_are_found_and_never_straddle(tmp_path):
     shutil.copy(raw / "melanoma/7.png", raw / "melanoma/same file.png")
     for seed in range(6):
         out = prepare(raw, SKIN, tmp_path / "out", seed=seed)
-        c, m = table(out, "duplicates.csv"), table(out, "manifest.csv")
-        assert ({(Path(a).stem, Path(b).stem) for a, b in zip(c.a, c.b)}
+        c, m = with_names(out, "duplicates"), with_names(out)
+        assert ({(Path(a).stem, Path(b).stem) for a, b in zip(c.source_a, c.source_b)}
                 == {(str(n), k) for n, k in enumerate(changes)} | {("7", "same file")})
-        assert set(c.kind[c.b == "melanoma/same file.png"]) == {"exact"} and (c.kind == "exact").sum() == 1
+        assert set(c.kind[c.source_b == "melanoma/same file.png"]) == {"exact"} and (c.kind == "exact").sum() == 1
         side = dict(zip(m.source, m.split))
-        assert all(side[a] == side[b] for a, b in zip(c.a, c.b))
+        assert all(side[a] == side[b] for a, b in zip(c.source_a, c.source_b))
         assert Counter(m.split) == dict(train=36, test=10)
 
 
@@ -348,7 +348,7 @@ def test_ham10000_is_split_by_lesion(tmp_path):
         raw / "HAM10000_metadata.csv", index=False)
     pd.DataFrame(dict(pixel0000=[1], label=[2])).to_csv(raw / "hmnist_28_28_RGB.csv", index=False)
     out = prepare(raw, SKIN, tmp_path / "out")
-    m = table(out, "manifest.csv").assign(lesion=lambda m: m.source.str.extract(r"ISIC_(\d+)")[0].astype(int).map(lambda n: rows[n][0]))
+    m = with_names(out).assign(lesion=lambda m: m.source.str.extract(r"ISIC_(\d+)")[0].astype(int).map(lambda n: rows[n][0]))
     assert len(m) == 60 and (m.groupby("lesion").split.nunique() == 1).all()
     assert set(m["class"]) == {"common_nevus", "melanoma", "benign_keratosis", "actinic_keratosis", "carcinoma"}
     told = " ".join(json.loads((out / "prepared.json").read_text())["remarks"])
@@ -399,9 +399,9 @@ def test_an_imagefolder_keeps_its_split_and_captions(tmp_path, metadata):
             (raw / s / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     put(raw, "train/polyps/0.png", picture(100))  # what the test set has as polyps/0.png
     out = prepare(raw, DATASETS["kvasir"], tmp_path / "out")
-    m, q = table(out, "manifest.csv"), table(out, "quarantine.csv")
+    m, q = with_names(out), with_names(out, "quarantine")
     assert Counter(m.split) == dict(train=11, test=12) and (m.source.str.split("/").str[0] == m.split).all()
-    assert q.values.tolist()[0][:3] == ["train/polyps/0.png", "polyps", "in test too"]
+    assert q[["source", "class", "reason"]].values.tolist() == [["train/polyps/0.png", "polyps", "in test too"]]
     text = table(out / "test", "metadata.csv").text
     assert text.str.fullmatch(r"a \w+ number \d" if metadata else r"An endoscopic image of \w+").all()
 
@@ -453,8 +453,9 @@ def test_a_new_modality_needs_no_code(folders):
     assert set(zip(s.classes, s.texts)) == {("normal_retina", "An OCT image of normal retina"),
                                             ("macular_edema_cystoid", "An OCT image of macular edema cystoid")}
     assert all(min(x.shape[1:]) == 64 for x in read_pixels(s, 64))
-    q = table(folders[0] / "prepared/fundus", "quarantine.csv")
-    assert len(q) == 6 and q.detail.str.contains("unsure is not among the categories").all()
+    q = with_names(folders[0] / "prepared/fundus", "quarantine")
+    assert len(q) == 6 and q.detail.str.contains("its folder is not among the categories").all()
+    assert q.source.str.startswith("unsure/").all()
     with pytest.raises(ValueError, match="Did you mean 'modality'"):
         (raw / "dataset.yaml").write_text("modaliti: OCT\n")
         recipe("fundus", scale="tiny", data="fundus")
@@ -656,7 +657,7 @@ def test_a_damaged_or_lying_archive_leaves_nothing(tmp_path):
 # Again, and at the same time
 
 def snapshot(out):
-    return {str(f.relative_to(out)): f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file() and f.name != ".lock"}
+    return {str(f.relative_to(out)): f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file() and f.name != ".prepare.lock"}
 
 
 def looked_at(monkeypatch):
@@ -670,7 +671,7 @@ def test_finished_work_is_not_done_again_and_changes_are(tree, tmp_path, monkeyp
     out = prepare(tree, SKIN, tmp_path / "out")
     before, seen = snapshot(out), looked_at(monkeypatch)
     assert prepare(tree, SKIN, tmp_path / "out") == out and snapshot(out) == before and not seen
-    first = table(out, "manifest.csv")
+    first, was = table(out, "manifest.csv"), dict(with_names(out)[["source", "split"]].values)
     gone = first.file[3]
     (out / gone).unlink()
     prepare(tree, SKIN, out)
@@ -680,21 +681,22 @@ def test_finished_work_is_not_done_again_and_changes_are(tree, tmp_path, monkeyp
     (tree / "melanoma/4.jpg").unlink()
     prepare(tree, SKIN, out)
     assert sorted(seen) == ["melanoma/3.jpg", "melanoma/new.jpg"]
-    m = table(out, "manifest.csv")
+    m = with_names(out)
     assert "melanoma/4.jpg" not in set(m.source) and len(m) == 20
     assert ({f"{s}/{f}" for s in ("train", "test") for f in table(out / s, "metadata.csv").file_name}
             == set(m.file) == {str(f.relative_to(out)) for s in ("train", "test") for f in (out / s).rglob("*.jpg")})
     assert all(file_hash(out / r.file) == r.sha256 and file_hash(tree / r.source) == r.source_sha256 for r in m.itertuples())
+    assert all(r.split == was[r.source] for r in m.itertuples() if r.source not in ("melanoma/new.jpg", "melanoma/3.jpg"))
     shutil.rmtree(out)
     prepare(tree, SKIN, out)
-    pd.testing.assert_frame_equal(m, table(out, "manifest.csv"))
+    assert sorted(m.source_sha256) == sorted(table(out, "manifest.csv").source_sha256)
 
 
 def test_a_stopped_scan_goes_on_where_it_was(tree, tmp_path, monkeypatch):
     want = table(prepare(tree, SKIN, tmp_path / "want"), "manifest.csv")
     files = sorted(str(f.relative_to(tree)) for f in tree.rglob("*.jpg"))
     scan(tree, files[:12], tmp_path / "out")
-    with open(tmp_path / "out/scan.jsonl", "a") as f:
+    with open(tmp_path / "out" / data.LOCAL, "a") as f:
         f.write('{"file": "melanoma/9.j')  # killed in the middle of a line
     (tmp_path / "out/pool/.half.jpg.1").write_bytes(b"x")
     seen = looked_at(monkeypatch)
@@ -721,7 +723,8 @@ def test_one_file_that_breaks_everything_does_not_stop_the_run(tree, tmp_path, m
     monkeypatch.setattr(data, "clean", lambda b: (_ for _ in ()).throw(MemoryError("no room"))
                         if b == (tree / "melanoma/5.jpg").read_bytes() else real(b))
     out = prepare(tree, SKIN, tmp_path / "out")
-    assert table(out, "quarantine.csv").values.tolist() == [["melanoma/5.jpg", "melanoma", "unreadable", "MemoryError: no room"]]
+    q = with_names(out, "quarantine")[["source", "class", "reason", "detail"]]
+    assert q.values.tolist() == [["melanoma/5.jpg", "melanoma", "unreadable", "MemoryError: no room"]]
 
 
 def test_a_full_disk_is_no_fault_of_the_images(tree, tmp_path, monkeypatch):
@@ -758,7 +761,7 @@ def test_real_images_through_a_folder(folders):
     r = recipe("skin", scale="tiny", data=str(some))
     train, test = load_split(r, "train"), load_split(r, "test")
     assert (len(train), len(test)) == (32, 8)
-    m = table(train.folder.parent, "manifest.csv")
+    m = with_names(train.folder.parent)
     for row in m.itertuples():
         with Image.open(some / row.source) as a, Image.open(train.folder.parent / row.file) as b:
             assert (np.asarray(a) == np.asarray(b)).all()
