@@ -37,7 +37,7 @@ from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velo
 from .model import Cond,Model,Moments,converted,flat,kind_of,load_model,put,unflat,vae_batch
 from .recipes import Recipe,check_shares,command,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
 from .sampler import Graphed,checkpointing,floats,graphs,recomputing,sample
-from .simplify import captions_for,captions_key
+from .simplify import captions_for,captions_key,check_known
 from .vsg import weights_key
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
@@ -788,6 +788,7 @@ def train(
         print(f"{out} is complete.")
         return out
     if not record_fault(out/"done.json",_reads(r,key)): _refuse_diverged(r)
+    check_known(r,s.texts)
     steps,main = check_steps(r,len(s)),acc.is_main_process
     if main: _writable(out)
     with alone(out,"train") if main else nullcontext():

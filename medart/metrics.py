@@ -945,7 +945,7 @@ def base_recipe(
 ) -> Recipe: # the same model before any fine-tuning
     "The untouched base that a run started from."
     same = dict(settings(r,"caption","generate","evaluate"),
-                **{k:getattr(r,k) for k in ("seed","data","model","size","max_tokens","captions","dtype")})
+                **{k:getattr(r,k) for k in ("seed","data","family","model","size","max_tokens","captions","dtype")})
     return recipe(r.dataset,"base",r.scale,r.profile,**same)
 
 # %% ../nbs/11_metrics.ipynb #fdf50a46

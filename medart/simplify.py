@@ -147,10 +147,10 @@ def check_known(
     texts     # captions
 ) -> None:
     "Captions of which a model knows nothing are refused."
-    tokenizers = load_tokenizers(r).values()
-    for t in dict.fromkeys(texts):
-        lost = any(_unknown(k,[t])[0] for k in tokenizers)
-        if lost and not any(_known(k,t) for k in tokenizers):
+    tokenizers,texts = load_tokenizers(r).values(),[*dict.fromkeys(texts)]
+    lost = [_unknown(k,texts) for k in tokenizers]
+    for t,*n in zip(texts,*lost):
+        if any(n) and not any(_known(k,t) for k in tokenizers):
             raise ValueError(f"{t!r} consists of tokens unknown to the model at {r.model}: "
                              "it would look like any other such caption. Write it in "
                              "English, or in a language that the model knows.")

@@ -353,3 +353,10 @@ def test_the_official_optimizer():
     model = load_model(official())
     groups = hldf.make_optimizer(model, official()).param_groups
     assert all(g["weight_decay"] == 1e-2 for g in groups)
+
+
+def test_training_refuses_captions_of_which_nothing_is_known(made):
+    rows = [f'{f.parent.name}/{f.name},{f.parent.name},黒色腫の画像' for f in sorted(made.rglob("*.png"))]
+    (made / "metadata.csv").write_text("file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="黒色腫の画像.* unknown to the model"):
+        hldf.train(recipe("skin", scale="tiny", data="made", epochs=1, interval=0, sample_every=0))
