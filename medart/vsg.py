@@ -27,7 +27,7 @@ from .core import file_hash,progress,seed_of,stable_hash
 from .data import Split,load_split
 from .phantom import simple_caption
 from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,settings
-from .weights import load_network,loading
+from .weights import load_network,loading,with_words
 
 # %% ../nbs/04_vsg.ipynb #9298fbe5
 TEMPLATE = ("{simple}. Please describe the {modality} image of {category} using the following visual features: {features}. "
@@ -153,6 +153,7 @@ def load_processor(
     "A VLM's image processor, tokenizer and chat template."
     from transformers import AutoProcessor
     processor = AutoProcessor.from_pretrained(locate(name),padding_side="left")
+    with_words(processor.tokenizer)
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_NAMES', 'UNUSED', 'weight_files', 'weight_fault', 'local_folder', 'missing_files', 'damaged_files',
-           'files_below', 'load_error', 'network_parts', 'loading', 'load_network', 'load_image_processor',
-           'part_classes', 'read_index', 'unused_parts', 'load_pipeline']
+           'files_below', 'load_error', 'network_parts', 'loading', 'load_network', 'with_words',
+           'load_image_processor', 'part_classes', 'read_index', 'unused_parts', 'load_pipeline']
 
 # %% ../nbs/02_weights.ipynb #32901b2b
 import errno,inspect,json,pickle,re,typing,zipfile
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path,PurePosixPath
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants,snapshot_download
 from huggingface_hub.errors import (EntryNotFoundError,GatedRepoError,HfHubHTTPError,
     HFValidationError,LocalEntryNotFoundError,OfflineModeIsEnabled,
     RepositoryNotFoundError)
@@ -127,6 +127,8 @@ def _chain(error): # the error and those that led to it
 
 def _first(chain, *kinds): # of these kinds
     return next((e for e in chain if isinstance(e,kinds)),None)
+def _brief(error): # its type and its first line
+    return f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]})"
 
 # %% ../nbs/02_weights.ipynb #2a29bcd6
 def load_error(
@@ -138,7 +140,7 @@ def load_error(
 ) -> Exception:  # to raise instead
     "An error that says what is wrong, and what to do about it."
     chain = _chain(error)
-    about,said = f"{what} at {name!r}",f"({type(error).__name__}: {str(error)[:300]})"
+    about,said = f"{what} at {name!r}",_brief(error)
     full = next((e for e in chain if isinstance(e,OSError) and e.errno in (errno.ENOSPC,errno.EDQUOT)),None)
     if full: return OSError(full.errno,f"The disk is full: no room for {about}. Free some, or set HF_HOME to a folder "
                             f"on a larger disk. {said}")
@@ -163,7 +165,9 @@ def _hub_error(about, name, setting, chain, said, more): # None where it has not
         return FileNotFoundError(f"No {about}: the Hugging Face hub has no such repository, or it is private. Check the "
                                  f"spelling, or pass {setting}=FOLDER.{more} {said}")
     if local_folder(name) is None or _first(chain,OfflineModeIsEnabled,LocalEntryNotFoundError,ConnectionError):
-        return FileNotFoundError(f"No {about}, and the Hugging Face hub was not asked or did not answer. {elsewhere} {said}")
+        hub = ("HF_HUB_OFFLINE forbids to ask the Hugging Face hub" if constants.HF_HUB_OFFLINE
+               else "the Hugging Face hub does not answer")
+        return FileNotFoundError(f"No {about} on this machine, and {hub}. {elsewhere} {said}")
     if _first(chain,EntryNotFoundError): return FileNotFoundError(f"No {about} that is complete. {elsewhere} {said}")
     if _first(chain,HfHubHTTPError):
         return OSError(f"The Hugging Face hub refused {about}. Try again later. {said}")
@@ -173,15 +177,16 @@ def _files_error(about, name, setting, error, said, more): # the files are there
     folder = local_folder(name)
     parts = network_parts(folder)
     missing,damaged = missing_files(files_below(folder),parts),damaged_files(folder,parts)
+    words = " ".join(str(error).split())
     if damaged: return ValueError(f"{about} is damaged: {'; '.join(damaged)}. {said}")
     if _first(_chain(error),pickle.UnpicklingError):
         return ValueError(f"{about} is not read: a .bin file of it holds more than numbers, and reading that would run it "
                           f"as a program. Look for the same weights as safetensors, or pass {setting}=FOLDER.{more} {said}")
     if missing or isinstance(error,OSError): # the libraries' word for a file that is not there
-        return FileNotFoundError(f"No {about} that is complete: {' '.join(missing) or error} Fetch it again, "
+        return FileNotFoundError(f"No {about} that is complete: {' '.join(missing) or words} Fetch it again, "
                                  f"or pass {setting}=FOLDER.{more} {said}")
-    return ValueError(f"{about} is there, but cannot be used as it is: {error} Pass {setting}=FOLDER with files that "
-                      f"{_versions()} read. {said[:40].split(':')[0]})")
+    return ValueError(f"{about} is there, but cannot be used as it is: {words} Pass {setting}=FOLDER with files "
+                      f"that {_versions()} read. {said[:40].split(':')[0]})")
 
 def _versions(): # of what reads the files
     import diffusers,transformers
@@ -229,6 +234,17 @@ def load_network(
     return net
 
 # %% ../nbs/02_weights.ipynb #b878cf48
+def with_words(
+    tokenizer # just loaded
+):            # the same
+    "Refuse a tokenizer that has no vocabulary."
+    ids = tokenizer("a",add_special_tokens=False).input_ids
+    if not ids or tokenizer.unk_token_id in ids:
+        raise FileNotFoundError("its tokenizer knows no words, so the file of its vocabulary is missing: tokenizer.json, "
+                                "spiece.model, vocab.txt, or vocab.json with merges.txt.")
+    return tokenizer
+
+# %% ../nbs/02_weights.ipynb #5457fd87
 def load_image_processor(
     name:str # folder or hub id
 ):           # one that works on PIL images, with the file's values
@@ -244,7 +260,7 @@ def load_image_processor(
     names = ("image_processor_type","feature_extractor_type")
     return kind.from_dict({k:v for k,v in values.items() if k not in names})
 
-# %% ../nbs/02_weights.ipynb #5457fd87
+# %% ../nbs/02_weights.ipynb #64542125
 UNUSED = ("safety_checker","feature_extractor","image_encoder")
 "Parts of pipelines that we neither download nor read."
 
@@ -259,7 +275,7 @@ def part_classes(
         if read and part not in UNUSED: found[part] = read[0]
     return found
 
-# %% ../nbs/02_weights.ipynb #9d2aee3c
+# %% ../nbs/02_weights.ipynb #f052626e
 def read_index(
     folder   # of a pipeline
 ) -> dict:   # part -> [library, class], and settings
@@ -269,7 +285,7 @@ def read_index(
         raise FileNotFoundError(f"{folder} holds no model_index.json, so it is no diffusers pipeline.")
     return json.loads(path.read_text(encoding="utf-8"))
 
-# %% ../nbs/02_weights.ipynb #64542125
+# %% ../nbs/02_weights.ipynb #97863516
 def unused_parts(
     kind   # diffusers pipeline class
 ) -> dict: # arguments of its constructor
@@ -278,7 +294,7 @@ def unused_parts(
     without = {p:None for p in UNUSED if p in takes}
     return without|({"requires_safety_checker":False} if "requires_safety_checker" in takes else {})
 
-# %% ../nbs/02_weights.ipynb #58dd8f09
+# %% ../nbs/02_weights.ipynb #07139983
 def load_pipeline(
     kind,      # diffusers pipeline class
     name:str,  # folder or hub id
@@ -295,7 +311,7 @@ def load_pipeline(
     for part,cls in part_classes(kind).items():
         if part in parts or index.get(part,[None])[0] is None: continue
         if issubclass(cls,torch.nn.Module): parts[part] = load_network(cls,where,part,new=("pooler.",),dtype=dtype)
-        else: parts[part] = cls.from_pretrained(where,subfolder=part)
+        else: parts[part] = with_words(cls.from_pretrained(where,subfolder=part))
     takes = inspect.signature(kind).parameters
     said = {k:v for k,v in index.items() if k in takes and not isinstance(v,list)}
     return kind(**said|unused|parts)

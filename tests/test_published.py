@@ -521,6 +521,26 @@ def test_a_part_of_a_pipeline_that_is_not_whole_is_named(tmp_path, part):
         load_base(r)
 
 
+@pytest.mark.parametrize("method", ["medart", "sd15", "hunyuan"])
+def test_a_tokenizer_without_its_vocabulary_is_refused(drawn, tmp_path, method):
+    "Transformers loads it as an empty one: every caption would be a row of unknown words."
+    source = dict(medart=locate("data/tiny/pixart"), sd15=locate("data/tiny/sd"), hunyuan=drawn["hunyuan"])[method]
+    folder = shutil.copytree(source, tmp_path / "model")
+    (folder / "tokenizer/tokenizer.json").unlink()
+    r = recipe("skin", method, scale="tiny", model=str(folder))
+    for load in (load_base, load_tokenizer):
+        with pytest.raises(FileNotFoundError, match="No .* that is complete: its tokenizer knows no words.*model=FOLDER"):
+            load(r)
+
+
+def test_captioners_without_a_vocabulary_are_refused(tmp_path):
+    for setting, load in (("vlm", load_vlm), ("simplifier", load_simplifier)):
+        folder = shutil.copytree(locate(f"data/tiny/{setting}"), tmp_path / setting)
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises((FileNotFoundError, ValueError), match=f"tokenizer.*{setting}=FOLDER"):
+            load(recipe("skin", scale="tiny", **{setting: str(folder)}))
+
+
 def test_a_folder_that_is_no_pipeline(tmp_path, vits):
     with pytest.raises(FileNotFoundError, match="no model_index.json, so it is no diffusers pipeline"):
         load_base(recipe("skin", scale="tiny", model=str(vits["backbone"])))
