@@ -22,7 +22,7 @@ from .phantom import simple_caption
 from .recipes import (FAMILIES,Recipe,captions_dir,captions_recipe,category,
                             dataset_of,kind_of,locate,recipe_from_line)
 from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
-from .weights import load_network,loading,part_classes
+from .weights import load_network,loading,part_classes,with_words
 
 # %% ../nbs/05_simplify.ipynb #12418cac
 def load_tokenizers(
@@ -33,7 +33,7 @@ def load_tokenizers(
     if not names: return {}
     kinds,where = part_classes(kind_of(r).pipeline),locate(r.model)
     with loading("tokenizer",r.model,"model"," To run on the small embedded models pass scale=tiny."):
-        return {n:kinds[n].from_pretrained(where,subfolder=n) for n in names}
+        return {n:with_words(kinds[n].from_pretrained(where,subfolder=n)) for n in names}
 
 def load_tokenizer(
     r:Recipe  # family, and weights
@@ -216,7 +216,7 @@ def load_simplifier(
     "The T5 that a recipe asks for."
     from transformers import AutoTokenizer,T5ForConditionalGeneration
     with loading("T5",r.simplifier,"simplifier"," The small embedded one is simplifier=data/tiny/simplifier."):
-        tok = AutoTokenizer.from_pretrained(locate(r.simplifier))
+        tok = with_words(AutoTokenizer.from_pretrained(locate(r.simplifier)))
         model = load_network(T5ForConditionalGeneration,locate(r.simplifier),dtype=getattr(torch,r.dtype))
     return Simplifier(model.to(device).eval(),tok,*limits(r))
 
