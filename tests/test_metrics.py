@@ -387,3 +387,116 @@ def test_bad_input_is_named(painted):
 def test_results_before_an_evaluation(run):
     with pytest.raises(FileNotFoundError, match="Evaluate first"):
         M.results(run)
+
+
+# What a network's features are
+
+SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+PATCHES = dict(image_size=32, patch_size=8)
+
+
+def _networks():
+    "Random networks of every kind of head and pooling, by the name of their class."
+    import transformers as T
+    vision = SMALL | PATCHES
+    small_text = SMALL | dict(vocab_size=99)
+    return dict(
+        swin=lambda: T.SwinForImageClassification(T.SwinConfig(
+            image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4, num_labels=3)),
+        resnet=lambda: T.ResNetForImageClassification(T.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)),
+        convnext=lambda: T.ConvNextForImageClassification(T.ConvNextConfig(
+            num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)),
+        mobilenet=lambda: T.MobileNetV2ForImageClassification(T.MobileNetV2Config(
+            depth_multiplier=0.1, min_depth=8, num_labels=3)),
+        efficientnet=lambda: T.EfficientNetForImageClassification(T.EfficientNetConfig(
+            width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128, initializer_range=0.3, num_labels=3)),
+        vit=lambda: T.ViTForImageClassification(T.ViTConfig(**vision, num_labels=3)),
+        beit=lambda: T.BeitForImageClassification(T.BeitConfig(**vision, num_labels=3)),
+        deit=lambda: T.DeiTForImageClassification(T.DeiTConfig(**vision, num_labels=3)),
+        teacher=lambda: T.DeiTForImageClassificationWithTeacher(T.DeiTConfig(**vision, num_labels=3)),
+        dinov2=lambda: T.Dinov2ForImageClassification(T.Dinov2Config(**vision, num_labels=3)),
+        siglip=lambda: T.SiglipForImageClassification(T.SiglipConfig(
+            text_config=small_text, vision_config=vision, num_labels=3)),
+        vit_model=lambda: T.ViTModel(T.ViTConfig(**vision)),
+        swin_model=lambda: T.SwinModel(T.SwinConfig(
+            image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)),
+        resnet_model=lambda: T.ResNetModel(T.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
+        beit_model=lambda: T.BeitModel(T.BeitConfig(**vision)),
+        registers=lambda: T.Dinov2WithRegistersModel(T.Dinov2WithRegistersConfig(**vision)),
+        siglip_vision=lambda: T.SiglipVisionModel(T.SiglipVisionConfig(**vision)),
+        clip_vision=lambda: T.CLIPVisionModel(T.CLIPVisionConfig(**vision)),
+        clip=lambda: T.CLIPModel(T.CLIPConfig(text_config=small_text, vision_config=vision)),
+        mae=lambda: T.ViTMAEModel(T.ViTMAEConfig(**vision)),
+        bert=lambda: T.BertModel(T.BertConfig(**small_text)))
+
+
+def _saved(folder, kind, **config):
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    torch.manual_seed(0)
+    net = _networks()[kind]().eval()
+    for k, v in config.items():
+        setattr(net.config, k, v)
+    net.save_pretrained(folder)
+    ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(folder)
+    return net
+
+
+def _noise(n=6, side=32):
+    return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
+
+
+@pytest.mark.parametrize("kind", ["swin", "resnet", "convnext", "mobilenet", "efficientnet", "vit", "beit", "deit", "teacher",
+                                  "dinov2", "siglip"])
+def test_a_classifier_gives_what_its_last_layer_reads_and_its_own_logits(tmp_path, kind):
+    net, ex, x = _saved(tmp_path / "net", kind), M.load_extractor(str(tmp_path / "net")), _noise()
+    pixels = (x.float() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        own = net(pixel_values=pixels).logits
+    f, logits = ex.run(x)
+    assert torch.allclose(logits, own, atol=1e-5) and logits.argmax(1).equal(own.argmax(1))
+    assert f.ndim == 2 and len(f) == len(x) and len(ex.labels) == 3
+    changed = x.clone()
+    changed[:, :, 16:, 16:] = 255 - changed[:, :, 16:, 16:]
+    assert (ex.run(changed)[0] - f).abs().max() > 0, "features see the whole image"
+    assert M.frechet(f.numpy(), ex.run(changed)[0].numpy()) >= 0
+
+
+def test_a_vit_keeps_its_final_class_token(tmp_path):
+    net = _saved(tmp_path / "cls", "vit")
+    net.vit.save_pretrained(tmp_path / "model")
+    (tmp_path / "cls" / "preprocessor_config.json").rename(tmp_path / "model" / "preprocessor_config.json")
+    x = _noise()
+    with torch.no_grad():
+        token = net.vit(pixel_values=(x.float() / 255 - 0.5) / 0.5).last_hidden_state[:, 0]
+    backbone = M.load_extractor(str(tmp_path / "model"))
+    assert torch.allclose(backbone.run(x)[0], token, atol=1e-6) and backbone.run(x)[1] is None and backbone.labels == ()
+    (tmp_path / "model" / "preprocessor_config.json").rename(tmp_path / "cls" / "preprocessor_config.json")
+    assert torch.allclose(M.load_extractor(str(tmp_path / "cls")).run(x)[0], token, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vit_model", "swin_model", "resnet_model", "beit_model", "registers", "siglip_vision",
+                                  "clip_vision", "clip"])
+def test_a_backbone_gives_its_class_token_or_what_it_pools(tmp_path, kind):
+    _saved(tmp_path / "net", kind)
+    ex, x = M.load_extractor(str(tmp_path / "net")), _noise()
+    f, logits = ex.run(x)
+    changed = x.clone()
+    changed[:, :, 16:, 16:] = 255 - changed[:, :, 16:, 16:]
+    assert f.ndim == 2 and len(f) == len(x) and logits is None and ex.labels == ()
+    assert (ex.run(changed)[0] - f).abs().max() > 0, "features see the whole image, not one corner"
+
+
+@pytest.mark.parametrize("kind,word", [("mae", "other features each time"), ("bert", "BertModel")])
+def test_networks_that_give_no_features_are_refused_at_once(tmp_path, kind, word):
+    _saved(tmp_path / "net", kind)
+    with pytest.raises(ValueError, match="cannot serve as an extractor") as e:
+        M.load_extractor(str(tmp_path / "net"))
+    assert word in str(e.value) and "vision backbone" in str(e.value)
+
+
+def test_a_multi_label_head_names_no_class(tmp_path):
+    _saved(tmp_path / "net", "resnet", problem_type="multi_label_classification")
+    ex = M.load_extractor(str(tmp_path / "net"))
+    assert ex.labels == () and "multi-label" in M.names_no_class(ex, ("a", "b"))
