@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'HEADLINE', 'LEAST', 'STATS', 'ALIASES', 'TONES', 'INCEPTION', 'VERSION', 'SAW', 'Measure', 'find_measure',
-           'Images', 'real_images', 'read_size', 'generated_images', 'check_classes', 'Extractor', 'weights_hash',
-           'load_extractor', 'Features', 'pixel_hash', 'features', 'gaussian', 'frechet', 'mmd2', 'kid', 'prdc',
-           'color_stats', 'color_gaps', 'color_gap', 'paired_color_gap', 'lab', 'lab_pixels', 'saturation',
-           'sliced_wasserstein', 'label_classes', 'named', 'Floor', 'floor_plan', 'mixed_order', 'half_spread',
-           'frechet_infinity', 'wilson', 'Seen', 'look', 'measure', 'saturate', 'blur', 'spoil_noise', 'by_class',
+           'Images', 'real_images', 'read_size', 'read_metadata', 'generated_images', 'check_classes', 'check_enough',
+           'Extractor', 'weights_hash', 'load_extractor', 'Features', 'pixel_hash', 'features', 'gaussian', 'frechet',
+           'mmd2', 'kid', 'prdc', 'color_stats', 'color_gaps', 'color_gap', 'paired_color_gap', 'lab', 'lab_pixels',
+           'saturation', 'sliced_wasserstein', 'label_classes', 'named', 'unnamed', 'Floor', 'floor_plan',
+           'stratified_mmd2', 'mixed_order', 'half_spread', 'too_few_for_infinity', 'frechet_infinity', 'wilson',
+           'Seen', 'look', 'enough', 'measure_other', 'measure', 'saturate', 'blur', 'spoil_noise', 'by_class',
            'skin_angle', 'tone_of', 'by_tone', 'downscale', 'thumbnails', 'thumbnail_crops', 'Space', 'copy_spaces',
            'nearest', 'copy_scores', 'copy_thresholds', 'suspicious', 'disguises', 'review_sheet', 'inception_weights',
-           'load_inception', 'feature_space', 'measure_other', 'compare', 'infinity_row', 'paired_row', 'named_row',
-           'origin', 'base_recipe', 'results_path', 'evaluate', 'distance_name', 'find_copies', 'results',
-           'metrics_table', 'metrics_note', 'color_figure', 'copies_figure', 'write_samples']
+           'load_inception', 'feature_space', 'space_names', 'interval', 'too_few', 'measured', 'compare', 'partners',
+           'infinity_row', 'paired_row', 'names_no_class', 'named_row', 'origin', 'base_recipe', 'results_path',
+           'evaluate', 'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure',
+           'copies_figure', 'write_samples']
 
 # %% ../nbs/11_metrics.ipynb #6997f6d5
 import hashlib,io,json,zipfile,zlib
@@ -30,8 +32,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
-from .core import file_hash,image_grid,np_rng,outputs_dir,progress,shareable,stable_hash,write_atomic,write_record
-from .data import Split,crop,read_pixels,unit
+from .core import (
+    file_hash,image_grid,np_rng,outputs_dir,progress,shareable,stable_hash,write_atomic,write_record)
+from .data import Split,crop,load_split,read_pixels,unit
 from .losses import channel_stats
 from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
 from .simplify import captions_for
@@ -49,6 +52,7 @@ class Measure:
     high:float|None = None   # the largest
     target:float = 0.        # of `closer`
     short:str = ""           # where there is little room
+    least:int = 1            # images on each side, below which there is no value
 
     @property
     def signed(self): return self.better=="closer"
@@ -79,13 +83,14 @@ def closed(
 
 # %% ../nbs/11_metrics.ipynb #03a75e35
 MEASURES = {m.key:m for m in (
-    Measure("frechet", "Frechet distance", "squared feature units", "lower"),
-    Measure("frechet_infinity", "Frechet distance, n to infinity", "squared feature units", "lower", None),
-    Measure("kid", "KID", "1", "lower", None),
-    Measure("precision", "precision", "share of generated images", "higher", 0., 1.),
-    Measure("recall", "recall", "share of real images", "higher", 0., 1.),
-    Measure("density", "density", "1", "higher"),
-    Measure("coverage", "coverage", "share of real images", "higher", 0., 1.),
+    Measure("frechet", "Frechet distance", "squared feature units", "lower", least=2),
+    Measure("frechet_infinity", "Frechet distance, n to infinity",
+            "squared feature units", "lower", None, least=2),
+    Measure("kid", "KID", "1", "lower", None, least=4),
+    Measure("precision", "precision", "share of generated images", "higher", 0., 1., least=10),
+    Measure("recall", "recall", "share of real images", "higher", 0., 1., least=10),
+    Measure("density", "density", "1", "higher", least=10),
+    Measure("coverage", "coverage", "share of real images", "higher", 0., 1., least=10),
     Measure("color_gap", "color gap of averages (Eq. 4)", "squared, of values in [-1, 1]", "lower"),
     Measure("paired_color_gap", "color gap of pairs (Eq. 4)", "squared, of values in [-1, 1]", "lower"),
     Measure("lab_distance", "Lab distance", "Lab units", "lower"),
@@ -149,17 +154,25 @@ def read_size(
                          "Delete it and run generate again: it paints only what is missing.") from e
 
 # %% ../nbs/11_metrics.ipynb #47e6ebe1
+def read_metadata(
+    folder          # as written by generation
+) -> pd.DataFrame:  # a row an image: file_name, text, class, seed, index
+    "What was generated, without reading an image."
+    path = Path(folder)/"metadata.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: "
+                                "papermill nbs/generate.ipynb outputs/generate.ipynb with the parameters of this run.")
+    m = pd.read_csv(path,keep_default_na=False)
+    if len(m)<LEAST: raise ValueError(f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more.")
+    return m
+
+# %% ../nbs/11_metrics.ipynb #e94fa232
 def generated_images(
     folder,  # as written by generation: images and metadata.csv
     size:int # pixels a side that they must have
 ) -> Images:
     "Generated images of one run, checked."
-    folder = Path(folder)
-    if not (folder/"metadata.csv").exists():
-        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: "
-                                "papermill nbs/generate.ipynb outputs/generate.ipynb with the parameters of this run.")
-    m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
-    if len(m)<LEAST: raise ValueError(f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more.")
+    folder,m = Path(folder),read_metadata(folder)
     sizes = pd.Series([read_size(folder/f) for f in m.file_name]).value_counts()
     if list(sizes.index)!=[(size,size)]:
         raise ValueError(f"images in {folder} must all be {size}x{size} pixels, and are "
@@ -170,15 +183,27 @@ def generated_images(
 
 # %% ../nbs/11_metrics.ipynb #a00ff56e
 def check_classes(
-    gen:Images,  # generated
-    real:Images  # real
+    gen,   # generated: anything with `classes`
+    real   # real
 ) -> None:
     "Refuse a comparison in which a class is empty on one side."
     for a,b,what in ((real,gen,"generated"),(gen,real,"real")):
         missing = sorted(set(a.classes)-set(b.classes))
         if missing:
             raise ValueError(f"no {what} image of {', '.join(missing)}: distances would compare different mixtures. "
-                             f"There are {what} images of {', '.join(sorted(set(b.classes)))}.")
+                             f"There are {what} images of {', '.join(sorted(set(b.classes)))}. "
+                             "Generate every class, or leave the class out of the data set.")
+
+# %% ../nbs/11_metrics.ipynb #a393ac15
+def check_enough(
+    r:Recipe # a run whose images are generated
+) -> None:
+    "Refuse an evaluation of too few images, or of other classes, before any work."
+    m,test = read_metadata(samples_dir(r)),load_split(r,"test")
+    if len(test)<LEAST:
+        raise ValueError(f"the test set of {r.data} holds {len(test)} images; at least {LEAST} are needed to measure a "
+                         f"distance. A fifth of each class goes there: add images, until it holds {LEAST}.")
+    check_classes(Split(samples_dir(r),tuple(m.file_name),tuple(m["class"]),tuple(m.text)),test)
 
 # %% ../nbs/11_metrics.ipynb #fbb093df
 @dataclass(frozen=True)
@@ -189,6 +214,7 @@ class Extractor:
     labels:tuple  # names of the k classes, or ()
     about:str     # size, resize, antialias
     key:str       # hash of weights and preprocessing
+    silent:str = "the extractor is no classifier"  # why there are no labels, where there are none
 
 # %% ../nbs/11_metrics.ipynb #b76c572d
 def weights_hash(
@@ -203,28 +229,74 @@ def weights_hash(
 
 # %% ../nbs/11_metrics.ipynb #56595bad
 def load_extractor(
-    name:str,    # folder or hub id of a ViT classifier or backbone
+    name:str,    # folder or hub id of an image classifier or a vision backbone
     device="cpu" # where it runs
 ) -> Extractor:
-    "A vision transformer, by the one call that serves small and published ones."
+    "A network that sees, by the one call that serves small and published ones."
     import transformers
     where = locate(name)
     with loading("feature extractor",name,"extractor"):
         cls = getattr(transformers,transformers.AutoConfig.from_pretrained(where).architectures[0])
         net = load_network(cls,where,new=("pooler.",),dtype=torch.float32).eval().to(device)
         pre = load_image_processor(where)
-    size = pre.size.get("height") or pre.size["shortest_edge"]
-    about = f"{size} px, {Image.Resampling(pre.resample).name.lower()} with antialias (Pillow)"
-    labels = tuple(net.config.id2label[i] for i in sorted(net.config.id2label)) if hasattr(net,"classifier") else ()
-    return Extractor(name,_vit(net,pre,device),labels,about,weights_hash(net,about,pre.image_mean,pre.image_std))
+    heads = _heads(net)
+    read = torch.no_grad()(_read_heads(net,heads) if heads else _read_backbone(net))
+    run = lambda x: read(pre(list(x),return_tensors="pt").pixel_values.to(device))
+    size = pre.crop_size if getattr(pre,"do_center_crop",False) else pre.size
+    about = (f"{size.get('height') or size.get('shortest_edge')} px, "
+             f"{Image.Resampling(pre.resample).name.lower()} with antialias (Pillow)")
+    many = net.config.problem_type=="multi_label_classification"
+    labels = tuple(net.config.id2label[i] for i in sorted(net.config.id2label)) if heads and not many else ()
+    key = weights_hash(net,about,pre.image_mean,pre.image_std,"heads" if heads else "backbone")
+    silent = "the extractor names several things at once (a multi-label head)" if many else Extractor.silent
+    return _tried(Extractor(name,run,labels,about,key,silent),cls.__name__)
 
 # %% ../nbs/11_metrics.ipynb #c07bed3d
-def _vit(net,pre,device):
-    @torch.no_grad()
-    def run(x):
-        cls = net.base_model(pre(list(x),return_tensors="pt").pixel_values.to(device)).last_hidden_state[:,0]
-        return cls,net.classifier(cls) if hasattr(net,"classifier") else None
+def _heads(net):  # the layers that say the classes
+    if "ForImageClassification" not in type(net).__name__: return []
+    inside = net.base_model_prefix+"."
+    return [m for n,m in net.named_modules() if isinstance(m,torch.nn.Linear)
+            and m.out_features==net.num_labels and not n.startswith(inside)]
+
+# %% ../nbs/11_metrics.ipynb #841f1129
+def _read_heads(net, heads):  # pixels -> what the last layers read, and logits
+    def run(pixels):
+        seen = []
+        hooks = [h.register_forward_pre_hook(lambda _,inputs: seen.append(inputs[0])) for h in heads]
+        try:
+            logits = net(pixel_values=pixels).logits
+        finally:
+            for h in hooks: h.remove()
+        return torch.cat([s.flatten(1) for s in seen],1),logits
     return run
+
+# %% ../nbs/11_metrics.ipynb #5103849d
+def _read_backbone(net):  # pixels -> class token, or what the network pools
+    see = getattr(net,"get_image_features",net.base_model)
+    token = any(n.endswith(("cls_token","class_embedding")) for n,_ in net.base_model.named_parameters())
+    trained = hasattr(getattr(net.base_model,"pooler",None),"dense")
+    def run(pixels):
+        out = see(pixel_values=pixels)
+        if isinstance(out,Tensor): return out,None
+        pooled = None if trained else out.get("pooler_output")
+        if pooled is not None: return pooled.flatten(1),None
+        if token: return out.last_hidden_state[:,0],None
+        raise ValueError("it has no class token and pools nothing")
+    return run
+
+# %% ../nbs/11_metrics.ipynb #e4b09d31
+def _tried(ex, kind):  # the extractor itself, or an error in words
+    x = torch.from_numpy(np_rng(0,"try").integers(0,256,(2,3,64,64),dtype=np.uint8))
+    try:
+        one,two = ex.run(x)[0],ex.run(x)[0]
+        if one.ndim!=2 or len(one)!=2: raise ValueError(f"two images give features of shape {tuple(one.shape)}")
+        if not one.isfinite().all(): raise ValueError("its features are not finite")
+        if not torch.equal(one,two): raise ValueError("the same image gives other features each time")
+    except (MemoryError,torch.OutOfMemoryError): raise
+    except Exception as e:
+        raise ValueError(f"{ex.name} ({kind}) cannot serve as an extractor: {e}. Take an image classifier, or a vision "
+                         "backbone with a class token or a pooled output.") from e
+    return ex
 
 # %% ../nbs/11_metrics.ipynb #5a969f59
 @dataclass(frozen=True)
@@ -312,6 +384,8 @@ def prdc(
 ) -> dict:
     "Precision and recall (https://arxiv.org/abs/1904.06991), density and coverage (https://arxiv.org/abs/2002.09797)."
     from scipy.spatial.distance import cdist
+    n = min(len(gen),len(real))
+    if n<=k: raise ValueError(f"a {k}-th neighbor needs {k+1} images on each side, and there are {n}.")
     d = cdist(real,gen)
     ball = lambda x: np.partition(cdist(x,x),k,axis=1)[:,k]
     r,g = ball(real),ball(gen); inside = d<r[:,None]
@@ -400,17 +474,20 @@ def sliced_wasserstein(
     return float(np.abs(pick(a)-pick(b)).mean())
 
 # %% ../nbs/11_metrics.ipynb #c83b436f
-ALIASES = {"melanocytic nevi":"common nevus", "basal cell carcinoma":"carcinoma",
-           "actinic keratoses":"actinic keratosis", "vascular lesions":"vascular lesion",
-           "benign keratosis like lesions":("seborrheic keratosis","lentigo solaris")}
-"What `Anwarkh1/Skin_Cancer-Image_Classification` calls the paper's skin classes. It has one label for two of them."
+ALIASES = {"melanocytic nevi":("common nevus",), "basal cell carcinoma":("carcinoma",),
+           "actinic keratoses":("actinic keratosis",),
+           "vascular lesions":("vascular lesion",),
+           "benign keratosis like lesions":("seborrheic keratosis","lentigo solaris",
+                                            "benign keratosis")}
+("What `Anwarkh1/Skin_Cancer-Image_Classification` calls the classes of the paper and of HAM10000. "
+ "It has one label for seborrheic keratosis, solar lentigo and HAM10000's benign keratosis.")
 
 def label_classes(
     label:str # a classifier's label
 ) -> tuple:   # class names in captions that it may mean
     "Which of our classes a label stands for."
-    name = category(label.lower()); meant = ALIASES.get(name,name)
-    return (meant,) if isinstance(meant,str) else meant
+    name = category(label.lower())
+    return (name,*ALIASES.get(name,()))
 
 # %% ../nbs/11_metrics.ipynb #1a0c296c
 def named(
@@ -421,6 +498,15 @@ def named(
     "Whether the classifier sees the class that was asked for."
     seen = [label_classes(labels[i]) for i in F.logits.argmax(1)]
     return np.array([category(c).lower() in s for c,s in zip(classes,seen)])
+
+# %% ../nbs/11_metrics.ipynb #789777f9
+def unnamed(
+    labels:tuple,  # of a classifier
+    classes:tuple  # class folders
+) -> list:         # class names
+    "Classes that no label stands for."
+    known = {c for label in labels for c in label_classes(label)}
+    return sorted({category(c).lower() for c in classes}-known)
 
 # %% ../nbs/11_metrics.ipynb #e039fbc6
 @dataclass(frozen=True)
@@ -453,7 +539,34 @@ def floor_plan(
         out.append(tuple(np.concatenate(a).astype(int)
                          for a in ([t[c][:m[c]] for c in te],real,[g[c][:m[c]] for c in te])))
     how = "training images against test images" if whole else "two halves of the test set"
-    return Floor(how,"train" if whole else "test",sum(m.values()),out)
+    gone = [category(c) for c in te if not m[c]]
+    if gone: how += f", without {', '.join(gone)}, of which there are too few images"
+    return Floor(how,"train" if whole else "test",sum(m.values()),out if sum(m.values())>1 else [])
+
+# %% ../nbs/11_metrics.ipynb #1a224ae9
+def _pair_sum(x, y, cx, cy, single, own):  # of the kernel, pairs in their classes' shares
+    n = len(x)*len(y)
+    same = cx[:,None]==cy[None]
+    weight = np.full(same.shape,1/n)
+    if own:
+        size = same.sum(1,keepdims=True)
+        weight = np.where(same,size/np.maximum(size-1,1),1.)/n
+        np.fill_diagonal(weight,0)
+    weight[same&np.isin(cx,single)[:,None]] = 0
+    return (weight*(x@y.T/x.shape[1]+1)**3).sum()
+
+# %% ../nbs/11_metrics.ipynb #b0132ad1
+def stratified_mmd2(
+    a:np.ndarray, # features, (m,d)
+    b:np.ndarray, # features, (n,d)
+    a_classes,    # m class names, whose counts are fixed
+    b_classes     # n class names
+) -> float:
+    "Unbiased squared maximum mean discrepancy of two sets with fixed counts of classes."
+    ca,cb = np.asarray(a_classes),np.asarray(b_classes)
+    single = [c for x in (ca,cb) for c,n in zip(*np.unique(x,return_counts=True)) if n==1]
+    within = _pair_sum(a,a,ca,ca,single,True)+_pair_sum(b,b,cb,cb,single,True)
+    return float(within-2*_pair_sum(a,b,ca,cb,single,False))
 
 # %% ../nbs/11_metrics.ipynb #73193f97
 def mixed_order(
@@ -479,6 +592,24 @@ def half_spread(
     values = [statistic(half(a,"a",k),half(b,"b",k)) for k in range(reps)]
     return pd.DataFrame(values).std() if isinstance(values[0],dict) else float(np.std(values,ddof=1))
 
+# %% ../nbs/11_metrics.ipynb #4b356865
+def too_few_for_infinity(
+    n:int,     # images on each side
+    d:int      # features
+) -> str:      # empty where there are enough
+    "Why nothing can be said about infinitely many images."
+    return "" if n>=2*d else f"needs {2*d} images on each side, two for each of {d} features, there are {n}"
+
+# %% ../nbs/11_metrics.ipynb #f5a7ba6c
+def _extrapolated(a, b, a_classes, b_classes, sizes, draws, seed):
+    n,rows = min(len(a),len(b)),[]
+    for k in range(draws):
+        p,q = (mixed_order(c if c is not None else ("",)*len(x),np_rng(seed,f"infinity {s}",k))
+               for x,c,s in ((a,a_classes,"a"),(b,b_classes,"b")))
+        rows += [(1/m,frechet(a[p[:m]],b[q[:m]])) for m in np.linspace(n//2,n,sizes).astype(int)]
+    slope,intercept = np.polyfit(*np.transpose(rows),1)
+    return float(intercept)
+
 # %% ../nbs/11_metrics.ipynb #aecb3435
 def frechet_infinity(
     a:np.ndarray,      # features, (m,d)
@@ -490,13 +621,9 @@ def frechet_infinity(
     seed:int=0
 ) -> float:
     "Frechet distance extrapolated to infinitely many images. https://arxiv.org/abs/1911.07023"
-    n = min(len(a),len(b)); rows = []
-    for k in range(draws):
-        p,q = (mixed_order(c if c is not None else ("",)*len(x),np_rng(seed,f"infinity {s}",k))
-               for x,c,s in ((a,a_classes,"a"),(b,b_classes,"b")))
-        rows += [(1/m,frechet(a[p[:m]],b[q[:m]])) for m in np.linspace(n//2,n,sizes).astype(int)]
-    slope,intercept = np.polyfit(*np.transpose(rows),1)
-    return float(intercept)
+    n,d = min(len(a),len(b)),a.shape[1]
+    if why := too_few_for_infinity(n,d): raise ValueError(f"No Frechet distance at infinite n: {why}.")
+    return _extrapolated(a,b,a_classes,b_classes,sizes,draws,seed)
 
 # %% ../nbs/11_metrics.ipynb #99761c92
 def wilson(
@@ -533,6 +660,27 @@ def look(
     return Seen(features(ex,images.x,cache=cache),color_stats(images.x),lab_pixels(images.x),
                 saturation(images.x),images.classes)
 
+# %% ../nbs/11_metrics.ipynb #f2da4715
+def enough(
+    key:str,   # of a measure
+    *sets      # of images or features
+) -> bool:
+    "Whether all sets are large enough for a measure."
+    return min(map(len,sets))>=find_measure(key).least
+
+# %% ../nbs/11_metrics.ipynb #432edb96
+def measure_other(
+    gen:Seen,        # one set
+    real:Seen,       # the other
+    subsets:int=100  # of the kernel distance, 0 for all pairs
+) -> dict:           # name -> number
+    "What every feature space is asked for: two distances."
+    f,g,out = gen.F.f,real.F.f,dict(frechet=np.nan,kid=np.nan)
+    if enough("frechet",f,g): out["frechet"] = frechet(f,g)
+    if enough("kid",f,g) and subsets: out["kid"] = kid(f,g,subsets=subsets)
+    elif enough("kid",f,g): out["kid"] = stratified_mmd2(f,g,gen.classes,real.classes)
+    return out
+
 # %% ../nbs/11_metrics.ipynb #a833ff69
 def measure(
     gen:Seen,        # one set
@@ -540,11 +688,13 @@ def measure(
     subsets:int=100  # of the kernel distance, 0 for all pairs
 ) -> dict:           # name -> number
     "All distances between two sets."
-    f,g = gen.F.f,real.F.f
-    return dict(frechet=frechet(f,g), kid=kid(f,g,subsets=subsets) if subsets else mmd2(f,g), **prdc(f,g),
-                color_gap=color_gap(gen.stats,real.stats),
-                lab_distance=sliced_wasserstein(gen.lab.reshape(-1,3),real.lab.reshape(-1,3)),
-                saturation_shift=float(gen.sat.mean()-real.sat.mean()))
+    variety = dict.fromkeys(("precision","recall","density","coverage"),np.nan)
+    if enough("precision",gen,real): variety = prdc(gen.F.f,real.F.f)
+    pixels = gen.lab.reshape(-1,3),real.lab.reshape(-1,3)
+    return measure_other(gen,real,subsets)|variety|dict(
+        color_gap=color_gap(gen.stats,real.stats),
+        lab_distance=sliced_wasserstein(*pixels),
+        saturation_shift=float(gen.sat.mean()-real.sat.mean()))
 
 # %% ../nbs/11_metrics.ipynb #9dea937f
 def saturate(
@@ -591,7 +741,7 @@ def by_class(
         row = dict({"class":c,"n":len(own[0]),"n_real":len(own[1])},
                    kid=mmd2(gen.F.f[own[0]],test.F.f[own[1]]) if min(map(len,own))>1 else np.nan)
         sides = [(of(gen,g,c),of(test,t,c),of(other,s,c)) for t,s,g in plan.draws]
-        if len(sides[0][0])>=5:
+        if sides and len(sides[0][0])>=5:
             row |= dict(n_floor=len(sides[0][0]),
                         frechet=np.mean([frechet(a,b) for a,b,_ in sides]),
                         frechet_floor=np.mean([frechet(a,b) for _,b,a in sides]),
@@ -844,15 +994,63 @@ def feature_space(
     "Any space to compare images in."
     return load_inception(device) if name=="inception" else load_extractor(name,device)
 
-# %% ../nbs/11_metrics.ipynb #d2f91354
-def measure_other(
-    gen:Seen,        # its features are of another space
-    real:Seen,
-    subsets:int=100
+# %% ../nbs/11_metrics.ipynb #019aa280
+def space_names(
+    extractors:list # the run's own first
+) -> dict:          # extractor's name -> what its space is called in tables
+    "A short name for each space: the last part of the extractor's, unless another has that already."
+    names = {}
+    for e in extractors:
+        short = Path(e.name).name
+        names[e.name] = e.name if short in names.values() else short
+    return names
+
+# %% ../nbs/11_metrics.ipynb #6b2d6a99
+def interval(
+    key:str,      # of a measure
+    value:float,  # estimate
+    err:float     # its standard error
+) -> tuple:       # low, high
+    "An interval of 95% within the measure's range; it holds the value."
+    m,low,high = find_measure(key),value-1.96*err,value+1.96*err
+    if m.low is not None and low<m.low: low = min(m.low,value)
+    if m.high is not None and high>m.high: high = max(m.high,value)
+    return low,high
+
+# %% ../nbs/11_metrics.ipynb #d64dea68
+def too_few(
+    key:str,      # of a measure
+    n:int,        # images on each side
+    n_floor:int   # images on each side of real against real
+) -> list:        # of words, empty where there are enough
+    "What cannot be said of a measure, and how many images it would take."
+    least = find_measure(key).least
+    needs = lambda k, have: f"needs {k} images on each side, there are {have}"
+    if n<least: return [needs(least,n)]
+    return ([f"no interval: {needs(2*least,n)}"]*(n<2*least)
+            +[f"no real against real: {needs(least,n_floor)}"]*(n_floor<least))
+
+# %% ../nbs/11_metrics.ipynb #6ceaff52
+def measured(
+    key:str,          # of a measure
+    value:float,      # of all images, NaN where there is none
+    span:tuple,       # its interval
+    same_n:float,     # the same of as many images as real ones are compared
+    real,             # real against real: a number a draw
+    base:float=None,  # of the untouched model
+    why=()            # what must be said
 ) -> dict:
-    "What other spaces are asked for: two distances."
-    f,g = gen.F.f,real.F.f
-    return dict(frechet=frechet(f,g),kid=kid(f,g,subsets=subsets) if subsets else mmd2(f,g))
+    "One row: a value beside what real images score, and what must be said of it."
+    m,real,why = find_measure(key),np.asarray(real,float),list(why)
+    floor = real.mean() if real.size else np.nan
+    spread = (real.min(),real.max()) if real.size>1 else (np.nan,np.nan)
+    row = dict(measure=key,value=value,low=span[0],high=span[1],same_n=same_n,
+               floor=floor,floor_low=spread[0],floor_high=spread[1])
+    if base is not None:
+        row |= dict(base=base,closed=m.closed(same_n,base,floor))
+        if m.gap(base)<=m.gap(floor): why.append("nothing to close: the base is as near as real images")
+    if m.low is None and value<0: why.append("below zero: no distance was found")
+    return row|dict(note="; ".join(why))
 
 # %% ../nbs/11_metrics.ipynb #1aa52d6b
 def compare(
@@ -860,76 +1058,115 @@ def compare(
     test:Seen,       # real, test
     other:Seen,      # real: the plan's source
     plan:Floor,      # index sets
-    base:Seen=None,  # generated by the untouched base
+    base:Seen=None,  # generated by the untouched base, of the same captions
     how=measure,     # which measures
     reps:int=50      # halves for the intervals
 ) -> pd.DataFrame:   # a row a measure
     "Every measure at full size with its interval, then at the plan's size beside real against real and the base."
-    value,same,real,was = pd.Series(how(gen,test)),[],[],[]
+    value,same,real,was = how(gen,test),[],[],[]
     for ref,s,g in progress(plan.draws,desc="real against real"):
-        same.append(how(gen[g],test[ref],0)); real.append(how(other[s],test[ref],0))
-        if base is not None: was.append(how(base[[i for i in g if i<len(base)]],test[ref],0))
+        same.append(how(gen[g],test[ref],0))
+        real.append(how(other[s],test[ref],0))
+        if base is not None: was.append(how(base[g],test[ref],0))
     err = half_spread(lambda i,j: how(gen[i],test[j],0),gen.classes,test.classes,reps)
-    same,real = pd.DataFrame(same).mean(),pd.DataFrame(real)
-    out = dict(value=value,low=value-1.96*err,high=value+1.96*err,same_n=same,
-               floor=real.mean(),floor_low=real.min(),floor_high=real.max())
-    if base is not None:
-        b = pd.DataFrame(was).mean()
-        share = {k:find_measure(k).closed(same[k],b[k],out["floor"][k]) for k in b.index}
-        out |= dict(base=b,closed=pd.Series(share))
-    return pd.DataFrame(out).rename_axis("measure").reset_index()
+    same,real,was = (pd.DataFrame(x,columns=list(value)) for x in (same,real,was))
+    rows = []
+    for k,v in value.items():
+        why = too_few(k,min(len(gen),len(test)),plan.n if plan.draws else 0)
+        if err[k]==0: why.append("no interval: the same in every half of the images")
+        b = None if base is None else was[k].mean()
+        rows.append(measured(k,v,interval(k,v,err[k] or np.nan),same[k].mean(),real[k],b,why))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/11_metrics.ipynb #6e45b058
+def partners(
+    gen:Images,  # generated
+    real:Images  # of the split whose captions were painted
+):               # positions in it, n; None where a caption belongs to no image
+    "The real image that each generated one's caption describes."
+    index = list(gen.index)
+    if max(index)<len(real) and all(real.texts[i]==t for i,t in zip(index,gen.texts)): return index
+    first = {}
+    for i,key in enumerate(zip(real.classes,real.texts)): first.setdefault(key,i)
+    found = [first.get(key) for key in zip(gen.classes,gen.texts)]
+    return None if None in found else found
 
 # %% ../nbs/11_metrics.ipynb #1801f2ae
 def infinity_row(
-    gen:Seen,    # generated
-    test:Seen,   # real
-    other:Seen,  # real: the plan's source
-    plan:Floor,  # index sets
-    reps:int=20  # halves for the interval
+    gen:Seen,       # generated
+    test:Seen,      # real
+    other:Seen,     # real: the plan's source
+    plan:Floor,     # index sets
+    base:Seen=None, # generated by the untouched base
+    reps:int=20     # halves for the interval
 ) -> dict:
-    "Frechet distance at infinitely many images."
-    at = lambda a,b,draws=5: frechet_infinity(a.F.f,b.F.f,a.classes,b.classes,draws=draws)
-    value,err = at(gen,test),half_spread(lambda i,j: at(gen[i],test[j],1),gen.classes,test.classes,reps)
-    real = [at(other[s],test[ref],1) for ref,s,_ in plan.draws]
-    return dict(measure="frechet_infinity",value=value,low=value-1.96*err,high=value+1.96*err,same_n=value,
-                floor=np.mean(real),floor_low=min(real),floor_high=max(real))
+    "Frechet distance at infinitely many images, or why there is none."
+    at = lambda a,b,draws=5: _extrapolated(a.F.f,b.F.f,a.classes,b.classes,6,draws,0)
+    d,key = gen.F.f.shape[1],"frechet_infinity"
+    if why := too_few_for_infinity(min(len(gen),len(test)),d):
+        return measured(key,np.nan,(np.nan,np.nan),np.nan,[],None,[why])
+    value,was = at(gen,test),None if base is None else at(base,test)
+    err = half_spread(lambda i,j: at(gen[i],test[j],1),gen.classes,test.classes,reps)
+    few = too_few_for_infinity(plan.n,d)
+    real = [] if few else [at(other[s],test[ref],1) for ref,s,_ in plan.draws]
+    why = [f"no real against real: {few}"] if few else []
+    return measured(key,value,interval(key,value,err),value,real,was,why)
 
 # %% ../nbs/11_metrics.ipynb #61ab3ca6
 def paired_row(
-    gen:Seen,          # generated
-    gen_images:Images, # the same, with captions
-    real:Seen,         # the split whose captions were painted
-    real_images:Images # the same, with captions
+    gen:Seen,              # generated
+    gen_images:Images,     # the same, with captions
+    real:Seen,             # the split whose captions were painted
+    real_images:Images,    # the same, with captions
+    base:Seen=None,        # generated by the untouched base
+    base_images:Images=None
 ) -> dict:
-    "Eq. 4 between each image and the one its caption describes; None where captions have no image."
-    index = list(gen_images.index)
-    if max(index)>=len(real) or any(real_images.texts[i]!=t for i,t in zip(index,gen_images.texts)): return None
+    "Eq. 4 between each image and the one its caption describes, or why there is none."
+    key,index = "paired_color_gap",partners(gen_images,real_images)
+    if index is None:
+        why = "the painted captions are not those of real images, so there are no pairs"
+        return measured(key,np.nan,(np.nan,np.nan),np.nan,[],None,[why])
     gap = ((gen.stats-real.stats[index])**2).sum(1)
     mates = {c:[i for i,d in enumerate(real.classes) if d==c] for c in dict.fromkeys(real.classes)}
     floor = [paired_color_gap(np.repeat(real.stats[i:i+1],len(m)-1,0),real.stats[[j for j in m if j!=i]])
              for i in index if len(m := mates[real.classes[i]])>1]
-    err = 1.96*gap.std(ddof=1)/np.sqrt(len(gap))
-    return dict(measure="paired_color_gap",value=gap.mean(),low=gap.mean()-err,high=gap.mean()+err,
-                same_n=gap.mean(),floor=np.mean(floor))
+    why = [] if floor else ["no real against real: every class has a single image"]
+    was = None
+    if base is not None and (whose := partners(base_images,real_images)) is not None:
+        was = paired_color_gap(base.stats,real.stats[whose])
+    value,err = gap.mean(),gap.std(ddof=1)/np.sqrt(len(gap))
+    return measured(key,value,interval(key,value,err),value,[np.mean(floor)] if floor else [],was,why)
+
+# %% ../nbs/11_metrics.ipynb #a011237e
+def names_no_class(
+    ex:Extractor,  # a network
+    classes:tuple  # class folders
+) -> str:          # empty where its labels stand for all of them
+    "Why a network cannot say whether the intended class is seen."
+    if not ex.labels: return ex.silent
+    gone = unnamed(ex.labels,classes)
+    if not gone: return ""
+    return (f"{Path(ex.name).name} has no label for {', '.join(gone)}: it has {', '.join(ex.labels)}. "
+            "Name the label's classes in ALIASES, or take another extractor")
 
 # %% ../nbs/11_metrics.ipynb #698c2f8f
 def named_row(
-    gen:Seen,     # generated
-    test:Seen,    # real
-    labels:tuple, # of the classifier
+    gen:Seen,      # generated
+    test:Seen,     # real
+    ex:Extractor,  # whose classifier is asked
     base:Seen=None # generated by the untouched base
 ) -> dict:
-    "How often the intended class is seen, and how often in real images."
-    hits,real = named(gen.F,labels,gen.classes),named(test.F,labels,test.classes)
+    "How often the intended class is seen, and how often in real images, or why nobody knows."
+    if why := names_no_class(ex,test.classes):
+        return measured("named",np.nan,(np.nan,np.nan),np.nan,[],None,[why])
+    hits,real = (named(s.F,ex.labels,s.classes) for s in (gen,test))
+    was = None if base is None else named(base.F,ex.labels,base.classes).mean()
     low,high = wilson(hits.sum(),len(hits))
-    out = dict(measure="named",value=hits.mean(),low=low,high=high,same_n=hits.mean(),floor=real.mean())
-    if base is not None:
-        b = named(base.F,labels,base.classes).mean()
-        out |= dict(base=b,closed=find_measure("named").closed(hits.mean(),b,real.mean()))
-    return out
+    value = hits.mean()
+    return measured("named",value,(min(low,value),max(high,value)),value,[real.mean()],was)
 
 # %% ../nbs/11_metrics.ipynb #5a195fe8
-VERSION = 3
+VERSION = 4
 "Raised when a measure changes, so that old results are not taken for new ones."
 
 def origin(
@@ -968,8 +1205,8 @@ def evaluate(
 ) -> pd.DataFrame:     # a row a measure
     "Measure a run's images, once: metrics.json, metrics.csv, the review sheet."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_enough(r)
     sets = dict(gen=generated_images(samples_dir(r),r.size),test=real_images(r,"test"),train=real_images(r,"train"))
-    check_classes(sets["gen"],sets["test"])
     base = base_recipe(r)
     if base!=r and (samples_dir(base)/"metadata.csv").exists(): sets["base"] = generated_images(samples_dir(base),r.size)
     ex,more,out = (load_extractor(r.extractor,device),[feature_space(s,device) for s in spaces],
@@ -995,23 +1232,30 @@ def distance_name(
     if name=="inception": return "FID"
     return dataset_of(r).distance if name==dataset_of(r).classifier else "FD"
 
+# %% ../nbs/11_metrics.ipynb #74586585
+def _rows(seen, sides, how):  # what every space is asked for
+    return [*compare(*sides(seen),seen.get("base"),how).to_dict("records"),
+            infinity_row(*sides(seen),seen.get("base"))]
+
 # %% ../nbs/11_metrics.ipynb #c69dadd0
 def _evaluate(r,sets,ex,more,rate,head,out):
     seen = {k:look(ex,s) for k,s in sets.items()}
     plan = floor_plan(seen["test"].classes,seen["train"].classes,seen["gen"].classes,seed=r.seed)
-    four = lambda s: (s["gen"],s["test"],s[plan.source],plan); whose = "train" if r.gen_split=="train" else "test"
-    rows = (compare(*four(seen),seen.get("base")).to_dict("records")
-            +[infinity_row(*four(seen)),paired_row(seen["gen"],sets["gen"],seen[whose],sets[whose])])
-    known = {c for l in ex.labels for c in label_classes(l)}>={category(c).lower() for c in seen["test"].classes}
-    if known: rows.append(named_row(seen["gen"],seen["test"],ex.labels,seen.get("base")))
-    rows = [dict(x,space=Path(r.extractor).name) for x in rows if x]
+    sides = lambda s: (s["gen"],s["test"],s[plan.source],plan)
+    whose = "test" if r.gen_split=="test" else "train"
+    pairs = seen["gen"],sets["gen"],seen[whose],sets[whose],seen.get("base"),sets.get("base")
+    rows = _rows(seen,sides,measure)+[paired_row(*pairs),named_row(seen["gen"],seen["test"],ex,seen.get("base"))]
+    spaces = space_names([ex,*more])
+    rows = [dict(x,space=spaces[ex.name]) for x in rows]
     for e in more:
         s = {k:replace(v,F=features(e,sets[k].x)) for k,v in seen.items()}
-        rows += [dict(x,space=Path(e.name).name)
-                 for x in [*compare(*four(s),s.get("base"),measure_other).to_dict("records"),infinity_row(*four(s))]]
+        rows += [dict(x,space=spaces[e.name]) for x in _rows(s,sides,measure_other)]
+    got,gone = ([x for x in rows if np.isfinite(x["value"])==yes] for yes in (True,False))
+    labels = () if names_no_class(ex,seen["test"].classes) else ex.labels
     result = head|dict(n=len(sets["gen"]),n_real=len(sets["test"]),n_floor=plan.n,floor=plan.how,
-        spaces={Path(e.name).name:f"{distance_name(r,e.name)}, {e.about}"+SAW.get(e.name,"") for e in (ex,*more)},
-        rows=rows,classes=by_class(*four(seen),ex.labels if known else ()).to_dict("records"),
+        spaces={spaces[e.name]:f"{distance_name(r,e.name)}, {e.about}"+SAW.get(e.name,"") for e in (ex,*more)},
+        rows=got,missing=[dict(measure=x["measure"],space=x["space"],why=x["note"]) for x in gone],
+        classes=by_class(*sides(seen),labels).to_dict("records"),
         colors=dict(zip(STATS,color_gaps(seen["gen"].stats,seen["test"].stats).tolist())),
         tones=_tones(r,sets,seen),copies=find_copies(sets,ex,rate),
         recipe={k:shareable(v) if isinstance(v,str) else v for k,v in asdict(r).items()})
@@ -1068,14 +1312,20 @@ def results(
 def metrics_table(
     res:dict # of `results`
 ) -> pd.DataFrame:
-    "Numbers beside real against real, to read."
-    t = pd.DataFrame(res["rows"]); show = lambda x: "" if pd.isna(x) else f"{x:.3g}"
-    span = lambda a,b: [f"{show(x)} to {show(y)}" if pd.notna(x) else "" for x,y in zip(t[a],t[b])]
-    out = pd.DataFrame(dict(measure=[find_measure(k).title for k in t.measure],space=t.space)|{
-        f"generated, n={res['n']}":t.value.map(show),"95% interval":span("low","high"),
-        f"generated, n={res['n_floor']}":t.same_n.map(show),
-        f"real, n={res['n_floor']}":t.floor.map(show),"range":span("floor_low","floor_high")})
-    if "base" in t: out = out.assign(base=t.base.map(show),closed=t.closed.map(lambda x: "" if pd.isna(x) else f"{x:.0%}"))
+    "Numbers beside real against real, to read; a measure without a number says why."
+    t = pd.DataFrame([*res["rows"],*(dict(x,note=x["why"]) for x in res.get("missing",[]))])
+    show = lambda x: "-" if pd.isna(x) else f"{x:.3g}"
+    span = lambda a,b: [f"{show(x)} to {show(y)}" if pd.notna(x) else "-" for x,y in zip(t[a],t[b])]
+    each = f"{res['n_floor']} a side"
+    out = pd.DataFrame({
+        "measure":[find_measure(k).title for k in t.measure],"space":t.space,
+        f"generated, n={res['n']} ({res['n_real']} real)":t.value.map(show),"95% interval":span("low","high"),
+        f"generated, {each}":t.same_n.map(show),
+        f"real, {each}":t.floor.map(show),"range":span("floor_low","floor_high")})
+    if "base" in t:
+        share = t.closed.map(lambda x: "-" if pd.isna(x) else f"{x:.0%}")
+        out = out.assign(base=t.base.map(show),closed=share)
+    if "note" in t and t.note.any(): out["note"] = t.note.fillna("")
     return out.set_index("measure")
 
 # %% ../nbs/11_metrics.ipynb #caa75645
@@ -1083,8 +1333,9 @@ def metrics_note(
     res:dict # of `results`
 ) -> str:
     "What the numbers of a table rest on."
+    spaces = "; ".join(f"{k}: {v}" for k,v in res["spaces"].items())
     return (f"{res['about']}. Real against real: {res['floor']}. "
-            +"; ".join(f"{k}: {v}" for k,v in res["spaces"].items())+".")
+            f"KID beside it counts pairs in their classes' shares, so that it is zero on average for equal sets. {spaces}.")
 
 # %% ../nbs/11_metrics.ipynb #af86d2c5
 def color_figure(
