@@ -237,3 +237,46 @@ def test_the_commands_for_a_gpu_give_fid_and_kid():
         assert "-p spaces inception" in command
         given = set(re.findall(r"-p (\w+) ", command))
         assert given <= set(inspect_notebook(str(ROOT / f"nbs/{run}.ipynb")))
+
+
+def better(name, method, measure, dataset="skin kvasir"):
+    "In how many pairs of runs a method is better than without the loss, and of how many."
+    t = read(f"{name}-tiny-paired.csv")
+    t = t[(t.method == method) & (t.measure == measure) & t.dataset.isin(dataset.split())]
+    return tuple(map(sum, zip(*(map(int, x.split(" of ")) for x in t.better))))
+
+
+def explained(name, method, measure, dataset):
+    "Whether the interval of the mean difference leaves out zero."
+    t = read(f"{name}-tiny-paired.csv").set_index(["dataset", "method", "measure"]).loc[dataset, method, measure]
+    return t.high < 0 or t.low > 0
+
+
+@pytest.mark.parametrize("said,holds", [
+    ("own measure falls in five of the six pairs", lambda: better("effect", "medart", "paired_color_gap") == (5, 6)),
+    ("taken over whole sets it falls in all six", lambda: better("effect", "medart", "color_gap") == (6, 6)),
+    ("covered in all six pairs", lambda: better("effect", "medart", "coverage") == (6, 6)),
+    ("Lab distance falls on both data sets by more than chance explains",
+     lambda: all(explained("effect", "medart", "lab_distance", d) for d in ("skin", "kvasir"))),
+    ("of both contain zero", lambda: not any(explained("effect", "medart", m, d) for m in ("paired_color_gap", "color_gap")
+                                             for d in ("skin", "kvasir"))),
+    ("both intervals lie around zero", lambda: not any(explained("effect", "medart", "saturation_shift", d) for d in ("skin", "kvasir"))),
+    ("Frechet distance falls in 3 of 3 pairs on skin and in 1 of 3 on kvasir",
+     lambda: [better("effect", "medart", "frechet", d)[0] for d in ("skin", "kvasir")] == [3, 1]),
+    ("on skin by more than chance explains", lambda: explained("effect", "medart", "coverage", "skin")),
+    ("own measure and the Lab distance fall on kvasir by more than chance explains",
+     lambda: all(explained("effect", "medart_k5", m, "kvasir") for m in ("paired_color_gap", "lab_distance"))),
+    ("on skin none of these measures is to be told",
+     lambda: not any(explained("effect", "medart_k5", m, "skin") for m in (*HEADLINE, "color_gap", "coverage"))),
+    ("every setting brings the Lab distance down",
+     lambda: all(explained("settings", k, "lab_distance", "kvasir") for k in read("settings-tiny-paired.csv").method.unique())),
+    ("larger Frechet distance than no loss in all three",
+     lambda: all(better("settings", k, "frechet")[0] == 0 for k in ("often", "short_chain"))),
+    ("not to be told from that of no loss", lambda: not explained("settings", "mean_color", "frechet", "kvasir")),
+    ("gains in all three pairs by each of the five measures",
+     lambda: all(better("settings", "sd15_hldf", m) == (3, 3) for m in HEADLINE)),
+    ("None of these settings moves saturation",
+     lambda: not any(explained("settings", k, "saturation_shift", "kvasir") for k in read("settings-tiny-paired.csv").method.unique())),
+], ids=lambda x: x[:40] if isinstance(x, str) else "")
+def test_what_is_said_in_words_holds_in_the_files(said, holds):
+    assert said in " ".join(README.split()) and holds()
