@@ -34,7 +34,7 @@ from .core import (alone, image_grid, np_rng, outputs_dir, peak_rss, progress, r
                          save_figure, seed_of, set_aside, sync_folder, write_atomic, write_record)
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
-from .model import Cond,Model,Moments,converted,flat,kind_of,load_model,put,unflat,vae_batch
+from .model import Cond,Model,Moments,check_size_and_steps,converted,flat,kind_of,load_model,put,unflat,vae_batch
 from .recipes import Recipe,check_shares,command,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
 from .sampler import Graphed,checkpointing,floats,graphs,recomputing,sample
 from .simplify import captions_for,captions_key,check_known
@@ -608,7 +608,7 @@ def total_steps(
     n:int     # training images
 ) -> int:
     "How many updates a run makes."
-    return int(r.epochs*n)//r.batch_size
+    return int(round(r.epochs*n,6))//r.batch_size
 
 # %% ../nbs/09_hldf.ipynb #fe69bf42
 IMAGES = "the training images or their captions"
@@ -783,6 +783,7 @@ def train(
     out = run_dir(r)
     acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(out) if r.tracker else None)
     check_shares(f"{acc.num_processes} processes",acc.num_processes,r.batch_size)
+    check_size_and_steps(r)
     with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
     if finished(r,key):
         print(f"{out} is complete.")

@@ -276,9 +276,15 @@ def _expanded(setting, text):  # a path as written, with ~ filled in
     except RuntimeError as e:
         raise ValueError(f"{setting}={text!r} names no home folder: {e}") from None
 
+def _is_folder(path):
+    try:
+        return path.is_dir()
+    except OSError:  # longer than a name can be, or not ours to look into
+        return False
+
 def _found(setting, text, *bases):  # the one folder that a path means, or None
     path = _expanded(setting, text)
-    there = list(dict.fromkeys(p.resolve() for b in bases if (p := b/path).is_dir()))
+    there = list(dict.fromkeys(p.resolve() for b in bases if _is_folder(p := b/path)))
     if len(there) > 1:
         raise ValueError(f"{setting}={text!r} can be two folders, {there[0]} and "
                          f"{there[1]}. Write the whole path of the one you mean.")
@@ -292,7 +298,7 @@ def data_path(
     home = data_dir().resolve()
     found = _found("data", text, home, Path.cwd())
     path = found or Path(os.path.normpath(home/_expanded("data", text)))
-    if path.is_file():
+    if os.path.isfile(path):
         raise NotADirectoryError(f"data={text!r} is a file. Pass the folder of images.")
     links = [p for p in sorted(home.glob("*")) if p.is_symlink()]
     for name, target in [("", home), *((p.name, p.resolve()) for p in links)]:
@@ -306,7 +312,7 @@ def locate(
 ) -> str:    # a folder if there is one, else the id
     "Find model weights in the repository first."
     path = Path(name).expanduser() if name else Path("no name")
-    return next((str(p) for p in (root()/path, path) if p.is_dir()), name)
+    return next((str(p) for p in (root()/path, path) if _is_folder(p)), name)
 
 # %% ../nbs/01_recipes.ipynb #9de23a82
 def model_path(

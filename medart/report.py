@@ -13,7 +13,7 @@ __all__ = ['PAPER_ONLY', 'OTHER_SPACE', 'NO_VALUE', 'BOTH', 'CAPTIONS', 'TIMES',
            'span', 'Display', 'reproduce', 'all_done', 'rows_of']
 
 # %% ../nbs/14_report.ipynb #c0fd2ba4
-import csv,fcntl,io,os,re,shlex,signal,subprocess,sys,textwrap,time
+import csv,io,os,re,shlex,signal,subprocess,sys,textwrap,time
 from contextlib import suppress
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -24,6 +24,7 @@ import pandas as pd
 import psutil
 import seaborn as sns
 import torch
+from filelock import FileLock
 from scipy import stats
 
 from .classifier import SCORES,classified,synthetic_recipe
@@ -661,6 +662,16 @@ MODULE = ["-c","import ctypes,runpy,signal,sys; ctypes.CDLL(None).prctl(1,signal
           "runpy.run_module(sys.argv.pop(1),run_name='__main__',alter_sys=True)"] if sys.platform=="linux" else ["-m"]
 "How Python runs a module that is to be interrupted when its parent dies: 1 is PR_SET_PDEATHSIG."
 
+# %% ../nbs/14_report.ipynb #eb0c899e
+def _lock(f):  # a log that a stage writes to: nobody else begins the stage while it does
+    try:
+        import fcntl
+    except ImportError:  # Windows: as long as the process that began it lives
+        lock = FileLock(f"{f.name}.lock", timeout=0)
+        lock.acquire()
+        return lock
+    return fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the stage inherits it
+
 # %% ../nbs/14_report.ipynb #39919674
 def start(
     w:list # of `words`
@@ -668,17 +679,19 @@ def start(
     "Begin a stage."
     out = root()/w[2]; log = out.with_suffix(".log"); out.parent.mkdir(parents=True,exist_ok=True)
     with open(log,"ab") as f:
-        try: fcntl.flock(f,fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise BlockingIOError(f"another process is at work on it: {log} is locked.") from None
+        try: held = _lock(f)
+        except OSError: raise BlockingIOError(f"another process is at work on it: {log} is locked.") from None
         f.truncate(0); out.unlink(missing_ok=True)
         folders = dict(MEDART_OUTPUTS=str(outputs_dir().resolve()),MEDART_DATA=str(data_dir().resolve()))
         kernels = os.pathsep.join([str(Path(sys.prefix,"share","jupyter")),  # this environment's first
                                    *filter(None,[os.environ.get("JUPYTER_PATH")])])
         threads = {} if torch.cuda.device_count() else \
             dict.fromkeys(("OMP_NUM_THREADS","MKL_NUM_THREADS","OPENBLAS_NUM_THREADS"),"1")
-        return subprocess.Popen([sys.executable,*MODULE,*w],cwd=root(),
-                                env=os.environ|folders|threads|dict(JUPYTER_PATH=kernels),
-                                stdin=subprocess.DEVNULL,stdout=f,stderr=f,start_new_session=True)
+        p = subprocess.Popen([sys.executable,*MODULE,*w],cwd=root(),
+                             env=os.environ|folders|threads|dict(JUPYTER_PATH=kernels),
+                             stdin=subprocess.DEVNULL,stdout=f,stderr=f,start_new_session=True)
+        p.lock = held
+        return p
 
 # %% ../nbs/14_report.ipynb #53449da8
 def last_words(
@@ -689,6 +702,14 @@ def last_words(
     said = re.sub(r"\x1b\[[0-9;]*m","",(root()/w[2]).with_suffix(".log").read_text(errors="replace"))
     return "\n".join([x.strip() for x in re.split(r"[\r\n]+",said) if x.strip()][-lines:])
 
+# %% ../nbs/14_report.ipynb #efe250a5
+def _signal(process, sig):  # to a process and all that it has started
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, sig)  # each stage and each kernel leads a group
+        return
+    for q in (*process.children(recursive=True), process):
+        q.terminate()  # Windows has no gentler way to reach another process
+
 # %% ../nbs/14_report.ipynb #5d68d466
 def ask(
     p:subprocess.Popen,   # of `start`
@@ -697,8 +718,7 @@ def ask(
     "Send a signal to a stage's kernel and all that it has started; to papermill while it has no kernel."
     with suppress(psutil.NoSuchProcess,ProcessLookupError):  # it has ended meanwhile: what was wanted
         kernels = psutil.Process(p.pid).children()
-        for k in kernels: os.killpg(k.pid,sig)
-        if not kernels: p.send_signal(sig)
+        for k in kernels or [psutil.Process(p.pid)]: _signal(k,sig)
 
 # %% ../nbs/14_report.ipynb #0329801d
 def stop(
@@ -713,7 +733,7 @@ def stop(
             time.sleep(.05)
             if time.monotonic()-asked>patience: [ask(p,signal.SIGTERM) for p in live]; asked = time.monotonic()
     except KeyboardInterrupt:
-        for p in ps: ask(p,signal.SIGKILL); p.kill(); p.wait()
+        for p in ps: ask(p,getattr(signal,"SIGKILL",signal.SIGTERM)); p.kill(); p.wait()
         raise
 
 # %% ../nbs/14_report.ipynb #3d575ffd
