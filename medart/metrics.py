@@ -36,7 +36,7 @@ from .core import (
     file_hash,image_grid,np_rng,outputs_dir,progress,shareable,stable_hash,write_atomic,write_record)
 from .data import Split,crop,load_split,read_pixels,unit
 from .losses import channel_stats
-from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,settings
+from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings
 from .simplify import captions_for
 from .weights import load_image_processor,load_network,loading
 
@@ -1193,7 +1193,7 @@ def results_path(
     "Where a result of an evaluation goes."
     plain = recipe(r.dataset,r.method,r.scale,r.profile,data=r.data).extractor
     mark = samples_dir(r).name.removeprefix("samples")+(
-        "" if r.extractor==plain else f"+extractor={Path(r.extractor).name}~{stable_hash(r.extractor)[:4]}")
+        "" if r.extractor==plain else setting_word("extractor",r.extractor))
     return run_dir(r)/f"{Path(name).stem}{mark}{Path(name).suffix}"
 
 # %% ../nbs/11_metrics.ipynb #17121edf

@@ -14,6 +14,7 @@ __all__ = ['TEMPLATE', 'NO_LIMIT', 'SYSTEM_PROMPT', 'END_OF_TURN', 'ENDS', 'LABE
 import json,os,re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -433,15 +434,28 @@ def fill_store(
     return {n:found[n] for n in names}
 
 # %% ../nbs/04_vsg.ipynb #4f1d2207
+@cache
+def _hash_of_large(path, *stamp):  # of a file that still has this size and these times
+    return file_hash(path)
+
+def _hash_now(path):  # small files are always read: a clock can be too coarse to tell them apart
+    s = path.stat()
+    if s.st_size < 2**26:
+        return file_hash(path)
+    return _hash_of_large(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+
+# %% ../nbs/04_vsg.ipynb #e66b16b4
 def weights_key(
     name:str # hub id or folder
-) -> str:
-    "Changes when a model does: sizes of all files in its folder, and contents of those below 64 MB."
+) -> str:    # the hub id, or a hash of what the folder holds
+    "Changes when a model does: the contents of all its files, but for notes, tables and pictures."
     where = Path(locate(name))
-    if not where.is_dir(): return name
-    return stable_hash([(str(f.relative_to(where)),n,file_hash(f) if n<2**26 else "") for f in sorted(where.rglob("*"))
-                        if f.is_file() and f.suffix in (".json",".safetensors",".jinja",".model")
-                        for n in [f.stat().st_size]])
+    if not where.is_dir():
+        return name
+    inside = [(f.relative_to(where), f) for f in sorted(where.rglob("*")) if f.is_file()]
+    return stable_hash([(p.as_posix(), _hash_now(f)) for p, f in inside
+                        if f.suffix not in (".md", ".csv", ".png")
+                        and not any(part.startswith(".") for part in p.parts)])
 
 # %% ../nbs/04_vsg.ipynb #ed370696
 def caption_images(
