@@ -1,6 +1,7 @@
 "What a model reads of its captions, prompts from files, and the profile that follows the authors' program."
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from PIL import Image
 from medart import hldf
 from medart.baselines import random_pipeline
 from medart.core import rng
-from medart.generation import generate, prompt_plan
+from medart.generation import generate, generate_in, prompt_plan
 from medart.hldf import Batch, diffusion_loss, hldf_cond
 from medart.losses import channel_stats, color_due, color_loss
 from medart.model import load_base, load_model, shaken
@@ -240,8 +241,9 @@ def test_generated_images_say_what_was_read(folders, capsys):
     with pytest.raises(ValueError, match="unknown to the model"):
         generate(r, "糖尿病")
     for nothing in (0, False, 5):
-        with pytest.raises(TypeError, match="not text"):
-            generate(r, nothing)
+        for way in (generate, partial(generate_in, 2)):
+            with pytest.raises(TypeError, match="not text"):
+                way(r, nothing)
     assert "prompts" not in generate(r).name and "prompts" not in generate(r, None).name
 
 
