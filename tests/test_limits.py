@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from medart import hldf
+from medart import hldf, preflight
 from medart.baselines import random_pipeline
 from medart.core import rng
 from medart.generation import generate, generate_in, prompt_plan
@@ -362,3 +362,10 @@ def test_training_refuses_captions_of_which_nothing_is_known(made):
     (made / "metadata.csv").write_text("file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="黒色腫の画像.* unknown to the model"):
         hldf.train(recipe("skin", scale="tiny", data="made", epochs=1, interval=0, sample_every=0))
+
+
+def test_the_preflight_finds_a_limit_that_is_too_high():
+    found, _ = preflight.check_model(recipe("skin", scale="tiny", max_tokens=100))
+    assert any("max_tokens=100" in f.fault and "64 tokens" in f.fault for f in found)
+    found, _ = preflight.check_model(recipe("skin", scale="tiny"))
+    assert not any(f.fault for f in found)
