@@ -95,7 +95,7 @@ def prompt_plan(
 ) -> Plan:
     "One image for each prompt."
     if not isinstance(prompts,(str,os.PathLike)):
-        raise TypeError(f"prompts={prompts!r} is a {type(prompts).__name__} and not text. Give a "
+        raise TypeError(f"prompts={prompts!r} is not text but of type {type(prompts).__name__}. Give a "
                         "prompt in words, or the path of a file of prompts. (papermill reads "
                         "numbers, true and lists as such after -p, and as text after -r.)")
     path = _prompt_file(os.fspath(prompts))
@@ -362,6 +362,7 @@ def generate_in(
     prompts:str="" # as for `generate`
 ) -> Path:
     "Generate, in as many processes."
+    if prompts not in ("",None): prompt_plan(prompts) # a mistake is named before processes start
     gpus = torch.cuda.device_count()
     if processes<1 or 0<gpus<processes:
         raise ValueError(f"processes={processes}: it takes 1 to {gpus or 'any number, without a GPU'}.")
@@ -372,7 +373,7 @@ def generate_in(
                     "generate(load_recipe(sys.argv[1]),sys.argv[2])")
             threads = {} if gpus else dict(OMP_NUM_THREADS="1")
             subprocess.run([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}",
-                            "--no-python",sys.executable,"-c",code,d,prompts],check=True,env=os.environ|threads)
+                            "--no-python",sys.executable,"-c",code,d,prompts or ""],check=True,env=os.environ|threads)
     return generate(r,prompts)
 
 # %% ../nbs/10_generation.ipynb #19206e46

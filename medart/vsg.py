@@ -297,6 +297,7 @@ DEBRIS = re.compile(
     rf"|[.!?][\"'”’)]*({_ROLES})\b"         # glued to the end of a sentence
     rf"|(^|[\s.!?])({_ROLES})\s*:"          # before what it says
     r"|[.!?][\"'”’)]*\s+(assistant|user)\b"  # in place of a sentence
+    rf"|[.!?]\s+(?-i:({_ROLES})\s+[A-Z])"   # alone, before the next one
     ,re.I)
 "What shows that a chat went on after the answer."
 
