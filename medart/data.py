@@ -317,7 +317,8 @@ def refuse_collisions(
         other = first.setdefault(label_key(cls), (cls, label))
         if other[1]==label or (other[0]==cls and (cls, label) not in loose):
             continue
-        a, b = (ascii(x) if not x.isascii() else repr(x) for x in (other[1], label))
+        alike = len({unicodedata.normalize("NFKC", x) for x in (other[1], label)})==1
+        a, b = (json.dumps(x, ensure_ascii=alike) for x in (other[1], label))
         raise ValueError(
             f"The labels {a} and {b} would both be called {category(cls)!r}. If they mean "
             "the same, say so in dataset.yaml, with one name for both:\ncategories:\n"
@@ -492,13 +493,15 @@ def _written(value): # of JSON, as text; a list of one is its item
 
 def _records(text, name, rows): # JSON: one object a line, or a list of them
     load = partial(json.loads, parse_int=str, parse_float=str, parse_constant=str)
+    lines = [x.strip() for x in text.split("\n") if x.strip()]
+    one_a_line = not name.lower().endswith(".json") or (
+        len(lines)>1 and all(x[0]+x[-1]=="{}" for x in lines))
     try:
-        lines = [x for x in text.split("\n") if x.strip()]
-        found = load(text) if text.lstrip()[:1]=="[" else [load(x) for x in lines[:rows]]
+        found = [load(x) for x in lines[:rows]] if one_a_line else load(text)
     except ValueError as e:
         raise ValueError(f"{name} holds what is not JSON: {e}.") from e
-    if not all(isinstance(x, dict) for x in found):
-        raise ValueError(f"{name} must hold one object an image, such as "
+    if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
+        raise ValueError(f"{name} must be a list of objects, one an image, such as "
                          '{"file_name": "1.jpg", "label": "polyp"}.')
     return pd.DataFrame([{k: _written(v) for k, v in x.items()} for x in found]).fillna("")
 
@@ -745,6 +748,18 @@ def _left_out(files, named, name): # pictures that a table does not name -> why
                          "folder; if it is no table of these images, move it out.")
     return {f: f"a mask of {covers[f]}" if f in covers else f"not named in {name}" for f in left}
 
+# %% ../nbs/03_data.ipynb #1e384a27
+def _beside(t, more, index, name): # a table with what another says of the same files
+    files, said = ([*map(tuple, map(index.find, x[_name_column(x, index)]))] for x in (t, more))
+    twice = [f[0] for f, n in Counter(said).items() if f and n>1]
+    if twice or not set(files)&set(said)-{()}:
+        raise ValueError(f"{name} cannot be joined to the table of labels: it "+(
+            f"names {twice[0]} twice." if twice else "names other images."))
+    rows = dict(zip(said, more.to_dict("records")))
+    c = columns_of(more)
+    add = [x for kind in ("group", "split", "text") for x in c[kind] if x not in t]
+    return t.assign(**{x: [rows.get(f, {}).get(x, "") for f in files] for x in add})
+
 # %% ../nbs/03_data.ipynb #c5630c6b
 def _unclear(name, t): # the error for a table that cannot be used
     return ValueError(
@@ -754,8 +769,10 @@ def _unclear(name, t): # the error for a table that cannot be used
         "lesion_id, split, text), with 0 or 1 in a column a class only if each image has one "
         "class; or move the table out of the folder.")
 
-def _joined(paths): # tables of one data set, one a split if there are several
+def _joined(paths, index, more): # one table a split; with more columns by the file's name
     tables = [read_table(p) for p in paths]
+    for p in more:
+        tables = [_beside(tables[0], read_table(p), index, p.name)]
     if len(paths)>1:
         tables = [t if columns_of(t)["split"] else t.assign(split=p.stem)
                   for t, p in zip(tables, paths)]
@@ -767,11 +784,14 @@ def list_csv(
     paths:list,  # of the table, or of one a split: a row an image
     d:Dataset,   # knows the classes
     split_of,    # file -> split, by its folder
-    below:str="" # the folder's own name, to put before each file
+    below:str="", # the folder's own name, to put before each file
+    more=()      # tables of patients, splits or captions, for the same images
 ) -> tuple:      # the list, and what is to be said of it
     "Images named in a table."
-    t, files = _joined(paths), files_below(folder)
-    name, c, index = ", ".join(p.name for p in paths), columns_of(t), FileIndex(files)
+    files = files_below(folder)
+    index = FileIndex(files)
+    t = _joined(paths, index, more)
+    name, c = ", ".join(p.name for p in paths), columns_of(t)
     names = t[_name_column(t, index)]
     found = {x: index.find(x) for x in set(names)}
     file = [found[x][0] if len(found[x])==1 else "" for x in names]
@@ -800,13 +820,16 @@ def list_csv(
 
 # %% ../nbs/03_data.ipynb #552065aa
 def _mentions(data, index): # does a file of any format speak of several images?
-    if data[:2]==b"PK":
+    if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             data = b" ".join(z.read(n) for n in z.namelist() if n.endswith(".xml"))
-    words = set(re.findall(r"[\w./-]+", data[:1<<22].replace(b"\0", b"").decode("latin-1")))
-    some = (w for w in words if len(w)>2 and re.search("[A-Za-z]", w))
-    hits = {f for w in some for f in index.find(w)[:1]}
-    return len(hits)>=max(1, min(3, len(index.files)))
+    text = data[:1<<24].replace(b"\0", b"").decode("utf-8", "ignore").lower()
+    some = [f.rsplit("/", 1)[-1].lower() for f in index.files[::1+len(index.files)//200]]
+    stems = [ENDING.sub("", f) for f in some]
+    words = {*re.findall(r"[\w-]+", text)}
+    hits = [f in text or not s.isdigit() and (s in words or len(s)>3 and s in text)
+            for f, s in zip(some, stems)]
+    return sum(hits)>=max(1, min(3, len(some)))
 
 def _list_of_names(text, index): # is a text file a list of images?
     lines = [x.split() for x in text.splitlines() if x.strip()][:200]
@@ -819,7 +842,7 @@ def _shares(t, index): # column -> share of its cells that name images
     out = {}
     for c in t.columns:
         cells = [x for x in t[c] if x] if isinstance(t[c], pd.Series) else []
-        varied = len(set(cells))>=.8*len(cells)
+        varied = len(set(cells))>=.8*len(cells) or c in columns_of(t)["file"]
         out[c] = sum(bool(index.find(x)) for x in cells)/len(cells) if cells and varied else 0
     return out
 
@@ -836,6 +859,7 @@ class Look:
     t:pd.DataFrame      # its first rows
     names:bool          # it names images that lie here
     says:bool           # it is clear what it says of them
+    labels:bool         # its class is among that
 
 # %% ../nbs/03_data.ipynb #50e27526
 def look_at(
@@ -853,15 +877,15 @@ def look_at(
     data = read_file(path)
     try:
         t = read_table(path, 50)
-        if kind==".txt" and not columns_of(t)["file"]:
-            if _list_of_names(decode(data, path.name), index):
-                raise _unclear(path.name, t)
-            return None
     except ValueError:
         if _mentions(data, index):
             raise
         return None
-    return _first_look(path, t, index, d)
+    if kind!=".txt" or columns_of(t)["file"]:
+        return _first_look(path, t, index, d)
+    if _list_of_names(decode(data, path.name), index):
+        raise _unclear(path.name, t)
+    return None
 
 # %% ../nbs/03_data.ipynb #d1e72c37
 def _first_look(path, t, index, d):
@@ -873,8 +897,9 @@ def _first_look(path, t, index, d):
                          f"{', '.join(['file_name', 'label', 'split', *'...'][:len(t.columns)])}.")
     called = max((shares[x] for x in c["file"]), default=0)
     other = max((s for x, s in shares.items() if x not in named), default=0)
-    told = any(c[k] for k in ("label", "group", "split", "text")) or one_hot(t, d) is not None
-    return Look(path, t, called>0 or other>=.5, called>0 and told)
+    labels = bool(c["label"]) or one_hot(t, d) is not None
+    told = labels or any(c[k] for k in ("group", "split", "text"))
+    return Look(path, t, called>0 or other>=.5, called>0 and told, labels)
 
 # %% ../nbs/03_data.ipynb #88bbcb17
 def _tables(folder): # below it, relative to it
@@ -890,6 +915,18 @@ def _inner(folder): # an unpacked archive often holds one folder that holds ever
     return _inner(dirs[0]) if lone else Path(folder)
 
 # %% ../nbs/03_data.ipynb #d0eb11b6
+def _several(folder, meant): # tables that name images -> those of labels, those beside them
+    labels = [x for x in meant if x.labels]
+    alike = len({tuple(x.t.columns) for x in meant})==1
+    if len(meant)<2 or alike and all(x.path.stem.lower() in SPLITS for x in meant):
+        return [x.path for x in meant], []
+    if len(labels)==1 and not any(x.path.stem.lower() in SPLITS for x in meant):
+        return [labels[0].path], [x.path for x in meant if not x.labels]
+    raise ValueError(f"{folder} has several tables that name images: "
+                     f"{', '.join(x.path.name for x in meant)}. Keep the one that is meant, "
+                     "or join them into one.")
+
+# %% ../nbs/03_data.ipynb #9594e65c
 def _listed(folder, d, split_of, below=""): # one folder: by its table, else by its folders
     index = FileIndex(files_below(folder))
     looks = [x for p in _tables(folder) if (x := look_at(Path(folder)/p, index, d))]
@@ -897,18 +934,17 @@ def _listed(folder, d, split_of, below=""): # one folder: by its table, else by 
         if x.names and not x.says:
             raise _unclear(x.path.name, x.t)
     meant = [x for x in looks if x.says]
-    lost = [x for x in looks if not meant and all(columns_of(x.t)[k] for k in ("file", "label"))]
-    if lost:
-        raise ValueError(f"{lost[0].path.name} has columns of files and classes, but names no "
-                         f"image that lies here (for example {lost[0].t[columns_of(lost[0].t)['file'][0]].iloc[0]!r}).")
+    for x in looks:
+        c = columns_of(x.t)
+        if not meant and c["file"] and c["label"]:
+            some = ", ".join(x.t[c["file"][0]].head(2)) or "it has no rows"
+            raise ValueError(f"{x.path.name} has columns of files and classes, but names no "
+                             f"image that lies here ({some}).")
     if not meant:
-        return list_tree(folder,d,split_of,below),[],"class folders"
-    names = ", ".join(x.path.name for x in meant)
-    alike = {tuple(x.t.columns) for x in meant}
-    if len(meant)>1 and (len(alike)>1 or any(x.path.stem.lower() not in SPLITS for x in meant)):
-        raise ValueError(f"{folder} has several tables that name images: {names}. Keep the one that is meant.")
-    t, told = list_csv(folder,[x.path for x in meant],d,split_of,below)
-    return t,told,f"table {names}"
+        return list_tree(folder, d, split_of, below), [], "class folders"
+    tables, more = _several(folder, meant)
+    t, told = list_csv(folder, tables, d, split_of, below, more)
+    return t, told, f"table {', '.join(p.name for p in (*tables, *more))}"
 
 # %% ../nbs/03_data.ipynb #93615ad5
 JUNK = re.compile(r"\.(git|cache|ipynb_checkpoints|venv|thumb\w*|trash.*|.*\.unpacking)$", re.I)
