@@ -624,12 +624,15 @@ def stand_ins(
     return {v: n[v] for v in sorted(nobody)}
 
 # %% ../nbs/03_data.ipynb #4cdf76d8
+def _discreet(value): # what most rows share could be a person's name
+    plain = label_key(value) in NOBODY|{""} or re.fullmatch(r"[-0-9.]{1,4}", value)
+    return repr(value) if plain else "of most rows"
+
 def _ties(t, columns): # rows of a table -> what each is tied to, and what to say
     ties, told = [[] for _ in range(len(t))], []
     for c in columns:
         nobody = stand_ins(t[c].tolist())
-        plain = {v: repr(v) if label_key(v) in NOBODY or re.fullmatch(r"[-0-9.]{1,4}", v) else "of most rows" for v in nobody}
-        told += [f"{c} {plain[v]} ({n:,} rows) names nobody: these images form no group"
+        told += [f"{c} {_discreet(v)} ({n:,} rows) names nobody: these images form no group"
                  for v, n in nobody.items()]
         for tie, v in zip(ties, t[c]):
             if v and v not in nobody:
