@@ -280,11 +280,11 @@ def test_copies_are_found_and_never_straddle(tmp_path):
     for seed in range(6):
         out = prepare(raw, SKIN, tmp_path / "out", seed=seed)
         c, m = with_names(out, "duplicates"), with_names(out)
-        assert ({(Path(a).stem, Path(b).stem) for a, b in zip(c.source_a, c.source_b)}
+        assert ({(Path(a).stem, Path(b).stem) for a, b in zip(c.a, c.b)}
                 == {(str(n), k) for n, k in enumerate(changes)} | {("7", "same file")})
-        assert set(c.kind[c.source_b == "melanoma/same file.png"]) == {"exact"} and (c.kind == "exact").sum() == 1
+        assert set(c.kind[c.b == "melanoma/same file.png"]) == {"exact"} and (c.kind == "exact").sum() == 1
         side = dict(zip(m.source, m.split))
-        assert all(side[a] == side[b] for a, b in zip(c.source_a, c.source_b))
+        assert all(side[a] == side[b] for a, b in zip(c.a, c.b))
         assert Counter(m.split) == dict(train=36, test=10)
 
 
