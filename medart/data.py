@@ -1580,7 +1580,7 @@ def place(
 # %% ../nbs/03_data.ipynb #8285a171
 def _why_none(c, n, m, part, given): # why a class has no image on one side
     if m == 0:
-        return f"none of its {n} images can be used (see quarantine.csv)" if n else "there is no image of it"
+        return f"none of its {n} images can be used (see quarantine.csv)" if n else "dataset.yaml lists it, and there is no image of it"
     if m == 1:
         return "there is 1 image, and 2 are the least: one to train and one to test"
     if given:
@@ -1709,11 +1709,11 @@ def record(
 ) -> dict:               # the summary
     "Write manifest, quarantine, duplicates and, last, the summary with all their hashes."
     tied = t.number.where(t.number.map(Counter(t.number))>1).astype("Int64")
-    m = t.assign(tied=tied)[["path","split","cls","sha256","kept","stored","width","height","tied","note"]]
-    m.columns = ["file","split","class","source_sha256","sha256","bytes","width","height","group","changes"]
+    m = t.assign(tied=tied)[["path","split","cls","id","sha256","kept","stored","width","height","tied","note"]]
+    m.columns = ["file","split","class","source","source_sha256","sha256","bytes","width","height","group","changes"]
     q = bad.assign(words=[_unnamed(w) if r=="left out" else w for r, w in zip(bad.reason, bad.detail)])[["id","cls","reason","words"]]
-    q.columns = ["id","class","reason","detail"]
-    files = {"manifest.csv": m, "quarantine.csv": q.sort_values("id"), "duplicates.csv": copies}
+    q.columns = ["source","class","reason","detail"]
+    files = {"manifest.csv": m, "quarantine.csv": q.sort_values("source"), "duplicates.csv": copies}
     for name, table in files.items():
         write_atomic(out/name, table.to_csv(index=False))
     counts = dict(images=len(t),train=int((t.split=="train").sum()),test=int((t.split=="test").sum()),
@@ -1726,14 +1726,11 @@ def record(
 def with_names(
     out,                  # a prepared folder
     report:str="manifest" # or quarantine, or duplicates
-) -> pd.DataFrame:        # the report, with columns `source` or `source_a` and `source_b`
+) -> pd.DataFrame:        # the report, with file names in place of content hashes
     "A report with the names of your own files. For your eyes: do not save what it shows."
     t = pd.read_csv(Path(out)/f"{report}.csv", keep_default_na=False)
     names = {x["id"]: x["file"] for x in _lines(Path(out)/LOCAL) if "id" in x}
-    if report == "duplicates":
-        return t.assign(source_a=t.a.map(names), source_b=t.b.map(names))
-    ids = t.id if "id" in t else t.file.map(lambda f: Path(f).stem)
-    return t.assign(source=ids.map(names))
+    return t.assign(**{c: t[c].map(names) for c in ("source", "a", "b") if c in t})
 
 # %% ../nbs/03_data.ipynb #36df3561
 def _key_of(root, t, *settings): # what a prepared folder is made from
