@@ -287,3 +287,12 @@ def test_results_are_json_without_the_clock(run):
     text = (classifier_dir(run) / "classifier.json").read_text()
     assert (json.loads(text)["settings"] == dict(lr=run.classifier_lr, epochs=1, batch=run.classifier_batch)
             and str(samples_dir(run).parent) not in text)
+
+
+def test_results_name_no_folder_of_this_machine(run, tmp_path):
+    import shutil
+    shutil.copytree(Path(C.locate(run.classifier)), tmp_path / "Jane Doe" / "vit")
+    own = replace(run, classifier=str(tmp_path / "Jane Doe" / "vit"))
+    C.classify(own, seeds=(0,))
+    text = (classifier_dir(own) / "classifier.json").read_text()
+    assert "Doe" not in text and C.classified(own)["network"] == "path/to/vit"

@@ -171,7 +171,9 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
         finish(r, distance=20.0, f1=0.5)
         rows = [dict(space="vit-skin", measure=m, value=v, low=v and v - 1, high=v and v + 2, floor=1.0, floor_low=0.5, floor_high=1.5)
                 for m, v in rows.items()]
-        write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(n=64, n_real=80, n_floor=32, rows=rows)))
+        gone = [dict(measure=x["measure"], space=x["space"], why="too few images") for x in rows if x["value"] is None]
+        rows = [x for x in rows if x["value"] is not None]
+        write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(n=64, n_real=80, n_floor=32, rows=rows, missing=gone)))
         path = classifier_dir(r) / "classifier.json"
         write_atomic(path, json.dumps(json.loads(path.read_text()) | dict(n=dict.fromkeys(C.KINDS, 64), n_test=80, updates=16)))
 
@@ -181,7 +183,8 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
     assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00 (19.00 to 22.00)"
     assert t.loc["Real against real", (ours, "skin FD (vit-skin)")] == "1.00 (0.50 to 1.50)"
     none = t.loc["Med-Art", (ours, "skin KID (vit-skin)")]
-    assert none.startswith("none [") and f"{none.split()[1]} {R.NO_VALUE}" in notes
+    assert none.startswith("none [") and f"{none.split()[1]} {R.NO_VALUE}: too few images" in notes
+    assert R.row_measures(tiny("skin", "medart", 0)).set_index("measure").value.isna().to_dict() == dict(frechet=False, kid=True)
     assert "Images: skin: 64 generated and 80 test images. In brackets: 95% interval" in text
     t, _, text = R.write_table(4, tiny, ["skin"])
     assert t.loc["Med-Art", (ours, "skin F1")] == "0.5050 ± 0.0071"

@@ -152,6 +152,18 @@ def test_two_never_work_on_the_same_stage(folders, tmp_path):
     R.stop([again])
 
 
+def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folders):
+    from PIL import Image
+    for i in range(10):
+        path = folders[0] / "one" / "melanoma" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((80, 70), 20 + 10 * i).convert("RGB").save(path)
+    r = row("medart", data="one")
+    assert R.left(r)[0][0] == "train"
+    t = R.reproduce([r], ("classify",))
+    assert t.state.tolist() == ["failed"] and "one class only (melanoma)" in t.message[0] and not run_dir(r).exists()
+
+
 @pytest.mark.parametrize("wrong", [5, "two"])
 def test_a_table_that_is_not_there(wrong):
     with pytest.raises(ValueError, match="2, 3 or 4"):
