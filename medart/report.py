@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock
 from scipy import stats
 
-from .classifier import SCORES,classified,synthetic_recipe
+from .classifier import SCORES,check_classes_known,classified,synthetic_recipe
 from .core import data_dir,image_grid,outputs_dir,progress,root,shareable,stable_hash,to_array,write_atomic
 from .data import cores,crop,load_split,read_pixels,unit
 from .generation import load_samples
@@ -42,7 +42,7 @@ def row_measures(
 ) -> pd.DataFrame:  # measure, value, low, high, floor, n, n_real, and the row's name
     "A row's measures, and what real images score against real ones."
     found = results(r)
-    rows = pd.DataFrame(found["rows"])
+    rows = pd.DataFrame([*found["rows"], *found.get("missing",[])])  # those without a value too
     rows = rows[rows.space==Path(r.extractor).name]
     rows = rows.reindex(columns=["measure","value","low","high","floor"])
     return rows.assign(n=found.get("n"), n_real=found.get("n_real"), dataset=r.dataset,
@@ -222,7 +222,8 @@ def distances(
     "Table 2's numbers of a run, and what real images score."
     found = results(r)
     size = {k: found.get(k) for k in ("n","n_real","n_floor")}
-    rows = {(x["space"],x["measure"]): x|size for x in found["rows"]}
+    lacking = [dict(x,value=None) for x in found.get("missing",[])]
+    rows = {(x["space"],x["measure"]): x|size for x in [*found["rows"],*lacking]}
     return {k: rows.get(v) for k,v in distance_columns(r).items()}
 
 # %% ../nbs/14_report.ipynb #ec07e9b8
@@ -275,6 +276,14 @@ OTHER_SPACE = "evaluate in Inception's space"
 NO_VALUE = "not defined for these images"
 "What is said of a measure that was tried and has no value."
 
+def _no_value(found): # why a measure that was tried has no value, if it has none
+    reasons = [x.get("why") for x in found if pd.isna(x["value"])]
+    said = "; ".join(dict.fromkeys(filter(None,reasons)))
+    return (NO_VALUE+(f": {said}" if said else "")) if reasons else ""
+
+def _can_be_made(to_run): # is it a run that is missing?
+    return bool(to_run) and not to_run.startswith((PAPER_ONLY,NO_VALUE))
+
 def _summary(known): # of what runs say about one measure: ours with its spread, and of how many images
     values = [x["value"] for x in known]
     one = known[0] if len(known)==1 else {}
@@ -294,7 +303,7 @@ def _cells(k, dataset, method, title, runs, numbers, wanted):
         if not known and not all(map(runnable, runs.values())): missing = PAPER_ONLY
         elif lacks: missing = " ".join(to_run(lacks[0],k))
         elif len(found)<len(got): missing = OTHER_SPACE
-        else: missing = NO_VALUE if len(known)<len(found) else ""
+        else: missing = _no_value(found)
         out.append(dict(table=k, dataset=dataset, method=method, title=title, measure=m,
                         paper=paper_value(k,dataset,method,m), **_summary(known),
                         seeds=len(known), of=len(runs), to_run=missing))
@@ -302,7 +311,7 @@ def _cells(k, dataset, method, title, runs, numbers, wanted):
 
 # %% ../nbs/14_report.ipynb #44bd64a0
 def _floor_cells(k, dataset, runs, wanted): # what real images score, with the range over draws
-    ends = dict(value="floor", low="floor_low", high="floor_high", n="n_floor", n_real="n_real")
+    ends = dict(value="floor", low="floor_low", high="floor_high", n="n_floor", n_real="n_real", why="note")
     def numbers(r):
         return {m: x and {a: x.get(b) for a,b in ends.items()} for m,x in distances(r).items()}
     cells = _cells(k, dataset, "floor", "Real against real", runs, numbers, wanted)
@@ -360,16 +369,14 @@ def _digits(c, paper=False): # after the point, as the paper has them
 
 def _cell_text(c): # a number with its spread, or a word
     if pd.isna(c.ours):
-        return "none" if c.to_run in (PAPER_ONLY,NO_VALUE) else "run"
+        return "run" if _can_be_made(c.to_run) else "none"
     show = lambda v: f"{v:.{_digits(c)}f}"
     spread = f" ± {show(c.sd)}" if pd.notna(c.sd) else \
         f" ({show(c.low)} to {show(c.high)})" if pd.notna(c.low) else ""
     return show(c.ours)+spread+(f" ({c.seeds} of {c.of} seeds)" if c.seeds<c.of else "")
 
 def _why(to_run, command): # the note of a cell that lacks something
-    if to_run in (PAPER_ONLY,NO_VALUE):
-        return to_run
-    return f"To make what is missing: {command}"
+    return f"To make what is missing: {command}" if _can_be_made(to_run) else to_run
 
 # %% ../nbs/14_report.ipynb #67731665
 def wide(
@@ -479,7 +486,7 @@ def missing_command(
     cells:pd.DataFrame  # of `table_cells`
 ) -> str:
     "One command that makes all that a table lacks."
-    lack = cells[(cells.to_run!="") & ~cells.to_run.isin([PAPER_ONLY,NO_VALUE])]
+    lack = cells[cells.to_run.map(_can_be_made)]
     methods = [m for m in dict.fromkeys(lack.method) if m in METHODS]
     given = dict(table=k, datasets=" ".join(dict.fromkeys(cells.dataset)), scale=r.scale,
                  seeds=" ".join(map(str,seeds)))
@@ -601,6 +608,7 @@ def left(
 ) -> list:                   # (notebook, recipe to run it with), in order
     "What a row still needs."
     if not runnable(r): return []
+    if "classify" in ends: check_classes_known(load_split(r,"train"),load_split(r,"test"))
     trained = (run_dir(r)/"done.json").exists()
     if trained and not finished(r,captions_key(captions_for(r,"train"))):
         raise ValueError(f"{run_dir(r)} was trained on other images or captions than there are now, or with other settings. "
