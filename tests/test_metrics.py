@@ -500,3 +500,199 @@ def test_a_multi_label_head_names_no_class(tmp_path):
     _saved(tmp_path / "net", "resnet", problem_type="multi_label_classification")
     ex = M.load_extractor(str(tmp_path / "net"))
     assert ex.labels == () and "multi-label" in M.names_no_class(ex, ("a", "b"))
+
+
+# Limits: what cannot be computed says so
+
+
+
+@pytest.mark.parametrize("n_gen,n_test", [(96, 112), (112, 112), (112, 40)])
+def test_every_value_lies_in_its_interval(run, shared, n_gen, n_test):
+    "Whether as many images are compared with real ones as real ones with each other, or fewer, or more."
+    ex, test = M.load_extractor(str(shared / "vit")), images(run, "test")
+    pick = lambda n: test[[i for i in M.mixed_order(test.classes, np_rng(0, "pick"))[:n]]]
+    gen, real = (M.look(ex, s) for s in (replace(pick(n_gen), x=M.saturate(pick(n_gen).x, 1.1)), pick(n_test)))
+    plan = M.floor_plan(real.classes, real.classes, gen.classes)
+    rows = M.compare(gen, real, real, plan, reps=10)
+    assert ((rows.low <= rows.value) & (rows.value <= rows.high) | rows.note.str.contains("no interval")).all()
+    for r in rows.itertuples():
+        m = M.find_measure(r.measure)
+        assert (m.low is None or not r.low < m.low) and (m.high is None or not r.high > m.high), r.measure
+    res = dict(rows=[dict(x, space="vit") for x in rows.to_dict("records")], n=n_gen, n_real=n_test, n_floor=plan.n)
+    table = M.metrics_table(res)
+    shown = table.iloc[:, 1].astype(float)
+    for value, span in zip(shown, table["95% interval"]):
+        assert span == "-" or float(span.split(" to ")[0]) <= value <= float(span.split(" to ")[1])
+    assert len(set(table.columns)) == len(table.columns)
+
+
+def test_interval_ends_with_the_range():
+    assert M.interval("coverage", 0.98, 0.05) == pytest.approx((0.882, 1))
+    assert M.interval("named", 0.01, 0.05)[0] == 0
+    assert M.interval("frechet", 0.5, 1)[0] == 0 and M.interval("frechet", -1e-12, 1)[0] == -1e-12
+    assert M.interval("kid", 0.01, 0.05)[0] < 0, "an unbiased estimate has no lower bound"
+    assert M.interval("saturation_shift", -0.9, 0.2)[0] == -1
+
+
+def test_small_sets_get_no_number_and_a_reason(run, shared):
+    ex, test = M.load_extractor(str(shared / "vit")), images(run, "test")
+    seen = M.look(ex, test[list(range(0, 112, 10))])
+    few = M.measure(seen[list(range(8))], seen, subsets=0)
+    assert all(np.isnan(few[k]) for k in ("precision", "recall", "density", "coverage")) and few["frechet"] > 0
+    assert "10 images on each side, there are 8" in M.too_few("precision", 8, 8)[0]
+    assert "20 images on each side, there are 12" in M.too_few("coverage", 12, 12)[0]
+    plan = M.floor_plan(seen.classes, seen.classes, seen.classes)
+    notes = M.compare(seen, seen, seen, plan, reps=4).set_index("measure").note
+    assert "no interval" in notes["coverage"] and "no interval" not in notes["frechet"]
+    with pytest.raises(ValueError, match="needs 6 images on each side, and there are 5"):
+        M.prdc(seen.F.f[:5], seen.F.f)
+
+
+@pytest.mark.parametrize("n,d", [(47, 24), (20, 24), (10, 600)])
+def test_infinitely_many_images_take_two_a_feature(n, d):
+    g = np_rng(0, "few")
+    with pytest.raises(ValueError, match=f"needs {2 * d} images on each side, two for each of {d} features, there are {n}"):
+        M.frechet_infinity(g.standard_normal((n, d)), g.standard_normal((2 * d, d)))
+
+
+def test_stratified_kernel_distance_is_centered_on_zero_where_the_plain_one_is_not():
+    shares = np.repeat(np.arange(5), [12, 6, 6, 3, 1])
+    centers = np_rng(0, "centers").standard_normal((5, 8)) * 1.5
+    draw = lambda i, side: centers[shares] + np_rng(i, side).standard_normal((28, 8))
+    pairs = [(draw(i, "a"), draw(i, "b")) for i in range(400)]
+    plain = np.array([M.mmd2(a, b) for a, b in pairs])
+    ours = np.array([M.stratified_mmd2(a, b, shares, shares) for a, b in pairs])
+    assert abs(ours.mean()) < 3 * ours.std() / 20 and plain.mean() < -5 * plain.std() / 20
+    apart = [M.stratified_mmd2(a + 1, b, shares, shares) for a, b in pairs[:20]]
+    assert np.mean(apart) > 10 * ours.std()
+
+
+def test_floor_of_classes_with_single_images():
+    "A class that cannot stand on both sides is left out, and said; where no class can, there is no floor."
+    plan = M.floor_plan(("a",) * 8 + ("b",), ("a",) * 3, ("a",) * 8 + ("b",))
+    assert plan.n == 4 and "without b" in plan.how
+    none = M.floor_plan(("a", "b"), (), ("a", "b"))
+    assert none.draws == [] and none.n == 0
+
+
+def test_too_few_images_are_refused_before_any_is_read(run, monkeypatch):
+    test = images(run, "test")
+    M.write_samples(samples_dir(run), test)
+    monkeypatch.setattr(M, "LEAST", 200)
+    for name in ("read_pixels", "load_extractor"):
+        monkeypatch.setattr(M, name, lambda *a, **k: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="112 images; at least 200 are needed"):
+        M.evaluate(run)
+    m = pd.read_csv(samples_dir(run) / "metadata.csv")
+    pd.concat([m, m]).to_csv(samples_dir(run) / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="the test set of few holds 112 images; at least 200 are needed"):
+        M.evaluate(run)
+
+
+def test_what_was_not_measured_stands_in_table_and_file(painted, shared, monkeypatch):
+    "Labels that stand for no class, captions of no image, features in plenty: each keeps its place and says why."
+    monkeypatch.setattr(M, "too_few_for_infinity", lambda n, d: f"needs {2 * n} images" if n else "")
+    ex = M.load_extractor(str(shared / "vit"))
+    labels = ("melanoma", *(f"LABEL_{i}" for i in range(7)))
+    monkeypatch.setattr(M, "load_extractor", lambda *a: replace(ex, labels=labels))
+    M.write_samples(samples_dir(painted), replace(images(painted, "test"), texts=("another",) * 112))
+    rows = M.evaluate(painted)
+    res = M.results(painted)
+    why = {x["measure"]: x["why"] for x in res["missing"]}
+    assert set(why) == {"named", "paired_color_gap", "frechet_infinity"} and not set(why) & set(rows.measure)
+    assert "no label for" in why["named"] and "common nevus" in why["named"] and "LABEL_0" in why["named"]
+    table = M.metrics_table(res)
+    assert set(why.values()) <= set(table.note) and len(table) == len(rows) + 3
+    assert table.loc["intended class named"].iloc[1] == "-"
+    assert "other captions" in M.metrics_note(res), "the base painted other captions"
+
+
+def test_labels_of_published_classifiers_stand_for_ham_and_for_the_paper():
+    labels = ("benign_keratosis-like_lesions", "basal_cell_carcinoma", "actinic_keratoses", "vascular_lesions",
+              "melanocytic_Nevi", "melanoma", "dermatofibroma")
+    ham = ("common_nevus", "melanoma", "benign_keratosis", "carcinoma", "actinic_keratosis", "vascular_lesion", "dermatofibroma")
+    assert M.unnamed(labels, ham) == [] and M.unnamed(labels, CLASSES) == [] and M.unnamed(labels, labels) == []
+    assert M.unnamed(labels, ("squamous_cell_carcinoma",)) == ["squamous cell carcinoma"]
+
+
+def test_captions_of_a_sample_find_the_image_they_describe(run):
+    train = images(run, "train")
+    train = replace(train, texts=tuple(f"{t} {i}" for i, t in enumerate(train.texts)))
+    order = [5, 3, 90, 41]
+    drawn = replace(train[order], index=(0, 1, 2, 3))
+    assert M.partners(drawn, train) == order and M.partners(train, train) == list(range(96))
+    assert M.partners(replace(drawn, texts=("none",) * 4), train) is None
+
+
+def test_damaged_results_are_measured_again(painted):
+    M.evaluate(painted)
+    out = M.results_path(painted, "metrics.json")
+    good = out.read_bytes()
+    for bad in (good[: len(good) // 2], good[:200] + bytes([good[200] ^ 1]) + good[201:], b""):
+        out.write_bytes(bad)
+        with pytest.raises(ValueError, match="is damaged"):
+            M.results(painted)
+    M.evaluate(painted)
+    assert out.read_bytes() == good
+
+
+def test_a_flipped_bit_of_kept_features_is_noticed(run, shared, tmp_path):
+    ex, x = M.load_extractor(str(shared / "vit")), images(run, "test").x[:6]
+    good = M.features(ex, x, cache=tmp_path / "c").f
+    file = next((tmp_path / "c").glob("*.npz"))
+    data = file.read_bytes()
+    for at in (3, 40, len(data) // 2, len(data) - 5):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1:])
+        assert (M.features(ex, x, cache=tmp_path / "c").f == good).all() and file.read_bytes() == data
+
+
+# Skin that is none
+
+def test_only_yellowish_colors_have_a_tone():
+    "Chardon 1991: the arctangent of (L-50)/b, of skin alone. b below zero, zero; L below 50, at 50."
+    L, b = np.array([70, 30, 50, 70, 70, 30, 30]), np.array([10, 10, 10, 0, -10, 0, -10])
+    angle = M.typology_angle(L, b)
+    assert angle[:3] == pytest.approx([63.43, -63.43, 0], abs=0.01) and np.isnan(angle[3:]).all()
+    assert list(M.tone_of(angle)) == ["very light", "dark", "brown"] + [M.NO_SKIN] * 4
+    assert list(M.tone_of(np.array([55, 41, 28, 10, -30, -90.0]))) == ["light", "intermediate", "tan", "brown", "dark", "dark"]
+
+
+@pytest.mark.parametrize("rgb", [(255, 255, 255), (0, 0, 0), (128, 128, 128), (150, 170, 220), (200, 200, 199), (40, 40, 90)])
+def test_white_gray_and_bluish_images_are_no_skin(rgb, run, shared):
+    x = torch.tensor(rgb, dtype=torch.uint8)[None, :, None, None].expand(2, 3, 64, 64).contiguous()
+    assert list(M.tone_of(M.skin_angle(x))) == [M.NO_SKIN] * 2
+    test = images(run, "test")
+    seen = M.look(M.load_extractor(str(shared / "vit")), test)
+    rows = M.by_tone(seen, np.array([M.NO_SKIN] * 112), seen, M.tone_of(M.skin_angle(test.x))).set_index("tone")
+    assert rows.share[M.NO_SKIN] == 1 and rows.share.sum() == 1
+
+
+# Further spaces
+
+def test_spaces_of_one_name_are_told_apart(shared):
+    ex = M.load_extractor(str(shared / "vit"))
+    two = replace(ex, name="other/vit")
+    names = M.space_names([ex, two, replace(ex, name="facebook/dinov2-base")])
+    assert len(set(names.values())) == 3 and names[ex.name] == "vit" and names["other/vit"] == "other/vit"
+
+
+@pytest.mark.parametrize("name,antialias,word", [
+    ("inception", False, "without antialias"), ("inception-antialias", True, "with antialias")])
+def test_fid_resizes_as_the_original_unless_asked(monkeypatch, run, name, antialias, word):
+    "torchmetrics antialiases by default; the original FID does not. The name of the space says which."
+    import sys
+    import types
+
+    import torchmetrics.image.fid as fid
+    asked = []
+
+    class Net(torch.nn.Module):
+        def __init__(self, kind, layers, weights, antialias=True):
+            super().__init__()
+            asked.append(antialias)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setattr(fid, "NoTrainInceptionV3", Net)
+    monkeypatch.setattr(M, "inception_weights", lambda: "weights")
+    ex = M.feature_space(name)
+    assert asked == [antialias] and word in ex.about and ex.name == name
+    assert M.distance_name(run, name) == ("FID" if name == "inception" else "FID (antialias)")
