@@ -130,8 +130,9 @@ def paired_differences(
     plain = rows.set_index(["dataset","measure","seed","method"]).gap.rename("without")
     pairs = rows.dropna(subset="against").join(plain, on=["dataset","measure","seed","against"])
     pairs = pairs.assign(difference=pairs.gap-pairs.without)
-    table = pairs.pivot_table(index=["dataset","method","against","measure"], columns="seed",
-                              values="difference", sort=False)
+    keys = ["dataset","method","against","measure"]
+    table = pairs.set_index([*keys,"seed"]).difference.unstack("seed")
+    table = table.reindex(pairs.set_index(keys).index.unique())  # in the order of the rows
     return _mean_and_interval(table).reset_index().rename_axis(None, axis=1)
 
 # %% ../nbs/14_report.ipynb #5ce0aba4

@@ -230,6 +230,14 @@ def test_below_zero_is_better_whatever_the_measure():
     assert (R.paired_differences(toy(**worse), dict(medart="no_hldf"))[0] > 0).all()
 
 
+def test_a_measure_without_a_value_stays_in_the_tables():
+    rows = toy(frechet=(9.0, 5.0, 4.0, 1.0), frechet_infinity=(None, None, None, None))
+    pairs = R.paired_differences(rows, dict(medart="no_hldf"))
+    assert pairs.measure.tolist() == ["frechet", "frechet_infinity"] and pairs.better.tolist() == ["1 of 1", "0 of 0"]
+    shown = R.over_seeds(R.add_closed(rows), ["frechet", "frechet_infinity"])
+    assert (shown.iloc[:, 2] == "not defined").all() and (shown.seeds == 1).all()
+
+
 def test_a_mean_over_pairs_has_students_interval():
     from scipy import stats
     rows = pd.concat([toy(frechet=(0, 10, v, 0)).assign(seed=s) for s, v in enumerate((9.0, 7.5, 10.5))])

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 
 from medart import report as R
-from medart.core import write_atomic
+from medart.core import write_atomic, write_record
 from medart.generation import generate
-from medart.hldf import train
+from medart.hldf import _reads, train
 from medart.metrics import evaluate, find_measure
 from medart.phantom import write_phantoms
-from medart.recipes import DATASETS, METHODS, captions_dir, recipe, recipe_hash, run_dir, samples_dir
+from medart.recipes import DATASETS, METHODS, captions_dir, recipe, run_dir, samples_dir
 from medart.simplify import captions_for, captions_key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +126,7 @@ def test_what_is_left_of_a_row(made, folders):
     write_atomic(run_dir(r) / "done.json", "{}")
     with pytest.raises(ValueError, match="Move it away to train anew"):
         R.left(r)
-    write_atomic(run_dir(r) / "done.json", json.dumps(dict(hash=recipe_hash(r), captions=captions_key(captions_for(r, "train")))))
+    write_record(run_dir(r) / "done.json", _reads(r, captions_key(captions_for(r, "train"))))
     assert [n for n, _ in R.left(r)] == ["generate", "evaluate"]
     write_atomic(samples_dir(r) / "metadata.csv", "file_name\na.png\n")
     write_atomic(samples_dir(r) / "a.png", "an image")
