@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from .core import built,mark_built,np_rng,progress,save_pretrained,seed_of,shareable,stable_hash,unmark,write_atomic
+from .core import built,mark_built,np_rng,progress,read_names,save_pretrained,seed_of,shareable,stable_hash,unmark,write_atomic
 from .data import Split,crop,load_split,read_pixels
 from .metrics import find_measure,origin,pixel_hash,weights_hash
 from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
@@ -315,7 +315,7 @@ def synthetic_images(
     folder,again = samples_dir(s),f"Paint one image for each training caption: {command(s,'generate')}"
     if not (folder/"metadata.csv").exists():
         raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). {again}")
-    m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
+    m = read_names(folder/"metadata.csv")
     if list(m["class"])!=list(real.classes):
         raise ValueError(f"{folder} holds {len(m)} images, and there are {len(real)} training captions: "
                          f"it must be one image for each, in their order. {again}")

@@ -43,7 +43,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from .core import (NotAFile,alone,data_dir,file_hash,image_grid,progress,read_file,read_record,
+from .core import (NotAFile,alone,data_dir,file_hash,image_grid,progress,read_file,read_names,read_record,
                          record_fault,stable_hash,write_atomic,write_record)
 from .phantom import simple_caption,write_phantoms
 from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dataset_of,label_key,test_count
@@ -1892,7 +1892,7 @@ def load_split(
 ) -> Split:
     "The images and captions of one split."
     folder,d = find_data(r)/split,dataset_of(r)
-    m = pd.read_csv(folder/"metadata.csv",keep_default_na=False)
+    m = read_names(folder/"metadata.csv")
     classes = [Path(f).parts[0] for f in m.file_name]
     texts = {"vsg":m.text,"simple":[simple_caption(d.modality,category(c)) for c in classes],
              "class":[category(c) for c in classes],"empty":[""]*len(m)}[r.captions]
@@ -1945,7 +1945,7 @@ def contact_sheet(
     size:int=96 # pixels a side
 ):              # matplotlib figure
     "The first training images of each class, one class a row."
-    m = pd.read_csv(Path(out)/"manifest.csv",dtype=str,keep_default_na=False); m = m[m.split=="train"]
+    m = read_names(Path(out)/"manifest.csv"); m = m[m.split=="train"]
     blank = np.full((size,size,3),255,np.uint8); cells = []
     for _,files in m.groupby("class").file:
         ims = [crop(to_tensor(read_image(Path(out)/f,size)),size).permute(1,2,0).numpy() for f in files[:each]]
@@ -1957,7 +1957,7 @@ def split_bars(
     out # a prepared folder
 ):      # matplotlib figure
     "How many images of each class train and test."
-    m = pd.read_csv(Path(out)/"manifest.csv",dtype=str,keep_default_na=False); m["class"] = m["class"].map(category)
+    m = read_names(Path(out)/"manifest.csv"); m["class"] = m["class"].map(category)
     fig,ax = plt.subplots(figsize=(6,.9+.42*m["class"].nunique()),layout="constrained")
     sns.countplot(m,y="class",hue="split",order=m["class"].value_counts().index,hue_order=["train","test"],
                   palette="colorblind",ax=ax)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image,PngImagePlugin
 from torch import Tensor
 
-from .core import (alone, file_hash, image_grid, np_rng, progress, read_record, record_fault, rng, set_aside,
+from .core import (alone, file_hash, image_grid, np_rng, progress, read_names, read_record, record_fault, rng, set_aside,
                          stable_hash, write_atomic, write_record)
 from .data import Split,crop,decode,load_split,read_pixels,read_table,unit
 from .hldf import check_trained,training_fault
@@ -381,7 +381,7 @@ def load_samples(
     folder # as written by `generate`
 ) -> tuple: # uint8 (n,3,h,w), and its metadata
     "Read generated images back."
-    m = pd.read_csv(Path(folder)/"metadata.csv",keep_default_na=False)
+    m = read_names(Path(folder)/"metadata.csv")
     s = Split(Path(folder),tuple(m.file_name),tuple(m["class"]),tuple(m.text))
     with Image.open(s.folder/s.files[0]) as im: size = min(im.size)
     return torch.stack(read_pixels(s,size)),m

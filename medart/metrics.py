@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
 from .core import (
-    file_hash,image_grid,np_rng,outputs_dir,progress,read_record,record_fault,shareable,stable_hash,
+    file_hash,image_grid,np_rng,outputs_dir,progress,read_names,read_record,record_fault,shareable,stable_hash,
     write_atomic,write_record)
 from .data import Split,crop,load_split,read_pixels,unit
 from .losses import channel_stats
@@ -163,7 +163,7 @@ def read_metadata(
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: "
                                 "papermill nbs/generate.ipynb outputs/generate.ipynb with the parameters of this run.")
-    m = pd.read_csv(path,keep_default_na=False)
+    m = read_names(path)
     if len(m)<LEAST: raise ValueError(f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more.")
     return m
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .core import image_grid,np_rng,stable_hash,write_atomic
+from .core import image_grid,np_rng,read_names,stable_hash,write_atomic
 from .data import Split,load_split
 from .phantom import simple_caption
 from .recipes import (FAMILIES,Recipe,captions_dir,captions_recipe,category,
@@ -278,7 +278,7 @@ def read_captions(
 ) -> pd.DataFrame: # as written, or None when there are none
     "The table of finished captions."
     f = captions_dir(r)/split/"metadata.csv"
-    return pd.read_csv(f,keep_default_na=False) if f.exists() else None
+    return read_names(f) if f.exists() else None
 
 # %% ../nbs/05_simplify.ipynb #455bffaa
 def captions_for(

@@ -494,10 +494,11 @@ def validity(
     "Shares of captions accepted at once, after retries, and replaced by the simple caption."
     t = table.assign(**{"at once":(table.source=="vsg")&(table.tries==1),
                         "after retries":(table.source=="vsg")&(table.tries>1),"replaced":table.source=="simple"})
-    out = pd.concat([t,t.assign(**{"class":"all"})]).groupby("class",sort=False).agg(
-        images=("tries","size"),**{k:(k,"mean") for k in ("at once","after retries","replaced")},
-        tries=("tries","mean")).round(3)
-    return out.reset_index()
+    means = {k: (k, "mean") for k in ("at once", "after retries", "replaced", "tries")}
+    def shares(by):
+        return t.groupby(by, sort=False).agg(images=("tries", "size"), **means)
+    total = shares(lambda i: "all classes") # a class may be called all
+    return pd.concat([shares("class"), total]).rename_axis("class").round(3).reset_index()
 
 # %% ../nbs/04_vsg.ipynb #1663f129
 def fault_counts(

@@ -1,5 +1,6 @@
-"Labels, tables, layouts: what is read with certainty, what stops, and what is said. Nothing is decoded here: files are empty."
+"Labels, tables, layouts: what is read with certainty, what stops, and what is said. Most files are empty: listing opens no image."
 import codecs
+import hashlib
 import io
 import json
 import unicodedata
@@ -8,11 +9,14 @@ from collections import Counter
 
 import pandas as pd
 import pytest
+from PIL import Image
 
-from medart.data import (FileIndex, class_of, classes_line, list_images, one_hot, read_table, refuse_collisions,
-                         stand_ins)
+from medart.core import read_names
+from medart.data import (FileIndex, class_of, classes_line, contact_sheet, list_images, load_split, one_hot, prepare, read_table,
+                         refuse_collisions, split_bars, stand_ins)
 from medart.phantom import article, simple_caption
-from medart.recipes import (DATASETS, Dataset, as_folder, category, class_folder, dataset_named, label_key, read_dataset)
+from medart.recipes import DATASETS, Dataset, as_folder, category, class_folder, dataset_named, label_key, read_dataset, recipe
+from medart.vsg import validity
 
 SKIN, KVASIR = DATASETS["skin"], DATASETS["kvasir"]
 N = range(12)
@@ -423,3 +427,31 @@ def test_an_before_a_vowel_sound(word):
                          "T1-weighted 3D WSI usual U-shaped unimodal ureteral McCune STIR gastroscopic 110-degree white-light".split())
 def test_a_before_a_consonant_sound(word):
     assert article(word) == "a" and simple_caption(word, "x").startswith(f"A {word} ")
+
+
+# Names that survive
+
+def test_classes_called_like_nothing_or_like_numbers_survive(folders):
+    names = ["NA", "None", "nan", "all", "null", "True", "01", "1", "ER+", "ER-"]
+    raw = folders[0] / "odd"
+    for c in names:
+        (raw / c).mkdir(parents=True)
+        for i in range(2):
+            noise = hashlib.sha512(f"{c}{i}".encode()).digest()
+            Image.frombytes("L", (8, 8), noise).resize((48, 48), Image.BICUBIC).save(raw / c / f"{i}.png")
+    (raw / "dataset.yaml").write_text("modality: MRI\nfeatures: color\n")
+    r = recipe("odd", scale="tiny", data="odd", captions="simple")
+    for split in ("train", "test"):
+        s = load_split(r, split)
+        assert sorted(s.classes) == sorted(names)
+        assert set(s.texts) == {f"An MRI image of {category(c)}" for c in names}
+    out = prepare(raw, dataset_named("odd", "odd"))
+    assert set(read_names(out / "manifest.csv")["class"]) == set(names)
+    contact_sheet(out)
+    split_bars(out)
+
+
+def test_a_class_called_all_is_not_taken_for_the_total():
+    t = pd.DataFrame({"class": ["all"] * 3 + ["hem"] * 5, "source": ["vsg"] * 7 + ["simple"], "tries": 1, "text": "x"})
+    v = validity(t).set_index("class")
+    assert v.images.to_dict() == {"all": 3, "hem": 5, "all classes": 8} and v.replaced.to_dict()["hem"] == .2
