@@ -538,7 +538,12 @@ def real_of(
     "The real image that a caption describes."
     if r.gen_split in ("test","train"): return r.gen_split,int(m["index"])
     s = captions_for(r,"train")
-    return "train",next(i for i,(c,t) in enumerate(zip(s.classes,s.texts)) if (c,t)==(m["class"],m["text"]))
+    own = zip(s.classes, s.texts)
+    at = next((i for i, x in enumerate(own) if x==(m["class"], m["text"])), None)
+    if at is None:
+        raise ValueError(f"No training caption of {m['class']!r} is {m['text']!r}: the captions "
+                         "have changed since these images were generated. Generate them anew.")
+    return "train", at
 
 # %% ../nbs/14_report.ipynb #0fb40da7
 def prompts_figure(
