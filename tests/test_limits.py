@@ -111,7 +111,7 @@ def test_two_tokenizers_count_the_greater_loss(tmp_path):
 
 def test_simplification_keeps_to_the_limit_of_the_model(tmp_path):
     for method, most in (("medart", 64), ("sd15", 77)):
-        r = recipe("skin", method, scale="tiny")
+        r = recipe("skin", method, scale="tiny", caption_block=1)
         assert limits(r)[1] == most
         table = pd.DataFrame(dict(file_name=["a", "b"], simple=["a fundus image of a"] * 2,
                                   text=["a fundus image of a. it is red.", LONG])).assign(**{"class": "a"})
@@ -227,7 +227,7 @@ def test_a_folder_is_no_file_of_prompts(tmp_path, monkeypatch):
 def test_generated_images_say_what_was_read(folders, capsys):
     write_phantoms("skin", folders[0] / "few", counts=dict(train=dict.fromkeys(DATASETS["skin"].counts, 3),
                                                            test=dict.fromkeys(DATASETS["skin"].counts, 2)))
-    r = recipe("skin", "base", scale="tiny", data="few", gen_count=0, gen_block=4, gen_steps=2)
+    r = recipe("skin", "base", scale="tiny", data="few", gen_count=8, gen_block=4, gen_steps=1)
     hldf.train(r)
     capsys.readouterr()
     (folders[0] / "own.csv").write_text(f'text\na round 糖尿病 patch\n"{LONG}"\na round patch\n', encoding="utf-8")
@@ -265,7 +265,8 @@ def test_the_official_profile_is_its_table():
 
 
 def test_official_color_losses_begin_at_step_0_and_number_192():
-    due = [step for step in range(96000) if color_due(step, 500, official().color_at_start)]
+    from_0 = official().color_at_start
+    due = [step for step in range(96000) if color_due(step, 500, from_0)]
     assert due[:3] == [0, 500, 1000] and len(due) == 192
     assert [step for step in range(12) if color_due(step, 5)] == [4, 9]
     assert not any(color_due(step, 0, True) for step in range(3))
