@@ -84,9 +84,12 @@ def normal(
     pre,      # image processor
     device    # where to
 ) -> Tensor:
-    "Pixels as the network wants them."
+    "Pixels as the network wants them: the processor's values, its switches among them."
+    x = x.to(device).float()
+    if pre.do_rescale: x = x/(1/pre.rescale_factor)
+    if not pre.do_normalize: return x
     mean,std = (torch.tensor(v,device=device)[:,None,None] for v in (pre.image_mean,pre.image_std))
-    return (x.to(device).float()/255-mean)/std
+    return (x-mean)/std
 
 # %% ../nbs/12_classifier.ipynb #5373e14c
 def count_updates(
