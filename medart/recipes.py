@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SIGNS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'OFFICIAL', 'PROFILES', 'NOT_REPRODUCED',
-           'METHODS', 'LARGE', 'PATHS', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs', 'category',
+           'METHODS', 'LARGE', 'PATHS', 'TIMES', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs', 'category',
            'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset', 'dataset_named', 'dataset_of',
            'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe', 'check_shares',
            'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_recipe', 'captions_dir',
@@ -666,9 +666,15 @@ def _check_ranges(r):  # each setting by itself
             raise ValueError(f"setting {f.name}={v} is too large.")
 
 # %% ../nbs/01_recipes.ipynb #41fe808f
+TIMES = 1000
+"T, the diffusion times of every family; a model of fewer says so when it is loaded."
+
 def _check_shapes(r):  # settings that have limits of their own
     if r.ema >= 1 or r.caption_dropout > 1:
         raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
+    if max(r.gen_steps, r.solver_steps) > TIMES:
+        raise ValueError(f"gen_steps={r.gen_steps} and solver_steps={r.solver_steps} must be at most "
+                         f"the {TIMES} diffusion times that models are trained on; 20 to 50 are usual.")
     if r.temperature <= 0 or not 0 < r.top_p <= 1:
         raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} "
                          "above 0 and at most 1.")
