@@ -7,11 +7,11 @@ __all__ = ['GROUPS', 'ATTRIBUTES', 'SCORES', 'KINDS', 'VERSION', 'Net', 'load_vi
            'training_batches', 'check_finite', 'train_classifier', 'predict', 'attributes', 'shape_pictures',
            'small_vit', 'named_rightly', 'build_shapes_vit', 'check_answers', 'scores', 'synthetic_recipe',
            'synthetic_images', 'Labelled', 'check_classes_known', 'labelled', 'training_sets', 'opinion',
-           'guessing_loss', 'remark', 'classify', 'classified', 'scores_table', 'recalls', 'confusion_figure',
-           'recall_figure']
+           'guessing_loss', 'remark', 'learned_from', 'classifier_fault', 'classify', 'classified', 'scores_table',
+           'recalls', 'confusion_figure', 'recall_figure']
 
 # %% ../nbs/12_classifier.ipynb #9c7d511d
-import io,json,zipfile,zlib
+import io,zipfile,zlib
 from dataclasses import dataclass,replace
 from pathlib import Path
 
@@ -24,11 +24,14 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from .core import built,mark_built,np_rng,progress,read_names,save_pretrained,seed_of,shareable,stable_hash,unmark,write_atomic
+from .core import (alone, built, mark_built, np_rng, progress, read_names, read_record,
+                         record_fault, save_pretrained, seed_of, shareable, stable_hash,
+                         unmark, write_atomic, write_record)
 from .data import Split,crop,load_split,read_pixels
+from .generation import check_painted
 from .metrics import find_measure,origin,pixel_hash,weights_hash
 from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
-from .recipes import Recipe,category,classifier_dir,command,locate,run_dir,samples_dir
+from .recipes import Recipe,category,classifier_dir,command,locate,recipe_hash,run_dir,samples_dir
 from .weights import load_image_processor,load_network,loading
 
 # %% ../nbs/12_classifier.ipynb #47c3b5ed
@@ -441,6 +444,27 @@ def remark(
         said.append("gives one answer to all test images")
     return ", ".join(said)
 
+# %% ../nbs/12_classifier.ipynb #b3b0c89d
+def learned_from(
+    r:Recipe,       # a run
+    data:bool=True  # with the data set; a table needs only results
+) -> dict:          # name -> key
+    "All that a run's classifiers depend on."
+    images = read_record(samples_dir(synthetic_recipe(r))/"key.json").get("key", "")
+    now = {"the settings": recipe_hash(r, "train", "caption", "classify"), "the images": images}
+    if data:
+        files = [load_split(r, s).files for s in ("train", "test")]
+        now["the real images"] = stable_hash(files)
+    return now
+
+# %% ../nbs/12_classifier.ipynb #c1a5593f
+def classifier_fault(
+    r:Recipe,       # a run
+    data:bool=True  # compare with the data set; a table needs only results
+) -> str:           # why its scores cannot be used; empty when they can
+    "Are the scores those that classifiers would get now?"
+    return record_fault(classifier_dir(r)/"classifier.json", learned_from(r, data))
+
 # %% ../nbs/12_classifier.ipynb #9a7ac150
 def classify(
     r:Recipe,          # a run with one image painted for each training caption
@@ -451,7 +475,12 @@ def classify(
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"classifiers' seeds={seeds}: give one or more, each once, as in 0 1 2.")
+    with alone(run_dir(r), classifier_dir(r).name):
+        return _classify(r, seeds, device)
+
+def _classify(r, seeds, device):
     sets, test, net = training_sets(r)
+    check_painted(synthetic_recipe(r))
     updates = count_updates(len(sets["synthetic"]), r.classifier_epochs, r.classifier_batch)
     y, k = test.y.numpy(), len(net.classes)
     rows, remarks, confusion = [], [], {}
@@ -469,8 +498,8 @@ def classify(
                n={k:len(s) for k,s in sets.items()}, n_test=len(test),
                rows=rows, remarks=remarks, confusion={k:c.tolist() for k,c in confusion.items()})
     table, folder = pd.DataFrame(rows), classifier_dir(r)
-    write_atomic(folder/"classifier.json", json.dumps(out, indent=1))
     write_atomic(folder/"classifier.csv", table.to_csv(index=False))
+    write_record(folder/"classifier.json", learned_from(r), ["classifier.csv"], **out)
     return table
 
 # %% ../nbs/12_classifier.ipynb #32125e42
@@ -481,7 +510,10 @@ def classified(
     path = classifier_dir(r)/"classifier.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Train the classifiers first: {command(r,'classify')}")
-    return json.loads(path.read_text())
+    res = read_record(path)
+    if not res:
+        raise ValueError(f"{path} is damaged, or of an earlier version. Train the classifiers again: {command(r,'classify')}")
+    return res
 
 # %% ../nbs/12_classifier.ipynb #b05eb33f
 def scores_table(

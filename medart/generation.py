@@ -196,30 +196,33 @@ def save_png(
 # %% ../nbs/10_generation.ipynb #16d0dd8a
 def painted_from(
     r:Recipe,        # the run
-    plan:Plan,       # its captions
+    plan:Plan=None,    # its captions; None where they cannot be asked for
     prompts:bool=False # of one's own? then no images belong to them
 ) -> dict:           # name -> key
     "All that the images depend on."
+    now = {"the settings": recipe_hash(r, "train", "generate"),
+           "the adapters": read_record(run_dir(r)/"done.json").get("key", "")}
+    if plan is None:
+        return now
     split = "train" if r.gen_split == "train" else "test"
     images = "" if prompts else captions_key(captions_for(r, split))
-    return {"the settings": recipe_hash(r, "train", "generate"),
-            "the captions or their images": stable_hash([plan.index, plan.classes, plan.texts, images]),
-            "the adapters": read_record(run_dir(r)/"done.json").get("key", "")}
+    return now | {"the captions or their images": stable_hash([plan.index, plan.classes, plan.texts, images])}
 
 # %% ../nbs/10_generation.ipynb #6793b145
 def samples_fault(
-    r:Recipe,        # a run
-    whole:bool=True  # compare the bytes of adapters and images
-) -> str:            # why its images cannot be used; empty when they can
+    r:Recipe,         # a run
+    whole:bool=True,  # compare the bytes of adapters and images
+    data:bool=True    # compare with the data set; a table needs only results
+) -> str:             # why its images cannot be used; empty when they can
     "Are a run's images those that would be painted now?"
     stamp = samples_dir(r)/"key.json"
     record = read_record(stamp)
     if not record.get("read"):
-        fault = record_fault(stamp, {}, whole)
+        fault = record_fault(stamp, {}, whole=False)
     else:
-        trained = training_fault(r, captions_key(captions_for(r, "train")), whole)
+        trained = training_fault(r, captions_key(captions_for(r, "train")) if data else None, whole)
         fault = f"{run_dir(r).name}: {trained}" if trained else \
-            record_fault(stamp, painted_from(r, generation_plan(r)), whole)
+            record_fault(stamp, painted_from(r, generation_plan(r) if data else None), whole)
     return fault or ("" if "metadata.csv" in record["files"] else "painting was not finished")
 
 # %% ../nbs/10_generation.ipynb #4b61e5eb

@@ -14,8 +14,9 @@ __all__ = ['MEASURES', 'HEADLINE', 'LEAST', 'STATS', 'ALIASES', 'TONES', 'NO_SKI
            'thumbnail_crops', 'Space', 'copy_spaces', 'nearest', 'copy_scores', 'copy_thresholds', 'suspicious',
            'disguises', 'review_sheet', 'inception_weights', 'load_inception', 'feature_space', 'space_names',
            'interval', 'too_few', 'measured', 'compare', 'partners', 'infinity_row', 'paired_row', 'names_no_class',
-           'named_row', 'origin', 'base_recipe', 'results_path', 'evaluate', 'distance_name', 'find_copies', 'results',
-           'metrics_table', 'metrics_note', 'color_figure', 'copies_figure', 'write_samples']
+           'named_row', 'origin', 'base_recipe', 'results_path', 'measured_from', 'results_fault', 'evaluate',
+           'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure', 'copies_figure',
+           'write_samples']
 
 # %% ../nbs/11_metrics.ipynb #6997f6d5
 import hashlib,io,json
@@ -33,12 +34,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
 from .core import (
-    file_hash,image_grid,np_rng,outputs_dir,progress,read_names,read_record,record_fault,shareable,stable_hash,
+    alone,file_hash,image_grid,np_rng,outputs_dir,progress,read_names,read_record,record_fault,shareable,stable_hash,
     write_atomic,write_record)
 from .data import Split,crop,load_split,read_pixels,unit
+from .generation import check_painted,samples_fault
 from .losses import channel_stats
 from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings
-from .simplify import captions_for
+from .simplify import captions_for,captions_key
 from .weights import load_image_processor,load_network,loading
 
 # %% ../nbs/11_metrics.ipynb #b5303f59
@@ -1221,6 +1223,28 @@ def results_path(
         "" if r.extractor==plain else setting_word("extractor",r.extractor))
     return run_dir(r)/f"{Path(name).stem}{mark}{Path(name).suffix}"
 
+# %% ../nbs/11_metrics.ipynb #60f8b09f
+def measured_from(
+    r:Recipe,       # a run
+    data:bool=True  # with the data set; a table needs only results
+) -> dict:          # name -> key
+    "All that an evaluation depends on."
+    key = lambda q: read_record(samples_dir(q)/"key.json").get("key", "")
+    now = {"the settings": recipe_hash(r, "train", "caption", "generate", "evaluate"), "the images": key(r)}
+    if base := key(base_recipe(r)):
+        now["the untouched model's images"] = base
+    if data:
+        now["the real images or their captions"] = stable_hash([captions_key(captions_for(r, s)) for s in ("train", "test")])
+    return now
+
+# %% ../nbs/11_metrics.ipynb #57dc1c1b
+def results_fault(
+    r:Recipe,       # a run
+    data:bool=True  # compare with the data set; a table needs only results
+) -> str:           # why its numbers cannot be used; empty when they can
+    "Are a run's numbers those that an evaluation would give now?"
+    return record_fault(results_path(r, "metrics.json"), measured_from(r, data))
+
 # %% ../nbs/11_metrics.ipynb #9f79fe16
 def _others(r, spaces, device):  # further networks, none twice
     names = [s for s in dict.fromkeys(spaces) if s!=r.extractor]
@@ -1245,13 +1269,15 @@ def evaluate(
 ) -> pd.DataFrame:     # a row a measure
     "Measure a run's images, once: metrics.json, metrics.csv, the review sheet."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_painted(r)
     check_enough(r)
     ex,more = load_extractor(r.extractor,device),_others(r,spaces,device)
     (sets,said),out = _image_sets(r),results_path(r,"metrics.json")
     key = stable_hash([VERSION,recipe_hash(r,"train","caption","generate","evaluate"),
                        {k:(pixel_hash(s.x),s.classes,s.texts) for k,s in sets.items()},rate,[e.key for e in (ex,*more)]])
-    if record_fault(out,dict(measured=key)):
-        _evaluate(r,sets,ex,more,rate,dict(hash=key,about=origin(r),base=said),out)
+    read = dict(measured=key)|{k:v for k,v in measured_from(r).items() if "base" in sets or "untouched" not in k}
+    with alone(run_dir(r),out.stem):
+        if record_fault(out,read): _evaluate(r,sets,ex,more,rate,dict(hash=key,about=origin(r),base=said,read=read),out)
     return pd.DataFrame(results(r)["rows"])
 
 # %% ../nbs/11_metrics.ipynb #b48a95b3
@@ -1301,7 +1327,8 @@ def _evaluate(r,sets,ex,more,rate,head,out):
     review = out.stem.replace("metrics","review")
     review_sheet(sets["gen"],sets["test"],out.parent/review,seed=r.seed)
     files = [out.with_suffix(".csv").name,f"{review}/review.pdf",f"{review}/review-key.csv"]
-    write_record(out,dict(measured=head["hash"]),files,**_clean(result))
+    write_record(out,files=files,**_clean(result))
+
 
 # %% ../nbs/11_metrics.ipynb #2631431c
 def _tones(r,sets,seen):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER_ONLY', 'OTHER_SPACE', 'NO_VALUE', 'BOTH', 'CAPTIONS', 'TIMES', 'MODULE', 'row_measures', 'add_closed',
            'measure_heading', 'seed_summary', 'with_real', 'over_seeds', 'paired_differences', 'color_paths', 'to_run',
-           'runnable', 'executed', 'words', 'commands', 'distance_columns', 'distances', 'learned', 'row_title',
-           'table_rows', 'paper_value', 'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex',
+           'has_result', 'runnable', 'executed', 'words', 'commands', 'distance_columns', 'distances', 'learned',
+           'row_title', 'table_rows', 'paper_value', 'table_cells', 'made_at', 'wide', 'caption', 'markdown', 'latex',
            'given_settings', 'missing_command', 'write_table', 'show_table', 'real_of', 'prompts_figure',
            'side_by_side', 'lacks_captions', 'repaint', 'left', 'run_name', 'read_times', 'note_time', 'guess',
            'expected', 'start', 'last_words', 'ask', 'stop', 'Row', 'rows_table', 'Work', 'todo', 'begin', 'collect',
@@ -27,12 +27,12 @@ import torch
 from filelock import FileLock
 from scipy import stats
 
-from .classifier import SCORES,check_classes_known,classified,synthetic_recipe
+from .classifier import SCORES,check_classes_known,classified,classifier_fault,synthetic_recipe
 from .core import data_dir,image_grid,outputs_dir,progress,root,shareable,stable_hash,to_array,write_atomic
 from .data import cores,crop,load_split,read_pixels,unit
-from .generation import load_samples
-from .hldf import finished,read_losses,stop_signals
-from .metrics import distance_name,find_measure,results,results_path
+from .generation import load_samples,samples_fault
+from .hldf import read_losses,stop_signals,training_fault
+from .metrics import distance_name,find_measure,results,results_fault,results_path
 from .recipes import DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
 from .simplify import captions_for,captions_key,only_simple,read_captions
 
@@ -156,12 +156,27 @@ def to_run(
     r:Recipe,  # a row
     k:int=2    # which table: 2 and 3 show distances, 4 shows classifiers
 ) -> list:     # notebooks still to be run, in order
-    "What a row lacks."
-    s = synthetic_recipe(r) if k==4 else r
-    if not (run_dir(r)/"done.json").exists(): return ["train","generate","classify" if k==4 else "evaluate"]
-    if not (samples_dir(s)/"metadata.csv").exists(): return ["generate","classify" if k==4 else "evaluate"]
-    if k==4: return [] if (classifier_dir(r)/"classifier.json").exists() else ["classify"]
-    return [] if results_path(r,"metrics.json").exists() else ["evaluate"]
+    "What a row lacks: a stage counts as done if what it read is what there is now."
+    data = (data_dir()/r.data).is_dir()
+    captions = _captions_now(r) if data else None
+    painted = synthetic_recipe(r) if k==4 else r
+    last, fault = ("classify", classifier_fault) if k==4 else ("evaluate", results_fault)
+    if training_fault(r,captions,whole=False): return ["train","generate",last]
+    if samples_fault(painted,whole=False,data=data): return ["generate",last]
+    return [last] if fault(r,data) else []
+
+def _captions_now(r):
+    try: return captions_key(captions_for(r,"train"))
+    except ValueError: return "some images have none"  # so that what was trained before there were these images is stale
+
+
+# %% ../nbs/14_report.ipynb #9dd8d388
+def has_result(
+    r:Recipe,  # a row
+    k:int=2    # which table
+) -> bool:
+    "Is there a number, whatever it was made from?"
+    return (classifier_dir(r)/"classifier.json" if k==4 else results_path(r,"metrics.json")).exists()
 
 # %% ../nbs/14_report.ipynb #109061bc
 def runnable(
@@ -307,7 +322,8 @@ def _cells(k, dataset, method, title, runs, numbers, wanted):
         else: missing = _no_value(found)
         out.append(dict(table=k, dataset=dataset, method=method, title=title, measure=m,
                         paper=paper_value(k,dataset,method,m), **_summary(known),
-                        seeds=len(known), of=len(runs), to_run=missing))
+                        seeds=len(known), of=len(runs), to_run=missing,
+                        stale=any(has_result(r,k) for r in lacks)))
     return out
 
 # %% ../nbs/14_report.ipynb #44bd64a0
@@ -370,7 +386,7 @@ def _digits(c, paper=False): # after the point, as the paper has them
 
 def _cell_text(c): # a number with its spread, or a word
     if pd.isna(c.ours):
-        return "run" if _can_be_made(c.to_run) else "none"
+        return "none" if not _can_be_made(c.to_run) else "stale" if c.stale is True else "run"
     show = lambda v: f"{v:.{_digits(c)}f}"
     spread = f" ± {show(c.sd)}" if pd.notna(c.sd) else \
         f" ({show(c.low)} to {show(c.high)})" if pd.notna(c.low) else ""
@@ -592,9 +608,14 @@ def lacks_captions(
     r:Recipe # a row
 ) -> bool:
     "Does training want captions that nobody has written?"
-    if r.captions!="vsg" or all(read_captions(r,s) is not None for s in ("train","test")): return False
+    if r.captions!="vsg" or not any(_uncaptioned(r,s) for s in ("train","test")): return False
     s = load_split(r,"train")
     return (s.folder.parent/"phantom.json").exists() or only_simple(r,s)
+
+def _uncaptioned(r,split): # is there no table, or an image that it lacks?
+    m = read_captions(r,split)
+    return m is None or not {*load_split(r,split).files}<={*m.file_name}
+
 
 # %% ../nbs/14_report.ipynb #6bb7f7f5
 def repaint(
@@ -615,11 +636,7 @@ def left(
     "What a row still needs."
     if not runnable(r): return []
     if "classify" in ends: check_classes_known(load_split(r,"train"),load_split(r,"test"))
-    trained = (run_dir(r)/"done.json").exists()
-    if trained and not finished(r,captions_key(captions_for(r,"train"))):
-        raise ValueError(f"{run_dir(r)} was trained on other images or captions than there are now, or with other settings. "
-                         "Move it away to train anew.")
-    out,s = [("caption",r)] if not trained and lacks_captions(r) else [],synthetic_recipe(r)
+    out,s = [("caption",r)] if "train" in to_run(r) and lacks_captions(r) else [],synthetic_recipe(r)
     if "evaluate" in ends:
         out += [(n,r) for n in repaint(r,to_run(r))
                 or ["evaluate"]*(not {Path(x).name for x in spaces.split()}<={*results(r)["spaces"]})]

@@ -12,7 +12,7 @@ import torch
 from medart import classifier as C
 from medart import metrics as M
 from medart import report as R
-from medart.core import write_atomic
+from medart.core import write_atomic, write_record
 from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, PAPER, classifier_dir, recipe, run_dir, samples_dir
 
@@ -31,18 +31,20 @@ def paper(dataset, method, seed):
 def finish(r, fid=None, distance=None, kid=None, f1=None):
     "Leave behind what a finished run would."
     own = r.extractor.split("/")[-1]
-    write_atomic(run_dir(r) / "done.json", "{}")
+    write_record(run_dir(r) / "done.json", {})
     write_atomic(samples_dir(r) / "metadata.csv", "")
+    write_record(samples_dir(r) / "key.json", {}, ["metadata.csv"])
     rows = [dict(space=own, measure="frechet", value=distance, floor=1.25), dict(space=own, measure="kid", value=0.5, floor=0.0)]
     if fid is not None:
         rows += [dict(space="inception", measure="frechet", value=fid, floor=20.0),
                  dict(space="inception", measure="kid", value=kid, floor=0.001)]
-    write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(rows=rows)))
+    write_record(M.results_path(r, "metrics.json"), {}, rows=rows)
     if f1 is not None:
         write_atomic(samples_dir(C.synthetic_recipe(r)) / "metadata.csv", "")
+        write_record(samples_dir(C.synthetic_recipe(r)) / "key.json", {}, ["metadata.csv"])
         rows = [dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s)
                 for i, k in enumerate(C.KINDS) for s in (0, 1) for m in C.SCORES]
-        write_atomic(classifier_dir(r) / "classifier.json", json.dumps(dict(rows=rows)))
+        write_record(classifier_dir(r) / "classifier.json", {}, rows=rows)
 
 
 def test_the_papers_rows_are_all_there():
@@ -108,7 +110,7 @@ def test_missing_cells_say_what_to_run(folders):
     assert set(t.loc["Real against real"].dropna()) == {"-", run} and notes[-1].startswith("A dash")
     assert [name for top, name in t.columns if top == "the paper"] == ["skin FID", "skin HFD", "skin KID"], \
         "the paper's columns in the paper's order"
-    write_atomic(run_dir(r) / "done.json", "{}")
+    write_record(run_dir(r) / "done.json", {})
     assert R.to_run(r) == ["generate", "evaluate"] and R.to_run(r, 4) == ["generate", "classify"]
     assert "-p gen_split train -p gen_count 0" in R.commands(r, 4).split(" && ")[0] and "gen_split" not in R.commands(r, 2)
     finish(r, distance=20.0)
@@ -292,7 +294,7 @@ def test_figure_two(folders, split):
     from medart.generation import generation_plan
     plan = generation_plan(rs[0])
     for r, shade, texts in ((rs[0], 40, ("",) * len(plan)), (rs[2], 200, plan.texts)):
-        write_atomic(run_dir(r) / "done.json", "{}")
+        write_record(run_dir(r) / "done.json", {})
         files = tuple(f"{c}/{i:05d}.png" for c, i in zip(plan.classes, plan.index))
         M.write_samples(samples_dir(r), M.Images(torch.full((len(plan), 3, 64, 64), shade).byte(), plan.classes, texts, files, plan.index))
     fig = R.prompts_figure(rs, 3)

@@ -17,8 +17,8 @@ import pytest
 
 from medart import report as R
 from medart.core import write_atomic, write_record
-from medart.generation import generate
-from medart.hldf import _reads, train
+from medart.generation import generate, generation_plan, painted_from
+from medart.hldf import IMAGES, train
 from medart.metrics import evaluate, find_measure
 from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, METHODS, captions_dir, recipe, run_dir, samples_dir
@@ -123,14 +123,14 @@ def test_what_is_left_of_a_row(made, folders):
         t = R.load_split(r, split)
         write_atomic(captions_dir(r) / split / "metadata.csv", pd.DataFrame(dict(file_name=t.files, text=t.texts)).to_csv(index=False))
     assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"]
-    write_atomic(run_dir(r) / "done.json", "{}")
-    with pytest.raises(ValueError, match="Move it away to train anew"):
-        R.left(r)
-    write_record(run_dir(r) / "done.json", _reads(r, captions_key(captions_for(r, "train"))))
+    write_record(run_dir(r) / "done.json", {IMAGES: "others"})
+    assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"], "what was trained on other images is trained anew"
+    write_record(run_dir(r) / "done.json", {IMAGES: captions_key(captions_for(r, "train"))})
     assert [n for n, _ in R.left(r)] == ["generate", "evaluate"]
     write_atomic(samples_dir(r) / "metadata.csv", "file_name\na.png\n")
     write_atomic(samples_dir(r) / "a.png", "an image")
-    write_atomic(R.results_path(r, "metrics.json"), json.dumps(dict(spaces={"vit-skin": ""})))
+    painted = write_record(samples_dir(r) / "key.json", painted_from(r, generation_plan(r)), ["a.png", "metadata.csv"])["key"]
+    write_record(R.results_path(r, "metrics.json"), {"the images": painted}, spaces={"vit-skin": ""})
     assert R.left(r) == [] and R.left(r, spaces="facebook/dinov2-base") == [("evaluate", r)]
     (samples_dir(r) / "a.png").unlink()
     assert R.left(r) == [("generate", r)], "an image that is gone is painted again"
