@@ -230,10 +230,13 @@ def check_painted(
     r:Recipe # a run whose images are to be used
 ) -> None:
     "Refuse images that are not those that would be painted now."
-    fault = samples_fault(r)
-    if fault:
-        raise ValueError(f"The images in {samples_dir(r)} are refused: {fault}. Paint them again (what is there is set "
-                         f"aside): {command(r, 'generate')}")
+    folder, again = samples_dir(r), command(r, "generate")
+    if not (folder/"key.json").exists():
+        raise FileNotFoundError(f"{folder} holds no generated images (no key.json). Paint them first: {again}")
+    if fault := samples_fault(r):
+        raise ValueError(f"The images in {folder} are refused: {fault}. To paint them anew (what is there is set aside) run "
+                         f"generate again: {again}")
+
 
 # %% ../nbs/10_generation.ipynb #61de58ff
 def image_label(

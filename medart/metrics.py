@@ -1254,6 +1254,7 @@ def _image_sets(r):  # all images of an evaluation, and what is said of the unto
     sets = dict(gen=generated_images(samples_dir(r),r.size),test=real_images(r,"test"),train=real_images(r,"train"))
     base,said = base_recipe(r),""
     if base!=r and (samples_dir(base)/"metadata.csv").exists():
+        if fault := samples_fault(base): return sets,f"The untouched base's images are left out: {fault}."
         images = generated_images(samples_dir(base),r.size)
         same = (images.classes,images.texts)==(sets["gen"].classes,sets["gen"].texts)
         if same: sets["base"] = images

@@ -28,10 +28,10 @@ from filelock import FileLock
 from scipy import stats
 
 from .classifier import SCORES,check_classes_known,classified,classifier_fault,synthetic_recipe
-from .core import data_dir,image_grid,outputs_dir,progress,root,shareable,stable_hash,to_array,write_atomic
+from .core import data_dir,image_grid,outputs_dir,progress,read_record,root,shareable,stable_hash,to_array,write_atomic
 from .data import cores,crop,load_split,read_pixels,unit
 from .generation import load_samples,samples_fault
-from .hldf import read_losses,stop_signals,training_fault
+from .hldf import IMAGES,read_losses,stop_signals,training_fault
 from .metrics import distance_name,find_measure,results,results_fault,results_path
 from .recipes import DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
 from .simplify import captions_for,captions_key,only_simple,read_captions
@@ -157,18 +157,18 @@ def to_run(
     k:int=2    # which table: 2 and 3 show distances, 4 shows classifiers
 ) -> list:     # notebooks still to be run, in order
     "What a row lacks: a stage counts as done if what it read is what there is now."
-    data = (data_dir()/r.data).is_dir()
-    captions = _captions_now(r) if data else None
     painted = synthetic_recipe(r) if k==4 else r
     last, fault = ("classify", classifier_fault) if k==4 else ("evaluate", results_fault)
-    if training_fault(r,captions,whole=False): return ["train","generate",last]
+    done = read_record(run_dir(r)/"done.json")
+    if not done: return ["train","generate",last]
+    data = IMAGES in done["read"] and (data_dir()/r.data).is_dir()
+    if training_fault(r,_captions_now(r) if data else None,whole=False): return ["train","generate",last]
     if samples_fault(painted,whole=False,data=data): return ["generate",last]
     return [last] if fault(r,data) else []
 
 def _captions_now(r):
     try: return captions_key(captions_for(r,"train"))
     except ValueError: return "some images have none"  # so that what was trained before there were these images is stale
-
 
 # %% ../nbs/14_report.ipynb #9dd8d388
 def has_result(

@@ -1,7 +1,6 @@
 "Tables and figures from made-up results: the paper's numbers in their places, ours under their own name, missing ones with a command."
 import csv
 import io
-import json
 import re
 
 
@@ -12,7 +11,7 @@ import torch
 from medart import classifier as C
 from medart import metrics as M
 from medart import report as R
-from medart.core import write_atomic, write_record
+from medart.core import read_record, write_atomic, write_record
 from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, PAPER, classifier_dir, recipe, run_dir, samples_dir
 
@@ -175,9 +174,10 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
                 for m, v in rows.items()]
         gone = [dict(measure=x["measure"], space=x["space"], why="too few images") for x in rows if x["value"] is None]
         rows = [x for x in rows if x["value"] is not None]
-        write_atomic(M.results_path(r, "metrics.json"), json.dumps(dict(n=64, n_real=80, n_floor=32, rows=rows, missing=gone)))
+        write_record(M.results_path(r, "metrics.json"), {}, n=64, n_real=80, n_floor=32, rows=rows, missing=gone)
         path = classifier_dir(r) / "classifier.json"
-        write_atomic(path, json.dumps(json.loads(path.read_text()) | dict(n=dict.fromkeys(C.KINDS, 64), n_test=80, updates=16)))
+        rows = read_record(path)["rows"]
+        write_record(path, {}, rows=rows, n=dict.fromkeys(C.KINDS, 64), n_test=80, updates=16)
 
     leave(tiny("skin", "medart", 0), frechet=20.0, kid=None)
     ours = "ours, tiny scale, drawn phantoms"
