@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from .core import data_dir,file_word,outputs_dir,root,short_name,stable_hash,write_atomic
+from .core import data_dir,file_word,outputs_dir,read_file,root,short_name,stable_hash,write_atomic
 
 # %% ../nbs/01_recipes.ipynb #fea10f9a
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ _Text.add_constructor("tag:yaml.org,2002:map", _mapping)
 # %% ../nbs/01_recipes.ipynb #70ae16dc
 def _read_yaml(path): # a dataset.yaml -> dict, all scalars as text
     try:
-        y = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Text)
+        y = yaml.load(read_file(path, 1<<20).decode("utf-8-sig"), _Text)
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8: save it in that encoding.") from e
     except yaml.YAMLError as e:
