@@ -10,10 +10,14 @@ __all__ = ['TERMS', 'PACKAGES', 'STAGES', 'Finding', 'NotReady', 'Repository', '
 
 # %% ../nbs/18_preflight.ipynb #4f049c4a
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path,PurePosixPath
 
 import pandas as pd
@@ -29,7 +33,7 @@ from .data import SOURCES,how_to_get
 from .metrics import INCEPTION,load_extractor
 from .model import loading_model
 from .recipes import Recipe,captions_dir,dataset_of,kind_of,locate
-from .simplify import check_limit,load_tokenizers
+from .simplify import load_tokenizers
 from .vsg import load_processor
 from medart.weights import (damaged_files,files_below,loading,
     local_folder,missing_files,part_classes,weight_files,
@@ -169,7 +173,6 @@ def _small_parts(r): # tokenizers and the schedule: all of a pipeline that has n
     with loading_model(r):
         schedule = DDPMScheduler.load_config(where,subfolder="scheduler")
         if pipeline: pipeline.load_config(where)
-    check_limit(r)
     return [schedule["_class_name"],*(type(t).__name__ for t in load_tokenizers(r).values())]
 
 # %% ../nbs/18_preflight.ipynb #dd16a7fa
@@ -256,16 +259,19 @@ def check_packages(
     return found
 
 # %% ../nbs/18_preflight.ipynb #b309a90d
+_ASK_TORCH = """import json,torch
+cards = map(torch.cuda.get_device_properties,range(torch.cuda.device_count()))
+print(json.dumps([dict(name=c.name,bytes=c.total_memory,bf16=c.major>=8) for c in cards]))"""
+
+@cache
+def _asked(visible): # CUDA_VISIBLE_DEVICES; asked once
+    done = subprocess.run([sys.executable,"-c",_ASK_TORCH],capture_output=True,text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode==0 else []
+
 def gpus(
 ) -> list: # a dict each: name, bytes, bf16
-    "The GPUs that torch would use, asked without starting CUDA."
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    if not torch.cuda.is_available(): return []
-    import pynvml
-    pynvml.nvmlInit()
-    cards = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(torch.cuda.device_count())]
-    return [dict(name=pynvml.nvmlDeviceGetName(c),bytes=pynvml.nvmlDeviceGetMemoryInfo(c).total,
-                 bf16=pynvml.nvmlDeviceGetCudaComputeCapability(c)[0]>=8) for c in cards]
+    "The GPUs that torch would use, asked in another process."
+    return _asked(os.environ.get("CUDA_VISIBLE_DEVICES")) if torch.backends.cuda.is_built() else []
 
 # %% ../nbs/18_preflight.ipynb #3bd28e19
 def weight_bytes(
