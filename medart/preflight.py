@@ -183,7 +183,7 @@ def check_evaluate(
     "What evaluation measures with."
     found = []
     for name in (r.extractor,*spaces):
-        if name=="inception": found += check_inception()
+        if name in ("inception","inception-antialias"): found += check_inception()
         else: found += check_loading(f"extractor: {name}",lambda: load_extractor(name),lambda e: e.about)
     return found
 
