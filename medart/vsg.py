@@ -243,9 +243,9 @@ def open_image(
     with Image.open(path) as im: return ImageOps.exif_transpose(im).convert("RGB")
 
 # %% ../nbs/04_vsg.ipynb #08de1e80
-ENDS = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
-"Where sentences end."
-LABEL = re.compile(r"^(answer|caption|description|output|response)\s*:\s*",re.I)
+ENDS = re.compile(r"(?<!\bapprox)(?<!\bca)(?<!\bcf)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?][\"'”’)\]]*(?=\s|$)")
+"Where sentences end: not after an abbreviation."
+LABEL = re.compile(r"^(\d+[.)]\s+|(answer|caption|description|output|response)\s*:\s*)",re.I)
 "What models put before an answer."
 
 def tidy(
