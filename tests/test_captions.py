@@ -272,7 +272,8 @@ def test_length_is_no_fault_and_what_was_cut_off_is_known():
     long = simple + " shows " + "a raised dark fold with a smooth wet surface and a pale rim, " * 9 + "and no more."
     assert len(long.split()) > 100 and not caption_fault(tidy(long), simple, DATASETS["skin"].features)
     for raw, kept, cut in ((long, long, False), (long + " The bor", long, True), (long[:-6], long[:-6], True),
-                           (simple + ' is "dark."', None, False), ("1. " + simple + " is dark.", simple + " is dark.", False),
+                           (simple + ' is "dark."', None, False),
+                           ("1. " + simple + " is dark.", simple + " is dark.", False),
                            (simple + " is dark. It is approx. 5", simple + " is dark.", True), ('"' + simple + ' is dark."', simple + " is dark.", False),
                            (simple + " is dark (left.)", None, False)):
         assert unfinished(raw) == cut and tidy(raw) == (raw if kept is None else kept)
