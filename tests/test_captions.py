@@ -274,7 +274,8 @@ def test_length_is_no_fault_and_what_was_cut_off_is_known():
     for raw, kept, cut in ((long, long, False), (long + " The bor", long, True), (long[:-6], long[:-6], True),
                            (simple + ' is "dark."', None, False),
                            ("1. " + simple + " is dark.", simple + " is dark.", False),
-                           (simple + " is dark. It is approx. 5", simple + " is dark.", True), ('"' + simple + ' is dark."', simple + " is dark.", False),
+                           (simple + " is dark. It is approx. 5", simple + " is dark.", True),
+                           ('"' + simple + ' is dark."', simple + " is dark.", False),
                            (simple + " is dark (left.)", None, False)):
         assert unfinished(raw) == cut and tidy(raw) == (raw if kept is None else kept)
 
