@@ -18,6 +18,7 @@ from huggingface_hub.errors import (EntryNotFoundError,GatedRepoError,HfHubHTTPE
     HFValidationError,LocalEntryNotFoundError,OfflineModeIsEnabled,
     RepositoryNotFoundError)
 from safetensors import SafetensorError,safe_open
+from transformers.utils.logging import disable_progress_bar
 
 from .recipes import locate
 
@@ -224,6 +225,7 @@ def load_network(
     **how        # for `from_pretrained`
 ):               # the network, each of its other weights from a file
     "A network as published."
+    disable_progress_bar() # a moment's bar would stay in a saved notebook
     below = dict(subfolder=part) if part else {}
     net,info = kind.from_pretrained(where,output_loading_info=True,**below,**how)
     drawn = {*info["missing_keys"],*(k[0] for k in info["mismatched_keys"])}
