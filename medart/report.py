@@ -212,13 +212,13 @@ def words(
 
 # %% ../nbs/14_report.ipynb #7a4287ed
 def commands(
-    r:Recipe,      # a row
-    k:int,         # which table
-    spaces:str=""  # further feature spaces to evaluate in
+    r:Recipe, # a row
+    k:int     # which table
 ) -> str:
-    "What to run, as a shell would read it."
-    return " && ".join(shlex.join(words(synthetic_recipe(r) if n=="generate" and k==4 else r,n,spaces))
-                       for n in to_run(r,k) or ["evaluate"])
+    "What to run for one row, as a shell would read it."
+    stages = to_run(r,k) or ["evaluate"]
+    whose = {n: synthetic_recipe(r) if n=="generate" and k==4 else r for n in stages}
+    return " && ".join(shlex.join(words(q,n)) for n,q in whose.items())
 
 # %% ../nbs/14_report.ipynb #225667c3
 def distance_columns(
