@@ -571,7 +571,7 @@ def _folded(text): return _composed(text).casefold()
 class FileIndex:
     "Finds the files that a table means."
     def __init__(self, files:list): # paths
-        self.files, self.ends = files, {}
+        self.files, self.ends, self.found = files, {}, {}
 
     def fits(self, name, fold, stem): # files whose path, or its end, is this
         if (fold, stem) not in self.ends:
@@ -586,11 +586,7 @@ class FileIndex:
 
 # %% ../nbs/03_data.ipynb #cebb55e4
 @patch
-def find(
-    self:FileIndex,
-    name:str # as a table writes it
-) -> list:   # the one file it means, several if that is not clear, or none
-    "The files that fit the longest end of a name's path."
+def search(self:FileIndex, name): # what `find` has not looked for yet
     text = name.strip().replace("\\", "/")
     parts = [x for x in text.split("/") if x not in ("", ".")]
     if ".." in parts:
@@ -604,6 +600,17 @@ def find(
                         return found
     return []
 
+# %% ../nbs/03_data.ipynb #a15d78c1
+@patch
+def find(
+    self:FileIndex,
+    name:str # as a table writes it
+) -> list:   # the one file it means, several if that is not clear, or none
+    "The files that fit the longest end of a name's path."
+    if name not in self.found:
+        self.found[name] = self.search(name)
+    return self.found[name]
+
 # %% ../nbs/03_data.ipynb #52999480
 NOBODY = set("unknown unk none nan na n_a null nil minus minus_minus not_available missing "
              "unspecified anonymous anon undefined no_id".split())
@@ -615,8 +622,9 @@ def stand_ins(
     "Which values mean that nothing is known."
     n = Counter(v for v in values if v)
     nobody = {v for v in n if label_key(v) in NOBODY or not label_key(v)}
+    most = [(None, 0), *sorted(((v, n[v]) for v in n if v not in nobody), key=lambda x: x[1])]
     for v in set(n)-nobody:
-        others = max((n[w] for w in set(n)-nobody-{v}), default=0)
+        others = most[-2][1] if v==most[-1][0] else most[-1][1]
         if n[v]>max(1, len(values)/2, 5*others): # one for all, or nearly
             nobody.add(v)
         elif re.fullmatch(r"-?(0+|1|9{3,})(\.0)?", v) and v!="1" and n[v]>max(1, 2*others):
@@ -694,7 +702,7 @@ def table_labels(
         return None
     cells = [[x] for x in single] if single else t[columns].values.tolist()
     rows = [[_items(x) for x in row if x] for row in cells]
-    cls = {x: class_of(x, d) for row in rows for cell in row for x in cell}
+    cls = {x: class_of(x, d) for x in {x for row in rows for cell in row for x in cell}}
     def read(row):
         if any(len(cell)>1 for cell in row):
             return "", "", "several labels: "+", ".join(max(row, key=len))
