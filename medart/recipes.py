@@ -26,6 +26,7 @@ import sys
 import unicodedata
 from dataclasses import asdict,dataclass,field,fields,replace
 from functools import cache
+from functools import lru_cache
 from math import ceil,isfinite
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def class_folder(
     return "_".join("".join(kept).split()).strip("_-")
 
 # %% ../nbs/01_recipes.ipynb #62aa1adb
+@lru_cache(1<<16)
 def label_key(
     label # or a class folder
 ) -> str: # the same for all that a reader of captions could confuse
