@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'token_limit', 'text_limits', 'check_limit', 'reading',
            'unknown_words', 'check_known', 'limits', 'cut_at_sentence', 'cut_to_fit', 'Simplifier', 'load_simplifier',
-           'shortening_fault', 'shorten_captions', 'write_captions', 'read_captions', 'captions_for', 'only_simple',
-           'captions_used', 'captions_key', 'main', 'length_figure', 'paths', 'samples_figure']
+           'shortening_fault', 'shorten_captions', 'write_captions', 'read_captions', 'looked_at_once', 'captions_for',
+           'only_simple', 'captions_used', 'captions_key', 'main', 'length_figure', 'paths', 'samples_figure']
 
 # %% ../nbs/05_simplify.ipynb #966789c2
 import json,re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass,replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from .core import image_grid,np_rng,read_names,stable_hash,write_atomic
+from .core import data_dir,image_grid,np_rng,read_names,stable_hash,write_atomic
 from .data import Split,load_split
 from .phantom import simple_caption
 from .recipes import (FAMILIES,Recipe,captions_dir,captions_recipe,category,
@@ -281,11 +283,7 @@ def read_captions(
     return read_names(f) if f.exists() else None
 
 # %% ../nbs/05_simplify.ipynb #455bffaa
-def captions_for(
-    r:Recipe,    # captions: vsg, simple, class or empty
-    split:str    # train or test
-) -> Split:      # the images of the split with these captions
-    "What training and generation read."
+def _captions_for(r, split):
     s = load_split(r,split); m = read_captions(r,split) if r.captions=="vsg" else None
     if m is None: return s
     text = dict(zip(m.file_name,m.text)); lacking = [f for f in s.files if f not in text]
@@ -295,6 +293,34 @@ def captions_for(
                          f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb "
                          f"-p dataset {r.dataset} -p scale {r.scale}")
     return replace(s,texts=tuple(text[f] for f in s.files))
+
+# %% ../nbs/05_simplify.ipynb #83999528
+_looked = ContextVar("what captions_for has answered", default=None)
+
+@contextmanager
+def looked_at_once():
+    "Inside, each split of a data set is read once."
+    if _looked.get() is not None:
+        yield
+        return
+    token = _looked.set({})
+    try:
+        yield
+    finally:
+        _looked.reset(token)
+
+def captions_for(
+    r:Recipe,    # captions: vsg, simple, class or empty
+    split:str    # train or test
+) -> Split:      # the images of the split with these captions
+    "What training and generation read."
+    kept = _looked.get()
+    if kept is None:
+        return _captions_for(r, split)
+    asked = data_dir(), r.dataset, r.data, r.captions, captions_dir(r), split
+    if asked not in kept:
+        kept[asked] = _captions_for(r, split)
+    return kept[asked]
 
 # %% ../nbs/05_simplify.ipynb #95158f6e
 def only_simple(
