@@ -34,7 +34,7 @@ from .generation import load_samples,samples_fault
 from .hldf import IMAGES,read_losses,stop_signals,training_fault
 from .metrics import distance_name,find_measure,results,results_fault,results_path
 from .recipes import DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
-from .simplify import captions_for,captions_key,only_simple,read_captions
+from .simplify import captions_for,captions_key,looked_at_once,only_simple,read_captions
 
 # %% ../nbs/14_report.ipynb #83e701fb
 def row_measures(
@@ -152,6 +152,7 @@ def color_paths(
     return fig
 
 # %% ../nbs/14_report.ipynb #ff48ed73
+@looked_at_once()
 def to_run(
     r:Recipe,  # a row
     k:int=2    # which table: 2 and 3 show distances, 4 shows classifiers
@@ -350,6 +351,7 @@ def _paper_cells(k, dataset, wanted, of): # what the paper measured and we call 
             for m in t["rows"] for x in names]
 
 # %% ../nbs/14_report.ipynb #ef896291
+@looked_at_once()
 def table_cells(
     k:int,           # 2, 3 or 4
     made,            # (dataset, method, seed) -> Recipe
@@ -628,6 +630,7 @@ def repaint(
     return stages if all((m.parent/f).exists() for f in pd.read_csv(m).file_name) else ["generate",*stages]
 
 # %% ../nbs/14_report.ipynb #a29af75c
+@looked_at_once()
 def left(
     r:Recipe,                # a row
     ends=("evaluate",),      # what it should end in: evaluate, classify or both
