@@ -1825,7 +1825,7 @@ def _nothing(folder, how, every):
     found = Counter((r, _unnamed(w) if r=="left out" else w)
                     for r, w in zip(every.reason, every.detail)).most_common(3)
     most = "; ".join(f"{n} files: {r}, {x}" for (r, x), n in found)
-    return f"No usable images in {folder} ({how}). "+(
+    return f"No usable images in {folder} ({_layout(how)}). "+(
         f"What was found: {most}." if most
         else f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
              "and for a table with columns like file_name and label.")
