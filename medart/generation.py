@@ -27,7 +27,7 @@ from .core import (alone, file_hash, image_grid, np_rng, progress, read_names, r
 from .data import Split,crop,decode,load_split,read_pixels,read_table,unit
 from .hldf import check_trained,training_fault
 from .model import Cond,Model,cat_cond,load_base,load_model,merge,vae_batch
-from .recipes import Recipe,category,command,recipe_hash,run_dir,samples_dir,save_recipe,settings
+from .recipes import Recipe,category,command,portable,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
 from .simplify import captions_for,captions_key,check_known,reading,unknown_words
 from .vsg import processes
@@ -46,7 +46,7 @@ class Plan:
 def shares(
     sizes:dict, # class -> images there are
     count:int   # images wanted of all classes; 0 for all
-) -> dict:      # class -> images, `count` together, or all where there are no more
+) -> dict:      # class -> images, about `count` together, or all where there are no more
     "An even share of each class."
     total = sum(sizes.values())
     if not count or count >= total:
@@ -54,10 +54,10 @@ def shares(
     if count < len(sizes):
         raise ValueError(f"gen_count={count} leaves out some of the {len(sizes)} classes. "
                          f"Pass gen_count={len(sizes)} or more, or 0 for all {total} images.")
-    many = dict.fromkeys(sizes, 1)
-    for _ in range(count-len(sizes)):
-        lacking = {c:count*n/total-many[c] for c, n in sizes.items() if many[c] < n}
-        many[max(lacking, key=lacking.get)] += 1
+    many = {c:max(1, round(count*n/total)) for c, n in sizes.items()}
+    if sum(many.values()) != count:
+        print(f"gen_count={count} is no even share of {len(sizes)} classes: "
+              f"{sum(many.values())} images are made.")
     return many
 
 # %% ../nbs/10_generation.ipynb #10c3077a
@@ -248,7 +248,8 @@ def image_label(
 ) -> dict:       # what is written into its file
     "What an image says of itself."
     return dict(caption=plan.texts[j], index=plan.index[j], seed=r.seed, recipe=recipe_hash(r, "train", "generate"),
-                model=r.model, method=r.method, scale=r.scale, **read, note="synthetic image, not for diagnosis", key=key)
+                model=portable(dict(model=r.model))["model"], method=r.method, scale=r.scale,
+                **read, note="synthetic image, not for diagnosis", key=key)
 
 def has_label(
     path,       # an image

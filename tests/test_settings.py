@@ -378,11 +378,12 @@ def test_adapters_that_hit_nothing_are_refused(changes, says):
         load_model(recipe("skin", scale="tiny", **changes))
 
 
-@pytest.mark.parametrize("sizes, count", [((64,) * 8, 256), ((10, 3, 1), 7), ((5, 5, 5), 7), ((1000, 1, 1), 3), ((2, 9), 10)])
-def test_as_many_images_as_asked_for(sizes, count):
-    there = dict(enumerate(sizes))
-    many = shares(there, count)
-    assert sum(many.values()) == count and all(1 <= n <= there[c] for c, n in many.items())
+@pytest.mark.parametrize("sizes, count, made", [((64,) * 8, 256, 256), ((3,) * 8, 12, 16), ((5, 5, 5), 7, 6), ((1000, 1, 1), 3, 5)])
+def test_an_even_share_that_is_not_what_was_asked_for_is_said(sizes, count, made, capsys):
+    many = shares(dict(enumerate(sizes)), count)
+    said = capsys.readouterr().out
+    assert sum(many.values()) == made and (f"{made} images are made" in said) == (made != count)
+    assert all(many[i] == many[j] for i, a in enumerate(sizes) for j, b in enumerate(sizes) if a == b)
 
 
 def test_fewer_images_than_classes_are_refused():
