@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .core import (alone, image_grid, np_rng, outputs_dir, peak_rss, progress, read_record, record_fault, rng,
-                         save_figure, seed_of, set_aside, sync_folder, write_atomic, write_record)
+                         save_figure, seed_of, set_aside, shareable, sync_folder, write_atomic, write_record)
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
 from .model import Cond,Model,Moments,check_size_and_steps,converted,flat,kind_of,load_model,put,unflat,vae_batch
@@ -507,7 +507,7 @@ def set_aside_outdated(
         why = "" if checkpoint_fault(path) else checkpoint_outdated(path, r, captions, steps)
         if why:
             read = json.loads((path/"manifest.json").read_text()).get("captions", "")
-            print(f"Setting aside checkpoint {path.name}: {why}. It is kept in {set_aside(path, folder, read).parent}.")
+            print(f"Setting aside checkpoint {path.name}: {why}. It is kept in {shareable(set_aside(path, folder, read).parent)}.")
 
 # %% ../nbs/09_hldf.ipynb #878cfaba
 def load_checkpoint(
@@ -727,7 +727,7 @@ def _set_aside_run(r,out,why):  # an earlier end of this run, done.json last: wi
     made = [*kind_of(r).parts.values(), *(f.name for f in out.glob("*.safetensors")), "losses.csv", "timing.csv", "grids", "done.json"]
     for name in made:
         if (out/name).exists(): set_aside(out/name,out,tag)
-    print(f"{out} was trained before, but {why}. That is kept in {out/'set-aside'/tag}.")
+    print(f"{shareable(out)} was trained before, but {why}. That is kept in {shareable(out/'set-aside'/tag)}.")
 
 def _rate(clock,r):  # images a second since the log was last read
     (k0,t0,*_),(k1,t1,*_) = ([(0,0.)]+clock)[-2:]
