@@ -22,7 +22,7 @@ import torch
 from PIL import Image,PngImagePlugin
 from torch import Tensor
 
-from .core import (alone, file_hash, image_grid, np_rng, progress, read_names, read_record, record_fault, rng, set_aside,
+from .core import (alone, file_hash, image_grid, np_rng, progress, read_names, read_record, record_fault, rng, set_aside, shareable,
                          stable_hash, write_atomic, write_record)
 from .data import Split,crop,decode,load_split,read_pixels,read_table,unit
 from .hldf import check_trained,training_fault
@@ -317,7 +317,8 @@ def _make_room(r,out,names,labels,reads):  # set aside what is not to be used, a
     known = read_record(out/"key.json")
     if known and known["read"]!=reads:
         why = record_fault(out/"key.json",reads,whole=False)
-        print(f"Setting aside the images in {out}: {why}. They are kept in {set_aside(out,run_dir(r))} until this happens again.")
+        kept = set_aside(out,run_dir(r))
+        print(f"Setting aside the images in {shareable(out)}: {why}. They are kept in {shareable(kept)} until this happens again.")
         known = {}
     def good(name,label):
         if name in known.get("files",{}): return file_hash(out/name)==known["files"][name]
