@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(scale="tiny",epochs=.05,interval=2,solver_steps=2,gen_steps=2)
@@ -38,3 +40,21 @@ def test_wrong_parameters_stop_the_run(folders,tmp_path,wrong,says):
     done = papermill("train",tmp_path/"train.ipynb",**(dict(scale="tiny")|wrong))
     assert done.returncode!=0 and says in done.stderr and next(iter(wrong)) in done.stderr
     assert not any(folders[1].iterdir())
+
+
+def test_own_images_need_no_more_than_a_modality_and_features(folders,tmp_path):
+    "The documented minimum: class folders and two lines of dataset.yaml, from captions to training."
+    own = folders[0]/"own"
+    for k,cls in enumerate(("mild","severe")):
+        (own/cls).mkdir(parents=True)
+        for i in range(8):
+            g = np.random.default_rng(10*k+i)
+            Image.fromarray(g.integers(0,255,(64,72,3),dtype=np.uint8)).save(own/cls/f"{i}.png")
+    (own/"dataset.yaml").write_text("modality: fundus\nfeatures: color and shape\n")
+    asked = dict(dataset="own",data="own",scale="tiny")
+    for name,more in (("caption",{}),("train",dict(epochs=.5,interval=2,solver_steps=2,check="train"))):
+        done = papermill(name,tmp_path/f"{name}.ipynb",**asked,**more)
+        assert done.returncode==0, done.stderr[-3000:]
+    text = (tmp_path/"caption.ipynb").read_text()
+    assert "A fundus image of mild" in text and "StopIteration" not in text
+    assert list(folders[1].glob("own-tiny/*/done.json"))
