@@ -343,8 +343,8 @@ def _visible(folder): # everything that is not hidden, sorted, relative to it, w
         been.add(here)
         solid = [x for x in dirs if x.lower().endswith(IMAGES)] # a folder in an image's place
         dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX")) and x not in solid]
-        out += [os.path.relpath(os.path.join(at,f),folder).replace(os.sep,"/")
-                for f in files+solid if not f.startswith(".")]
+        start = os.path.join(os.path.relpath(at, folder), "").replace(os.sep, "/").removeprefix("./")
+        out += [start+f for f in files+solid if not f.startswith(".")]
     return sorted(out)
 
 def files_below(
@@ -429,19 +429,20 @@ def class_folders(
                 f"{'/'.join(p)} is not among the categories of dataset.yaml")
     rest = [f for f in files if paths[f] and not any(known[x] for x in paths[f])]
     if rest and (d.name in DATASETS or not known_labels(d)):
-        for f, x in zip(rest, _class_level([paths[f] for f in rest])):
-            out[f] = x, class_of(x, d, folder=True), ""
+        names = _class_level([paths[f] for f in rest])
+        cls = {x: class_of(x, d, folder=True) for x in set(names)}
+        out |= {f: (x, cls[x], "") for f, x in zip(rest, names)}
     return out
 
 # %% ../nbs/03_data.ipynb #660b6ee4
 def list_tree(
-    folder,      # class folders
+    files:list,  # paths in class folders
     d:Dataset,   # knows the classes
     split_of,    # file -> split
     below:str="" # the folder's own name, to put before each file
 ) -> pd.DataFrame:
     "Images in class folders."
-    files = [f for f in files_below(folder) if "/" in f or "." in f]
+    files = [f for f in files if "/" in f or "." in f]
     covers = masks(files)
     sorted_in = class_folders([f for f in files if f not in covers], d)
     rows = []
@@ -568,21 +569,30 @@ def _composed(text): return unicodedata.normalize("NFC", text)
 
 def _folded(text): return _composed(text).casefold()
 
+def _bare(file): # without its ending
+    return file.rsplit(".", 1)[0] if "." in file.rsplit("/", 1)[-1] else file
+
 class FileIndex:
     "Finds the files that a table means."
     def __init__(self, files:list): # paths
         self.files, self.ends, self.found = files, {}, {}
 
-    def fits(self, name, fold, stem): # files whose path, or its end, is this
-        if (fold, stem) not in self.ends:
-            ends = self.ends[fold, stem] = {}
+    def alike(self, name, bare): # files whose path ends so, in any case and form of accents
+        if bare not in self.ends:
+            ends = self.ends[bare] = {}
             for f in self.files:
-                bare = f.rsplit(".", 1)[0] if stem and "." in f.rsplit("/", 1)[-1] else f
-                parts = fold(bare).split("/")
+                parts = _folded(bare(f)).split("/")
                 for i in range(len(parts)):
                     ends.setdefault("/".join(parts[i:]), []).append(f)
-        found = self.ends[fold, stem].get(fold(name), [])
-        return [f for f in found if f.count("/")==name.count("/")] or found
+        return self.ends[bare].get(_folded(name), [])
+
+    def fits(self, name, bare): # the same, as exactly as it goes
+        found = self.alike(name, bare)
+        for fold in (str, _composed, _folded) if found else ():
+            exact = [f for f in found if ("/"+fold(bare(f))).endswith("/"+fold(name))]
+            if exact:
+                return [f for f in exact if f.count("/")==name.count("/")] or exact
+        return []
 
 # %% ../nbs/03_data.ipynb #cebb55e4
 @patch
@@ -594,10 +604,9 @@ def search(self:FileIndex, name): # what `find` has not looked for yet
     for i in range(len(parts)):
         end = "/".join(parts[i:])
         for form in dict.fromkeys((end, unquote(end))):
-            for query, stem in ((form, False), (form, True), (ENDING.sub("", form), True)):
-                for fold in (str, _composed, _folded):
-                    if found := self.fits(query, fold, stem):
-                        return found
+            for query, bare in ((form, str), (form, _bare), (ENDING.sub("", form), _bare)):
+                if found := self.fits(query, bare):
+                    return found
     return []
 
 # %% ../nbs/03_data.ipynb #a15d78c1
@@ -621,7 +630,7 @@ def stand_ins(
 ) -> dict:      # those that name nobody -> rows
     "Which values mean that nothing is known."
     n = Counter(v for v in values if v)
-    nobody = {v for v in n if label_key(v) in NOBODY or not label_key(v)}
+    nobody = {v for v in n if not re.search(r"\d", v) and label_key(v) in NOBODY|{""}}
     most = [(None, 0), *sorted(((v, n[v]) for v in n if v not in nobody), key=lambda x: x[1])]
     for v in set(n)-nobody:
         others = most[-2][1] if v==most[-1][0] else most[-1][1]
@@ -791,7 +800,7 @@ def _joined(paths, index, more): # one table a split; with more columns by the f
 
 # %% ../nbs/03_data.ipynb #055ab2cf
 def list_csv(
-    folder,      # where the files are
+    index:FileIndex, # of the files
     paths:list,  # of the table, or of one a split: a row an image
     d:Dataset,   # knows the classes
     split_of,    # file -> split, by its folder
@@ -799,8 +808,6 @@ def list_csv(
     more=()      # tables of patients, splits or captions, for the same images
 ) -> tuple:      # the list, and what is to be said of it
     "Images named in a table."
-    files = files_below(folder)
-    index = FileIndex(files)
     t = _joined(paths, index, more)
     name, c = ", ".join(p.name for p in paths), columns_of(t)
     names = t[_name_column(t, index)]
@@ -825,7 +832,7 @@ def list_csv(
                                     if found[x] else "")
         split, why = _said(split, split_of(f or x), why)
         rows.setdefault(f or x, []).append((below+(f or x), label, cls, tie, split, words, why))
-    left = _left_out(files, {f for f in file if f}, name)
+    left = _left_out(index.files, {f for f in file if f}, name)
     out = [_merged(r) for r in rows.values()]
     return _table(out+[(below+f, "", "", "", split_of(f), "", w) for f, w in left.items()]), told
 
@@ -938,8 +945,7 @@ def _several(folder, meant): # tables that name images -> those of labels, those
                      "or join them into one.")
 
 # %% ../nbs/03_data.ipynb #9594e65c
-def _listed(folder, d, split_of, below=""): # one folder: by its table, else by its folders
-    index = FileIndex(files_below(folder))
+def _listed(folder, index, d, split_of, below=""): # one folder: by its table, else by its folders
     looks = [x for p in _tables(folder) if (x := look_at(Path(folder)/p, index, d))]
     for x in looks:
         if x.names and not x.says:
@@ -952,9 +958,9 @@ def _listed(folder, d, split_of, below=""): # one folder: by its table, else by 
             raise ValueError(f"{x.path.name} has columns of files and classes, but names no "
                              f"image that lies here ({some}).")
     if not meant:
-        return list_tree(folder, d, split_of, below), [], "class folders"
+        return list_tree(index.files, d, split_of, below), [], "class folders"
     tables, more = _several(folder, meant)
-    t, told = list_csv(folder, tables, d, split_of, below, more)
+    t, told = list_csv(index, tables, d, split_of, below, more)
     return t, told, f"table {', '.join(p.name for p in (*tables, *more))}"
 
 # %% ../nbs/03_data.ipynb #93615ad5
@@ -1007,10 +1013,11 @@ def list_images(
             raise ValueError(f"{p.name} names images in {root.name}: move it there.")
     top = [p for p in _tables(root) if "/" not in p and (x := look_at(root/p, index, d)) and x.names]
     if parts and not top:
-        each = [_listed(root/p, d, lambda f, s=s: s, p+"/") for p, s in parts.items()]
+        each = [_listed(root/p, FileIndex(files_below(root/p)), d, lambda f, s=s: s, p+"/")
+                for p, s in parts.items()]
         each.append((_outside(root, parts), [], each[0][2]))
     else:
-        each = [_listed(root, d, lambda f: parts.get(f.split("/")[0], ""))]
+        each = [_listed(root, index, d, lambda f: parts.get(f.split("/")[0], ""))]
     t = pd.concat([x[0] for x in each], ignore_index=True)
     told = list(dict.fromkeys(s for x in each for s in x[1]))
     t["split"] = _use_split(t, told)
@@ -1435,7 +1442,7 @@ def damage(
     if fault:
         return fault
     m = pd.read_csv(out/"manifest.csv")
-    changed = [f for f, size, sha in zip(m.file, m.bytes, m.sha256) if not intact(out/f, size, sha)]
+    changed = [f for f, size, sha in zip(m.file, m.bytes, m.sha256) if not intact(os.path.join(out, f), size, sha)]
     return f"{changed[0]} is not the image that was stored ({len(changed)} in all)" if changed else ""
 
 def whole(
@@ -1743,10 +1750,11 @@ def with_names(
 # %% ../nbs/03_data.ipynb #36df3561
 def _key_of(root, t, *settings): # what a prepared folder is made from
     def state(f):
-        try: s = (root/f).stat()
+        path = os.path.join(root, f)
+        try: s = os.stat(path)
         except OSError: return None
         if not stat.S_ISREG(s.st_mode): return stat.S_IFMT(s.st_mode)
-        return s.st_size,s.st_mtime_ns,os.access(root/f,os.R_OK)
+        return s.st_size,s.st_mtime_ns,os.access(path,os.R_OK)
     return stable_hash([CHECKS,settings,t.values.tolist(),[state(f) for f in t.file]])
 
 def _pairs(t, pairs): # the table of copies
@@ -1901,9 +1909,11 @@ def load_split(
     "The images and captions of one split."
     folder,d = find_data(r)/split,dataset_of(r)
     m = read_names(folder/"metadata.csv")
-    classes = [Path(f).parts[0] for f in m.file_name]
-    texts = {"vsg":m.text,"simple":[simple_caption(d.modality,category(c)) for c in classes],
-             "class":[category(c) for c in classes],"empty":[""]*len(m)}[r.captions]
+    classes = [f.split("/")[0] for f in m.file_name]
+    words = {c: category(c) for c in set(classes)}
+    said = {"simple": {c: simple_caption(d.modality, w) for c, w in words.items()},
+            "class": words, "empty": dict.fromkeys(words, "")}
+    texts = m.text if r.captions=="vsg" else map(said[r.captions].get, classes)
     return Split(folder,tuple(m.file_name),tuple(classes),tuple(texts))
 
 # %% ../nbs/03_data.ipynb #ef97cafc
