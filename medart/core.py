@@ -53,7 +53,11 @@ def _folder_of(variable, default):  # what an environment variable says, or a de
         path = root()/Path(told).expanduser()
     except RuntimeError as e:
         raise ValueError(f"{variable}={told!r} names no home folder: {e}") from None
-    there = next((p for p in (path, *path.parents) if p.exists()), path)
+    try:
+        there = next((p for p in (path, *path.parents) if p.exists()), path)
+    except OSError as e:
+        raise ValueError(f"{variable}={told[:60]!r} cannot be a folder: {e.strerror}. "
+                         f"Set {variable} to another folder.") from None
     if there.exists() and not there.is_dir():
         raise NotADirectoryError(f"{variable}={told!r} cannot be a folder: {there} is a "
                                  f"file. Set {variable} to another folder.")

@@ -6,8 +6,8 @@
 __all__ = ['PROMPT_FILES', 'PROMPT_COLUMNS', 'Plan', 'shares', 'generation_plan', 'prompt_plan', 'looks_like_path',
            'read_prompts', 'starting_noise', 'paint', 'to_uint8', 'sample_name', 'save_png', 'painted_from',
            'samples_fault', 'check_painted', 'image_label', 'has_label', 'prompts_dir', 'generate', 'one_thread',
-           'generate_in', 'load_samples', 'one_of_each', 'real_beside_generated', 'samples_sheet', 'before_and_after',
-           'color_histograms']
+           'generate_in', 'samples_table', 'load_samples', 'one_of_each', 'real_beside_generated', 'samples_sheet',
+           'before_and_after', 'color_histograms']
 
 # %% ../nbs/10_generation.ipynb #e95f14a7
 import gc,io,os,re,subprocess,sys,tempfile
@@ -384,12 +384,31 @@ def generate_in(
                             "--no-python",sys.executable,"-c",code,d,prompts or ""],check=True,env=os.environ|threads)
     return generate(r,prompts)
 
+# %% ../nbs/10_generation.ipynb #6490f7c8
+def samples_table(
+    folder # as written by `generate`
+) -> pd.DataFrame: # a row an image: file_name, text, class, seed, index
+    "What was generated, without reading an image."
+    path, again = Path(folder)/"metadata.csv", "run generate with the parameters of this run"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: {again}.")
+    try:
+        table = read_names(path)
+    except ValueError:
+        table = pd.DataFrame()
+    if not len(table) or {"file_name", "class", "text"} - set(table):
+        raise ValueError(f"{path} is empty or damaged. To write it anew {again}: what is painted stays.")
+    if lost := [f for f in table.file_name if not (path.parent/f).is_file()]:
+        raise FileNotFoundError(f"{len(lost)} images named in {path} are missing, {lost[0]} first. "
+                                f"To paint them again {again}.")
+    return table
+
 # %% ../nbs/10_generation.ipynb #19206e46
 def load_samples(
     folder # as written by `generate`
 ) -> tuple: # uint8 (n,3,h,w), and its metadata
     "Read generated images back."
-    m = read_names(Path(folder)/"metadata.csv")
+    m = samples_table(folder)
     s = Split(Path(folder),tuple(m.file_name),tuple(m["class"]),tuple(m.text))
     with Image.open(s.folder/s.files[0]) as im: size = min(im.size)
     return torch.stack(read_pixels(s,size)),m

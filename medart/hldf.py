@@ -9,7 +9,8 @@ __all__ = ['IMAGES', 'cached_moments', 'TrainingSet', 'training_set', 'order', '
            'Waits', 'Log', 'read_log', 'shown', 'checkpoint_files', 'save_checkpoint', 'checkpoint_fault',
            'checkpoint_outdated', 'set_aside_outdated', 'load_checkpoint', 'stop_signals', 'Votes', 'sample_grid',
            'Window', 'compile_blocks', 'total_steps', 'training_fault', 'finished', 'check_trained', 'check_steps',
-           'divergence', 'peak_memory', 'train', 'launch', 'main', 'read_losses', 'loss_figure', 'run_summary']
+           'without_color', 'divergence', 'peak_memory', 'train', 'launch', 'main', 'read_losses', 'loss_figure',
+           'run_summary']
 
 # %% ../nbs/09_hldf.ipynb #dd164d0c
 import hashlib,json,math,os,shutil,signal,threading,time
@@ -659,7 +660,23 @@ def check_steps(
     if r.epochs and not steps:
         raise ValueError(f"epochs={r.epochs:g} of {n} training images in batches of {r.batch_size} make no update at all. "
                          f"Pass epochs={-(-100*r.batch_size//n)/100:g} or more, or method=base for the untouched model.")
+    rates = [r.lr]*r.lora_transformer + [r.lr if r.lr_text is None else r.lr_text]*r.lora_text
+    if steps and not any(rates):
+        raise ValueError(f"lr={r.lr:g} and lr_text={r.lr_text} change nothing in {steps} updates. "
+                         "Pass a rate above 0, or method=base for the untouched model.")
     return steps
+
+# %% ../nbs/09_hldf.ipynb #747a755b
+def without_color(
+    r:Recipe,  # interval
+    steps:int  # updates of the run
+) -> str:      # what to know before it; empty where there is nothing to say
+    "Does a run with HLDF end before its first color loss?"
+    due = (color_due(k, r.interval, r.color_at_start) for k in range(steps))
+    if not r.interval or not steps or any(due):
+        return ""
+    return (f"interval={r.interval}, and the run has {steps} steps: it computes no color loss and trains as "
+            f"method=no_hldf would. Pass interval={max(1, steps//10)} for example, or more epochs.")
 
 # %% ../nbs/09_hldf.ipynb #a6320008
 def divergence(
@@ -794,6 +811,7 @@ def train(
     if main: _writable(out)
     with alone(out,"train") if main else nullcontext():
         if main: _ready(acc,r,out,key,steps)
+        if main and (note := without_color(r,steps)): print(note)
         acc.wait_for_everyone()
         return _train(acc,r,s,key,steps,stop_after)
 

@@ -34,10 +34,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
 from .core import (
-    alone,file_hash,image_grid,np_rng,outputs_dir,progress,read_names,read_record,record_fault,shareable,stable_hash,
+    alone,file_hash,image_grid,np_rng,outputs_dir,progress,read_record,record_fault,shareable,stable_hash,
     write_atomic,write_record)
 from .data import Split,crop,load_split,read_pixels,unit
-from .generation import check_painted,samples_fault
+from .generation import check_painted,samples_fault,samples_table
 from .losses import channel_stats
 from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings
 from .simplify import captions_for,captions_key
@@ -161,11 +161,7 @@ def read_metadata(
     folder          # as written by generation
 ) -> pd.DataFrame:  # a row an image: file_name, text, class, seed, index
     "What was generated, without reading an image."
-    path = Path(folder)/"metadata.csv"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: "
-                                "papermill nbs/generate.ipynb outputs/generate.ipynb with the parameters of this run.")
-    m = read_names(path)
+    m = samples_table(folder)
     if len(m)<LEAST: raise ValueError(f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more.")
     return m
 

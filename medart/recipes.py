@@ -273,6 +273,8 @@ def kind_of(
 
 # %% ../nbs/01_recipes.ipynb #67f9de17
 def _expanded(setting, text):  # a path as written, with ~ filled in
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError(f"{setting}={text[:60]!r} holds control characters. Write another path.")
     try:
         return Path(text).expanduser()
     except RuntimeError as e:
@@ -300,6 +302,8 @@ def data_path(
     home = data_dir().resolve()
     found = _found("data", text, home, Path.cwd())
     path = found or Path(os.path.normpath(home/_expanded("data", text)))
+    if len(str(path)) > 3000 or any(len(os.fsencode(p)) > 255 for p in path.parts):
+        raise ValueError(f"data={text[:60]!r}... is longer than a disk takes. Pass the folder of images.")
     if os.path.isfile(path):
         raise NotADirectoryError(f"data={text!r} is a file. Pass the folder of images.")
     links = [p for p in sorted(home.glob("*")) if p.is_symlink()]
@@ -493,9 +497,9 @@ METHODS = dict(
 
 # %% ../nbs/01_recipes.ipynb #c38abc79
 def _oneof(what, value, allowed):
-    if value in allowed: return value
+    if isinstance(value, str) and value in allowed: return value
     near = difflib.get_close_matches(str(value), list(allowed), 1)
-    raise ValueError(f"{what} {value!r} is unknown. Choose one of: {', '.join(allowed)}."
+    raise ValueError(f"{what} {value!r} is unknown. Choose one of: {', '.join(a or repr(a) for a in allowed)}."
                      +(f" Did you mean {near[0]!r}?" if near else ""))
 
 # %% ../nbs/01_recipes.ipynb #cd2a4959
@@ -603,14 +607,15 @@ def _as_int(v):
     return operator.index(v) if not isinstance(v, bool) else int(None)
 
 def _as_float(v):
-    return float(v)+0. if not isinstance(v, bool) else float(None)
+    odd = isinstance(v, bytes) or str(v) in ("True", "False") or "_" in str(v)
+    return float(v)+0. if not odd else float(None)
 
 def _as_bool(v):
     return v if isinstance(v, bool) else dict(true=True, false=False)[v.strip().lower()]
 
 def _as_str(v):
     whole = isinstance(v, int) and not isinstance(v, bool)
-    return str(v) if whole else os.fspath(v)
+    return str(v) if whole else ""+os.fspath(v)
 
 def _as_tuple(v):
     words = re.findall(r"[^\s,()'\"\[\]]+", v) if isinstance(v, str) else list(v)
@@ -619,7 +624,7 @@ def _as_tuple(v):
 # %% ../nbs/01_recipes.ipynb #5f651a6f
 def _typed(f, v):  # a field's value, read as the field's type
     optional = not isinstance(f.type, type)  # float|None
-    if optional and (v is None or v in ("None", "none", "")):
+    if optional and (v is None or isinstance(v, str) and v.strip().lower() in ("none", "")):
         return None
     kind = float if optional else f.type
     read = {int:_as_int, float:_as_float, bool:_as_bool, str:_as_str, tuple:_as_tuple}[kind]
@@ -627,8 +632,10 @@ def _typed(f, v):  # a field's value, read as the field's type
         value = read(v)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         said = getattr(f.type, "__name__", f.type)
+        papermill = kind is str and isinstance(v, (bool, float, type(None)))
+        hint = f" For papermill write -r {f.name} in place of -p {f.name}." if papermill else ""
         raise ValueError(f"setting {f.name}={v!r} has the wrong type: it takes {said}, "
-                         f"for example {f.name}={f.default!r}.") from None
+                         f"for example {f.name}={f.default!r}.{hint}") from None
     if kind is float and not isfinite(value):
         raise ValueError(f"setting {f.name}={v!r} is not a finite number.")
     return value
@@ -677,6 +684,9 @@ def _check_shapes(r):  # settings that have limits of their own
     if max(r.gen_steps, r.solver_steps) > TIMES:
         raise ValueError(f"gen_steps={r.gen_steps} and solver_steps={r.solver_steps} must be at most "
                          f"the {TIMES} diffusion times that models are trained on; 20 to 50 are usual.")
+    if not r.classifier_lr:
+        raise ValueError("classifier_lr=0 teaches a classifier nothing. "
+                         f"Pass for example classifier_lr={SCALES[r.scale]['classifier_lr']}.")
     if r.temperature <= 0 or not 0 < r.top_p <= 1:
         raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} "
                          "above 0 and at most 1.")
@@ -739,12 +749,14 @@ def setting_word(
 
 # %% ../nbs/01_recipes.ipynb #0e48ab12
 def _suffix(r, *stages):
-    base = _plain(r)
-    diff = {k:v for k,v in settings(r,*stages).items()
-            if v!=getattr(base,k) or (k=="data" and r.dataset not in DATASETS and v!=r.dataset)}
-    if "profile" in diff: # what the profile changes goes without saying
-        base = _plain(r,r.profile)
-        diff = {k:v for k,v in diff.items() if k in ("profile","data") or v!=getattr(base,k)}
+    told = settings(r, *stages)
+    profile = told.get("profile", "paper")
+    base = _plain(r, profile)  # what the profile changes goes without saying
+    diff = {k:v for k,v in told.items() if v != getattr(base, k)}
+    if profile != "paper":
+        diff["profile"] = profile
+    if r.dataset not in DATASETS and told.get("data", r.dataset) != r.dataset:
+        diff["data"] = r.data
     return short_name("".join(setting_word(k,v) for k,v in sorted(diff.items())))
 
 # %% ../nbs/01_recipes.ipynb #64d2face
@@ -951,6 +963,11 @@ def _spelled(k, v):  # a setting's value on a command line
         return ",".join(v)
     return _told_path(v) if k in PATHS else str(v)
 
+def _passed(k, word):  # -r keeps text that papermill would take for a number, true or none
+    read = re.fullmatch(r"True|False|None|[+-]?([\d_.]+(e[+-]?\d+)?|nan|inf|infinity)", word, re.I)
+    raw = read and k in ("dataset", *PATHS)
+    return f" {'-r' if raw else '-p'} {k} {shlex.quote(word)}"
+
 # %% ../nbs/01_recipes.ipynb #b2a9a600
 def command(
     r:Recipe,     # what it should make
@@ -961,7 +978,7 @@ def command(
     named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
     changed = ({k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}
                |({} if r.dataset in DATASETS else dict(data=r.data)))
-    words = "".join(f" -p {k} {shlex.quote(_spelled(k,v))}" for k,v in (named|changed).items())
+    words = "".join(_passed(k,_spelled(k,v)) for k,v in (named|changed).items())
     return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
 # %% ../nbs/01_recipes.ipynb #7fd25756
@@ -971,11 +988,18 @@ def recipe_from_line(
     args=None     # words of the command line; the process's own unless given
 ) -> Recipe:
     "A recipe from a shell: every setting is an option, `--lr 1e-4`."
-    p = argparse.ArgumentParser(prog=f"accelerate launch -m {module}",description=about,allow_abbrev=False)
+    prog = f"accelerate launch -m {module}"
+    p = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False,
+                                usage=f"{prog} --dataset skin [--SETTING VALUE ...]")
     for f in fields(Recipe):
-        p.add_argument(f"--{f.name}",metavar=str(getattr(f.type,"__name__",f.type)),
-                       help=f.metadata.get("stage",""),required=f.name=="dataset")
-    return recipe(**{k:v for k,v in vars(p.parse_args(args)).items() if v is not None})
+        p.add_argument(f"--{f.name}", metavar=str(getattr(f.type, "__name__", f.type)),
+                       help=f.metadata.get("stage", ""), required=f.name == "dataset")
+    told, more = p.parse_known_args(args)
+    for word in more:
+        if not word.startswith("--"):
+            p.error(f"{word!r} follows no setting. Write --SETTING {word}.")
+        _oneof("setting", word[2:].partition("=")[0], [f.name for f in fields(Recipe)])
+    return recipe(**{k:v for k, v in vars(told).items() if v is not None})
 
 # %% ../nbs/01_recipes.ipynb #96b322bb
 FIRST = ("data", "model", "captions", "size", "epochs", "batch_size", "lr", "rank", "interval", "solver_steps")

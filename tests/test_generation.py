@@ -207,3 +207,17 @@ def test_nothing_trained_nothing_painted(folders):
     assert "base" in METHODS
     with pytest.raises(ValueError, match="it takes 1 to"):
         G.generate_in(0, r)
+
+
+def test_images_that_are_not_there_are_named(tmp_path):
+    from medart.metrics import generated_images
+    table = "file_name,text,class,seed,index\na/00000.png,x,a,0,0\n"
+    cases = {None: "no metadata.csv", "": "empty or damaged", "file_name,text\n": "empty or damaged",
+             "\x00\xff": "empty or damaged", table.splitlines()[0] + "\n": "empty or damaged",
+             table: "1 images named in .* are missing, a/00000.png first"}
+    for text, says in cases.items():
+        if text is not None:
+            (tmp_path / "metadata.csv").write_text(text)
+        for read in (G.load_samples, G.samples_sheet, lambda folder: generated_images(folder, 64)):
+            with pytest.raises((FileNotFoundError, ValueError), match=says + "(?s:.*)run generate"):
+                read(tmp_path)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
+from papermill.cli import _resolve_type
 from PIL import Image
 
 from medart import core, recipes
@@ -23,8 +24,9 @@ from medart.core import data_dir, file_word, outputs_dir, root, save_pretrained,
 from medart.generation import shares
 from medart.hldf import train
 from medart.model import check_size_and_steps, load_model
-from medart.recipes import (Recipe, captions_dir, command, describe, detect_scale, load_recipe, locate, recipe, recipe_from,
-                            recipe_hash, row_from, run_dir, samples_dir, save_recipe, seeds_of)
+from medart.recipes import (PROFILES, Recipe, captions_dir, command, describe, detect_scale, load_recipe, locate,
+                            recipe, recipe_from, recipe_from_line, recipe_hash, row_from, run_dir, samples_dir,
+                            save_recipe, seeds_of)
 from medart.vsg import weights_key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,6 +251,32 @@ def test_a_command_makes_the_recipe_that_it_is_for(fund, tmp_path, monkeypatch):
     assert recipe(**given) == r
 
 
+def test_a_command_keeps_names_that_look_like_numbers(fund):
+    for told in ("007", "1e5", "True", "none", "-inf", ".5", "1_0"):
+        (fund.parent / told).mkdir(exist_ok=True)
+        r = recipe("skin", scale="tiny", data=told, vlm=told)
+        words = shlex.split(command(r, "train"))
+        read = {"-p": _resolve_type, "-r": str}
+        assert recipe(**{k: read[o](v) for o, k, v in zip(words[3::3], words[4::3], words[5::3])}) == r
+    with pytest.raises(ValueError, match="data=100000.0.*-r data"):
+        recipe("skin", scale="tiny", data=_resolve_type("1e5"))
+
+
+@pytest.mark.parametrize("line, says", [
+    (["--epoch", "2"], "Did you mean 'epochs'"), (["--lr=-1"], "lr=-1"), (["--LR", "1"], "LR")])
+def test_a_wrong_option_of_a_command_line_is_named(line, says):
+    with pytest.raises(ValueError, match=says):
+        recipe_from_line("medart.hldf", "", ["--dataset", "skin", "--scale", "tiny", *line])
+
+
+@pytest.mark.parametrize("line", [["--lr", "1", "2"], ["extra"], ["--lr"], ["-x"]])
+def test_a_word_without_a_setting_ends_a_command_in_two_lines(line, capsys):
+    with pytest.raises(SystemExit):
+        recipe_from_line("medart.hldf", "", ["--dataset", "skin", "--scale", "tiny", *line])
+    said = capsys.readouterr().err
+    assert line[-1] in said and len(said.strip().splitlines()) == 2
+
+
 # Names of runs
 
 def name(**changes):
@@ -260,6 +288,16 @@ def test_close_numbers_have_names_of_their_own():
     assert name(epochs=2) == name(epochs=2.0) == name(epochs="2") == "medart+epochs=2"
     assert name(lr=1e-4) == "medart+lr=0.0001"
     assert name(min_snr=1e10) == "medart+min_snr=1e10"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_setting_of_either_profile_is_lost_in_a_name(profile):
+    changes = [{k: v} for told in PROFILES.values() for k, v in told.items()]
+    recipes = {recipe("skin", scale="tiny", profile=profile, **c) for c in [{}, *changes]}
+    trained = {recipe_hash(r): run_dir(r) for r in recipes}
+    made = {recipe_hash(r, "train", "caption", "generate"): samples_dir(r) for r in recipes}
+    assert len(trained) > 8 and len(set(trained.values())) == len(trained)
+    assert len(set(made.values())) == len(made)
 
 
 def test_equal_recipes_have_one_hash():
@@ -332,10 +370,13 @@ def test_numbers_are_finite(setting, value):
     ("checkpoint_minutes", -1), ("batch_size", 2**40), ("compile", 1), ("compile", "yes"), ("crop", None),
     ("tracker", "wandbb"), ("captions", "VSG"), ("text_targets", []), ("text_targets", "q+k"), ("text_targets", [1]),
     ("data", None), ("data", 1.5), ("model", ["a"]), ("top_p", 0), ("temperature", 0), ("ema", 1), ("text_bits", 5),
-    ("gen_steps", 1001), ("solver_steps", 2000)])
+    ("gen_steps", 1001), ("solver_steps", 2000), ("data", b"fund"), ("vlm", b"x"), ("lr", "1_000"), ("lr", b"1"),
+    ("data", "a" * 300), ("data", "x/" * 3000), ("data", "a\0b"), ("model", "a\nb"), ("classifier", "a\x1bb"),
+    ("classifier_lr", 0), ("method", ["medart"]), ("scale", {}), ("profile", set()), ("dataset", b"skin"),
+    ("lambda_color", np.ones(2)), ("scale", np.array(["tiny"])), ("dtype", torch.float32)])
 def test_values_that_mean_nothing_are_refused(setting, value):
     with pytest.raises(ValueError, match=setting):
-        recipe("skin", scale="tiny", **{setting: value})
+        recipe(**dict(dataset="skin", scale="tiny") | {setting: value})
 
 
 def test_what_papermill_passes_is_read():

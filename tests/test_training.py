@@ -22,7 +22,7 @@ from medart.core import rng
 from medart.data import unit
 from medart.generation import generate
 from medart.hldf import (checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,
-                         make_optimizer,recorded,train,training_set,training_step)
+                         make_optimizer,recorded,train,training_set,training_step,check_steps,without_color)
 from medart.losses import color_loss
 from medart.model import load_model,shaken
 from medart.recipes import recipe,run_dir
@@ -102,7 +102,21 @@ def test_wrong_input_is_named(small,folders,monkeypatch):
     with pytest.raises(FileNotFoundError,match="nowhere"): train(recipe("skin",scale="tiny",data="nowhere"))
     r = small()
     (folders[0]/"a file").write_text(""); monkeypatch.setenv("MEDART_OUTPUTS",str(folders[0]/"a file"/"outputs"))
-    with pytest.raises(PermissionError,match="MEDART_OUTPUTS"): train(r)
+    with pytest.raises(NotADirectoryError,match="MEDART_OUTPUTS.*is a file"): train(r)
+    monkeypatch.setenv("MEDART_OUTPUTS",str(folders[0]/"made/melanoma"/("x"*300)))
+    with pytest.raises(ValueError,match="MEDART_OUTPUTS.*too long"): train(r)
+
+@pytest.mark.skipif(not Path("/proc/self").exists(),reason="needs a folder that nobody can write to, as Linux has")
+def test_outputs_that_cannot_be_written_are_named(small,monkeypatch):
+    r = small(); monkeypatch.setenv("MEDART_OUTPUTS","/proc/self/outputs")
+    with pytest.raises(PermissionError,match="Set MEDART_OUTPUTS to a folder you may write to"): train(r)
+
+def test_a_run_that_ends_before_its_first_color_loss_says_so(small,capsys):
+    train(small(epochs=1,interval=50),stop_after=1); assert "no color loss" in capsys.readouterr().out
+    train(small(epochs=1,interval=2,seed=1),stop_after=1); assert "no color loss" not in capsys.readouterr().out
+    assert not without_color(small(interval=0),4) and not without_color(small(interval=50,color_at_start=True),4)
+    with pytest.raises(ValueError,match="lr=0"): train(small(lr=0))
+    assert check_steps(small(lr=0,lr_text=1e-4),8) and not check_steps(small(lr=0,epochs=0),8)
 
 def test_images_are_the_same_bytes_after_an_interruption(small):
     r = small()
