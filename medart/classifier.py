@@ -11,7 +11,7 @@ __all__ = ['GROUPS', 'ATTRIBUTES', 'SCORES', 'KINDS', 'VERSION', 'Net', 'load_vi
            'recalls', 'confusion_figure', 'recall_figure']
 
 # %% ../nbs/12_classifier.ipynb #9c7d511d
-import io,zipfile,zlib
+import io
 from dataclasses import dataclass,replace
 from pathlib import Path
 
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from .core import (alone, built, mark_built, np_rng, progress, read_names, read_record,
+from .core import (alone, built, mark_built, np_rng, progress, read_kept, read_names, read_record,
                          record_fault, save_pretrained, seed_of, shareable, stable_hash,
-                         unmark, write_atomic, write_record)
+                         unmark, write_atomic, write_kept, write_record)
 from .data import Split,crop,load_split,read_pixels
 from .generation import check_painted
 from .metrics import find_measure,origin,pixel_hash,weights_hash
@@ -386,11 +386,10 @@ def training_sets(
 
 # %% ../nbs/12_classifier.ipynb #1a539037
 def _read_opinion(path): # (probabilities, loss), or None where there is none or it is damaged
-    try:
-        with np.load(path) as z:
-            return z["p"], float(z["loss"])
-    except (OSError,ValueError,EOFError,KeyError,zipfile.BadZipFile,zlib.error):
+    if not (kept := read_kept(path)):
         return None
+    with np.load(io.BytesIO(kept)) as z:
+        return z["p"], float(z["loss"])
 
 # %% ../nbs/12_classifier.ipynb #b4612ecd
 VERSION = 2
@@ -417,9 +416,10 @@ def opinion(
                               batch=r.classifier_batch, seed=seed, updates=updates)
     last = losses[-count_updates(len(train), 1, r.classifier_batch):]
     buf = io.BytesIO()
-    np.savez(buf, p=predict(net, test.x), loss=np.mean(last))
-    write_atomic(path, buf.getvalue())
-    return _read_opinion(path)
+    p, loss = predict(net, test.x), float(np.mean(last))
+    np.savez(buf, p=p, loss=loss)
+    write_kept(path, buf.getvalue())
+    return p, loss
 
 # %% ../nbs/12_classifier.ipynb #f5383623
 def guessing_loss(

@@ -25,14 +25,15 @@ from accelerate.state import AcceleratorState
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
 from filelock import FileLock
-from safetensors.torch import load_file,save
+from safetensors.torch import load,load_file,save
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_,get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .core import (alone, image_grid, np_rng, outputs_dir, peak_rss, progress, read_record, record_fault, rng,
-                         save_figure, seed_of, set_aside, shareable, sync_folder, write_atomic, write_record)
+from .core import (DiskFault, alone, disk_faults, image_grid, np_rng, outputs_dir, peak_rss, progress, read_kept,
+                         read_record, record_fault, rng, save_figure, seed_of, set_aside, shareable, sync_folder, write_atomic,
+                         write_kept, write_record)
 from .data import Split,crop,read_pixels,unit
 from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
 from .model import Cond,Model,Moments,check_size_and_steps,converted,flat,kind_of,load_model,put,unflat,vae_batch
@@ -51,12 +52,15 @@ def cached_moments(
     h = hashlib.blake2b(str(model.dtype).encode(),digest_size=8)
     for p in (*model.vae.state_dict().values(),*pixels):
         h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"; path.parent.mkdir(parents=True,exist_ok=True)
-    with FileLock(f"{path}.lock"):  # of several processes one computes
-        if not path.exists():
+    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"
+    with disk_faults(path): path.parent.mkdir(parents=True,exist_ok=True)
+    with disk_faults(path), FileLock(f"{path}.lock"):  # of several processes one computes
+        kept = read_kept(path)
+        if not kept:
             ms = _encode(model,pixels,vae_batch(pixels[0].shape[-1],batch))
-            write_atomic(path,save({k:torch.cat([getattr(m,k) for m in ms]).cpu().contiguous() for k in ("mean","std")}))
-    return Moments(**{k:v.to(model.device) for k,v in load_file(path).items()})
+            kept = save({k:torch.cat([getattr(m,k) for m in ms]).cpu().contiguous() for k in ("mean","std")})
+            write_kept(path,kept)
+    return Moments(**{k:v.to(model.device) for k,v in load(kept).items()})
 
 @torch.no_grad()
 def _encode(model,pixels,batch):
@@ -694,7 +698,12 @@ def divergence(
 
 # %% ../nbs/09_hldf.ipynb #c436a880
 def _writable(out):
-    try: out.mkdir(parents=True,exist_ok=True); write_atomic(out/".probe",""); (out/".probe").unlink()
+    try:
+        with disk_faults(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomic(out/".probe", "").unlink()
+    except DiskFault:
+        raise
     except OSError as e:
         raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to.") from e
 

@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d,interpolate,normalize
 
 from .core import (
-    alone,file_hash,image_grid,np_rng,outputs_dir,progress,read_record,record_fault,shareable,stable_hash,
-    write_atomic,write_record)
+    alone,file_hash,image_grid,np_rng,outputs_dir,progress,read_kept,read_record,record_fault,shareable,
+    stable_hash,write_atomic,write_kept,write_record)
 from .data import Split,crop,load_split,read_pixels,unit
 from .generation import check_painted,samples_fault,samples_table
 from .losses import channel_stats
@@ -297,13 +297,6 @@ def _tried(ex, kind):  # the extractor itself, or an error in words
                          "backbone with a class token or a pooled output.") from e
     return ex
 
-# %% ../nbs/11_metrics.ipynb #7a45ef7b
-def _digest(data): return hashlib.blake2b(data,digest_size=16).digest()
-
-def _kept(path):  # what was written behind its digest; nothing where there is no such file, or a damaged one
-    data = path.read_bytes() if path.is_file() else b""
-    return data[16:] if _digest(data[16:])==data[:16] else b""
-
 # %% ../nbs/11_metrics.ipynb #5a969f59
 @dataclass(frozen=True)
 class Features:
@@ -330,7 +323,7 @@ def features(
 ) -> Features:
     "Images through the network, once."
     path = Path(cache or outputs_dir()/"features")/f"{stable_hash([ex.key,pixel_hash(x)])}.npz"
-    if kept := _kept(path):
+    if kept := read_kept(path):
         with np.load(io.BytesIO(kept)) as z: return Features(z["f"],z["logits"] if "logits" in z else None)
     parts = [ex.run(x[i:i+batch])
              for i in progress(range(0,len(x),batch),desc=f"features {Path(ex.name).name}",leave=False)]
@@ -338,7 +331,7 @@ def features(
     if parts[0][1] is not None: out["logits"] = torch.cat([p[1] for p in parts]).double().cpu().numpy()
     buf = io.BytesIO()
     np.savez(buf,**out)
-    write_atomic(path,_digest(buf.getvalue())+buf.getvalue())
+    write_kept(path,buf.getvalue())
     return Features(out["f"],out.get("logits"))
 
 # %% ../nbs/11_metrics.ipynb #0f80572f

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from transformers import BitsAndBytesConfig,T5Config,T5EncoderModel
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
-from .core import rng,save_pretrained,seed_of,write_atomic
+from .core import disk_faults,rng,save_pretrained,seed_of,write_atomic
 from .recipes import DIT_TARGETS,PROFILES,Recipe,kind_of,locate,recipe
 from .simplify import check_limit
 from .weights import load_network,load_pipeline,loading,unused_parts
@@ -533,13 +533,14 @@ def written_together(
     try:
         for f in (new, old):
             shutil.rmtree(f, ignore_errors=True)
-            f.mkdir(parents=True)
+            with disk_faults(folder): f.mkdir(parents=True)
         yield new
-        for name in names:
-            if (folder/name).exists():
-                os.replace(folder/name, old/name)
-        for f in new.iterdir():
-            os.replace(f, folder/f.name)
+        with disk_faults(folder):
+            for name in names:
+                if (folder/name).exists():
+                    os.replace(folder/name, old/name)
+            for f in new.iterdir():
+                os.replace(f, folder/f.name)
     finally:
         for f in (new, old):
             shutil.rmtree(f, ignore_errors=True)

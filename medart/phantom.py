@@ -348,12 +348,12 @@ def web_picture(
     return draw_shape(g,s,size), describe_shape(g,s)
 
 # %% ../nbs/02_phantom.ipynb #e4890100
-import io,json
+import io
 from dataclasses import asdict
 
 from PIL import ImageDraw
 
-from .core import stable_hash,write_atomic
+from .core import file_hash,read_record,record_fault,stable_hash,write_atomic,write_record
 from .recipes import DATASETS,category,test_count
 
 # %% ../nbs/02_phantom.ipynb #9fceddee
@@ -976,6 +976,15 @@ def write_metadata(
     write_atomic(folder/"metadata.csv",f.getvalue())
 
 # %% ../nbs/02_phantom.ipynb #45ef554f
+def _draw_missing(folder, dataset, seed, size, plan, known):  # plan: file -> split, class, number
+    for f,(_,cls,i) in plan.items():
+        path = folder/f
+        if f in known and path.is_file() and file_hash(path)==known[f]:
+            continue
+        png = png_bytes(phantom(dataset,cls,seed,i,size)[0])
+        if not path.is_file() or path.read_bytes()!=png:
+            write_atomic(path,png)
+
 def write_phantoms(
     dataset:str,      # skin or kvasir
     folder,           # where train/ and test/ go
@@ -988,19 +997,16 @@ def write_phantoms(
     plan = {f"{s}/{c}/{j:05d}.png":(s,c,j+TEST_FROM*(s=="test"))
             for s in counts for c,n in counts[s].items() for j in range(n)}
     settings = dict(dataset=dataset, size=size, seed=seed, counts=counts, drawing=drawing_hash(dataset))
-    note,key = folder/"phantom.json",stable_hash(settings)
-    old = json.loads(note.read_text()) if note.exists() else {}
+    note,reads = folder/"phantom.json",{"the drawing":stable_hash(settings)}
     have = {f.relative_to(folder).as_posix() for s in ("train","test") for f in (folder/s).rglob("*.png")}
-    if have and not old: raise ValueError(f"{folder} holds images that are no phantoms: name another folder, or empty it")
-    tables = all((folder/s/"metadata.csv").exists() for s in counts)
-    if old.get("hash")==key and old["files"]==len(plan) and have==set(plan) and tables: return folder
-    stale = have-set(plan) if old.get("hash")==key else have
-    write_atomic(note,json.dumps(settings|dict(hash="" if stale else key,files=0),indent=1))
-    for f in stale: (folder/f).unlink()
-    write_atomic(note,json.dumps(settings|dict(hash=key,files=0),indent=1))
-    for f,(_,c,i) in plan.items():
-        if not (folder/f).exists(): write_atomic(folder/f,png_bytes(phantom(dataset,c,seed,i,size)[0]))
+    if have and not note.exists(): raise ValueError(f"{folder} holds images that are no phantoms: name another folder, or empty it")
+    if have==set(plan) and not record_fault(note,reads): return folder
+    old = read_record(note)
+    known = old["files"] if old and old["read"]==reads else {}
+    write_record(note,{"the drawing":""},**settings)
+    for f in have-set(plan): (folder/f).unlink(missing_ok=True)
+    _draw_missing(folder,dataset,seed,size,plan,known)
     for s in counts:
         write_metadata(folder/s,[(f[len(s)+1:],*describe_phantom(dataset,c,seed,i)) for f,(t,c,i) in plan.items() if t==s])
-    write_atomic(note,json.dumps(settings|dict(hash=key,files=len(plan)),indent=1))
+    write_record(note,reads,[*plan,*(f"{s}/metadata.csv" for s in counts)],**settings)
     return folder

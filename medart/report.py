@@ -34,7 +34,7 @@ from .generation import load_samples,samples_fault
 from .hldf import IMAGES,read_losses,stop_signals,training_fault
 from .metrics import distance_name,find_measure,results,results_fault,results_path
 from .recipes import DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
-from .simplify import captions_for,captions_key,looked_at_once,only_simple,read_captions
+from .simplify import captions_fault,captions_for,captions_key,looked_at_once,only_simple,read_captions
 
 # %% ../nbs/14_report.ipynb #83e701fb
 def row_measures(
@@ -610,7 +610,9 @@ def lacks_captions(
     r:Recipe # a row
 ) -> bool:
     "Does training want captions that nobody has written?"
-    if r.captions!="vsg" or not any(_uncaptioned(r,s) for s in ("train","test")): return False
+    if r.captions!="vsg": return False
+    if any(captions_fault(r,s) for s in ("train","test")): return True
+    if not any(_uncaptioned(r,s) for s in ("train","test")): return False
     s = load_split(r,"train")
     return (s.folder.parent/"phantom.json").exists() or only_simple(r,s)
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'token_limit', 'text_limits', 'check_limit', 'reading',
            'unknown_words', 'check_known', 'limits', 'cut_at_sentence', 'cut_to_fit', 'Simplifier', 'load_simplifier',
-           'shortening_fault', 'shorten_captions', 'write_captions', 'read_captions', 'looked_at_once', 'captions_for',
-           'only_simple', 'captions_used', 'captions_key', 'main', 'length_figure', 'paths', 'samples_figure']
+           'shortening_fault', 'shorten_captions', 'write_captions', 'captions_fault', 'read_captions',
+           'looked_at_once', 'captions_for', 'only_simple', 'captions_used', 'captions_key', 'main', 'length_figure',
+           'paths', 'samples_figure']
 
 # %% ../nbs/05_simplify.ipynb #966789c2
 import json,re
-from contextlib import contextmanager
+from contextlib import contextmanager,nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass,replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .core import data_dir,image_grid,np_rng,read_names,stable_hash,write_atomic
+from .core import (alone,data_dir,image_grid,np_rng,read_names,record_fault,
+                         stable_hash,write_atomic,write_record)
 from .data import Split,load_split
 from .phantom import simple_caption
-from .recipes import (FAMILIES,Recipe,captions_dir,captions_recipe,category,
+from .recipes import (FAMILIES,Recipe,captions_dir,captions_recipe,category,command,
                             dataset_of,kind_of,locate,recipe_from_line)
 from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
 from .weights import load_network,loading,part_classes,with_words
@@ -266,12 +268,24 @@ def write_captions(
 ) -> pd.DataFrame: # the split's captions
     ("Caption the images of a split, bring the captions within the limit, and write metadata.csv. "
      "Run again to continue, or to find the work done.")
-    r = captions_recipe(r)
+    r, state = captions_recipe(r), processes()
     folder = captions_dir(r)/split
-    table = shorten_captions(r,caption_images(r,split),folder/"shortened")
-    if processes().is_main_process: write_atomic(folder/"metadata.csv",table.to_csv(index=False))
-    processes().wait_for_everyone()
+    with alone(folder, "caption") if state.is_main_process else nullcontext():
+        table = shorten_captions(r, caption_images(r, split), folder/"shortened")
+        if state.is_main_process:
+            write_atomic(folder/"metadata.csv", table.to_csv(index=False))
+            write_record(folder/"captions.json", {}, ["metadata.csv"])
+        state.wait_for_everyone()
     return table
+
+# %% ../nbs/05_simplify.ipynb #6dcba96e
+def captions_fault(
+    r:Recipe,    # names the captions
+    split:str    # train or test
+) -> str:        # what is wrong with them; empty when nothing is, or none were written
+    "Is the table of captions the one that was written?"
+    record = captions_dir(r)/split/"captions.json"
+    return record_fault(record, {}) if record.exists() else ""
 
 # %% ../nbs/05_simplify.ipynb #203e200d
 def read_captions(
@@ -279,7 +293,12 @@ def read_captions(
     split:str    # train or test
 ) -> pd.DataFrame: # as written, or None when there are none
     "The table of finished captions."
-    f = captions_dir(r)/split/"metadata.csv"
+    folder = captions_dir(r)/split
+    if fault := captions_fault(r, split):
+        raise ValueError(f"The captions in {folder} are refused: {fault}. Run caption again, which "
+                         f"writes them anew from its drafts: {command(r, 'caption')} "
+                         "(If you have changed them yourself, delete captions.json beside them.)")
+    f = folder/"metadata.csv"
     return read_names(f) if f.exists() else None
 
 # %% ../nbs/05_simplify.ipynb #455bffaa

@@ -24,7 +24,7 @@ from PIL import Image,ImageOps
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .core import file_hash,progress,seed_of,stable_hash
+from .core import disk_faults,file_hash,progress,seal_of,seed_of,stable_hash
 from .data import Split,load_split
 from .phantom import simple_caption
 from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,settings
@@ -392,24 +392,51 @@ def append_line(
     path,       # a file of JSON lines
     record:dict # to add
 ) -> None:
-    "Add one line and see it to the disk."
-    path = Path(path); path.parent.mkdir(parents=True,exist_ok=True)
-    with open(path,"ab+") as f:
-        if f.tell(): f.seek(-1,os.SEEK_END); torn = f.read(1)!=b"\n"
-        else: torn = False
-        f.write(b"\n"*torn+json.dumps(record,ensure_ascii=False).encode()+b"\n"); f.flush(); os.fsync(f.fileno())
+    "Add one line, sealed, and see it to the disk."
+    record = json.loads(json.dumps(record))
+    line = json.dumps(record | dict(seal=seal_of(record)), ensure_ascii=False)
+    path = Path(path)
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as f:
+            _mend_end(f)
+            f.write(line.encode()+b"\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+def _mend_end(f):  # where a kill or a full disk has left half a line, or one without its end
+    if not f.tell():
+        return
+    f.seek(-1, os.SEEK_END)
+    if f.read(1) == b"\n":
+        return
+    f.seek(0)
+    data = f.read()
+    last = data.rpartition(b"\n")[2]
+    if _read_line(last):
+        f.write(b"\n")
+    else:
+        f.truncate(len(data)-len(last))
 
 # %% ../nbs/04_vsg.ipynb #a6e9fe1e
+def _read_line(line):  # the record, empty where it is damaged
+    try:
+        record = json.loads(line)
+        return record if record["seal"] == seal_of(record) else {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
 def read_lines(
     folder,    # of *.jsonl
     keys:dict  # name -> key
 ) -> dict:     # name -> record
-    "All whole lines that are still valid."
+    "All lines that are whole and still valid."
     found = {}
-    for line in (l for f in sorted(Path(folder).glob("*.jsonl")) for l in f.read_bytes().split(b"\n")):
-        try: rec = json.loads(line)
-        except ValueError: continue
-        if keys.get(rec["name"])==rec["key"]: found[rec["name"]] = rec
+    for file in sorted(Path(folder).glob("*.jsonl")):
+        for record in map(_read_line, file.read_bytes().split(b"\n")):
+            name = record.get("name")
+            if record and keys.get(name) == record.get("key"):
+                found[name] = record
     return found
 
 # %% ../nbs/04_vsg.ipynb #ae710525
