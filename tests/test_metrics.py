@@ -276,12 +276,24 @@ def test_skin_tones_are_ordered(run):
 
 # Copies
 
+def _drawn(seed, n, first=0):
+    return torch.stack([torch.from_numpy(phantom("skin", c, seed, first + i)[0]).permute(2, 0, 1)
+                        for c in CLASSES for i in range(n)])
+
+
+@pytest.fixture(scope="module")
+def many(shared):
+    "Training and test phantoms, where copies are looked for, and the thresholds that the test images set."
+    ex, train, test = M.load_extractor(str(shared / "vit")), _drawn(0, 12), _drawn(0, 20, 100_000)
+    spaces = M.copy_spaces(ex, train, cache=shared / "features")
+    limits = M.copy_thresholds(M.copy_scores(test, train, test, spaces, own=len(test)), rate=0.02)
+    return ex, train, test, spaces, limits
+
+
 def test_copies_are_found_in_every_disguise_and_strangers_are_not(run, shared):
     "With the whole set of phantoms: each planted copy is flagged, fresh ones no oftener than promised."
     ex = M.load_extractor(str(shared / "vit"))
-    draw = lambda seed, n, first=0: torch.stack([torch.from_numpy(phantom("skin", c, seed, first + i)[0]).permute(2, 0, 1)
-                                                 for c in CLASSES for i in range(n)])
-    train, test, fresh = draw(0, 12), draw(0, 40, 100_000), draw(7, 25)
+    train, test, fresh = _drawn(0, 12), _drawn(0, 40, 100_000), _drawn(7, 25)
     spaces = M.copy_spaces(ex, train)
     planted = M.disguises(train[::3], seed=1)
     s = M.copy_scores(torch.cat([test, fresh, *planted.values()]), train, test, spaces, own=len(test))
@@ -289,6 +301,46 @@ def test_copies_are_found_in_every_disguise_and_strangers_are_not(run, shared):
     flagged = M.suspicious(s, limits)[len(test):]
     assert M.wilson(flagged[: len(fresh)].sum(), len(fresh))[0] < 0.02
     assert dict(zip(planted, flagged[len(fresh):].reshape(5, -1).mean(1))) == dict.fromkeys(planted, 1.0)
+
+
+def test_orientations_are_the_eight_of_a_square():
+    x = torch.arange(3 * 4 * 4).reshape(1, 3, 4, 4)
+    seen = M.orientations(x)
+    assert len({tuple(y.flatten().tolist()) for y in seen}) == 8 and torch.equal(seen[0], x)
+    for y in (x.flip(2), x.flip(3), x.transpose(2, 3), x.rot90(2, (2, 3)), x.rot90(3, (2, 3))):
+        assert sum(torch.equal(y, z) for z in seen) == 1
+        assert {tuple(z.flatten().tolist()) for z in M.orientations(y)} == {tuple(z.flatten().tolist()) for z in seen}
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_copies_are_found_however_they_are_turned(many, at):
+    "Each planted copy, plain, cropped, compressed, brighter, in each orientation; the search names the image it came from."
+    ex, train, test, spaces, limits = many
+    sources = list(range(at % 3, len(train), 12))
+    planted = M.disguises(M.orientations(train[sources])[at], seed=at)
+    s = M.copy_scores(torch.cat([*planted.values()]), train, test, spaces)
+    flagged = M.suspicious(s, limits).reshape(5, -1)
+    assert dict(zip(planted, flagged.mean(1))) == dict.fromkeys(planted, 1.0)
+    assert list(s["thumbnails train"]) == sources * 5
+
+
+def test_turned_strangers_are_flagged_no_oftener_than_promised(many):
+    "Both distances are taken over the same orientations, so turning an image changes nothing: not its score, nor its nearest."
+    ex, train, test, spaces, limits = many
+    fresh = _drawn(7, 10)
+    plain = M.copy_scores(fresh, train, test, spaces)
+    assert M.wilson(M.suspicious(plain, limits).sum(), len(fresh))[0] < 0.02
+    for at in (1, 6):
+        turned = M.copy_scores(M.orientations(fresh[:16])[at], train, test, spaces)
+        for space in ("thumbnails", "features"):
+            assert np.allclose(turned[space], plain[space][:16], atol=1e-3)
+
+
+def test_a_turned_test_image_is_known_for_one(many):
+    "The distance to test images is taken over the same eight orientations."
+    ex, train, test, spaces, limits = many
+    s = M.copy_scores(M.orientations(test[:40])[3], train, test, spaces)
+    assert (s.thumbnails > 10).all() and list(s["thumbnails test"]) == list(range(40))
 
 
 def test_too_few_test_images_set_no_threshold():
