@@ -11,12 +11,12 @@ __all__ = ['MEASURES', 'HEADLINE', 'LEAST', 'STATS', 'ALIASES', 'TONES', 'NO_SKI
            'floor_plan', 'stratified_mmd2', 'mixed_order', 'half_spread', 'too_few_for_infinity', 'frechet_infinity',
            'wilson', 'Seen', 'look', 'enough', 'measure_other', 'measure', 'saturate', 'blur', 'spoil_noise',
            'by_class', 'typology_angle', 'skin_angle', 'tone_of', 'by_tone', 'downscale', 'thumbnails',
-           'thumbnail_crops', 'Space', 'copy_spaces', 'nearest', 'copy_scores', 'copy_thresholds', 'suspicious',
-           'disguises', 'review_sheet', 'inception_weights', 'load_inception', 'feature_space', 'space_names',
-           'interval', 'too_few', 'measured', 'compare', 'partners', 'infinity_row', 'paired_row', 'names_no_class',
-           'named_row', 'origin', 'base_recipe', 'results_path', 'measured_from', 'results_fault', 'evaluate',
-           'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure', 'copies_figure',
-           'write_samples']
+           'thumbnail_crops', 'Space', 'orientations', 'copy_spaces', 'nearest', 'copy_scores', 'copy_thresholds',
+           'suspicious', 'disguises', 'review_sheet', 'inception_weights', 'load_inception', 'feature_space',
+           'space_names', 'interval', 'too_few', 'measured', 'compare', 'partners', 'infinity_row', 'paired_row',
+           'names_no_class', 'named_row', 'origin', 'base_recipe', 'results_path', 'measured_from', 'results_fault',
+           'evaluate', 'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure',
+           'copies_figure', 'write_samples']
 
 # %% ../nbs/11_metrics.ipynb #6997f6d5
 import hashlib,io,json
@@ -835,6 +835,14 @@ class Space:
     queries:object  # uint8 (n,3,h,w) -> descriptors of norm 1, one (n,d) for each way of asking
     gallery:object  # uint8 (m,3,h,w) -> descriptors of norm 1, one (m,d) for each disguise
 
+# %% ../nbs/11_metrics.ipynb #8727c11e
+def orientations(
+    x:Tensor  # images, (...,h,w)
+) -> list:    # of 8, the first as it is
+    "An image turned by quarters, and its mirror image turned by quarters."
+    return [torch.rot90(y, quarters, (-2, -1))
+            for y in (x, x.flip(-1)) for quarters in range(4)]
+
 # %% ../nbs/11_metrics.ipynb #6492f8ac
 def copy_spaces(
     ex:Extractor,   # network
@@ -845,24 +853,27 @@ def copy_spaces(
     mean = features(ex,train,cache=cache).f.mean(0)
     seen = lambda x: normalize(torch.from_numpy(features(ex,x,cache=cache).f-mean),dim=1).float()
     middle = lambda x: x[...,x.shape[2]//10:-(x.shape[2]//10),x.shape[3]//10:-(x.shape[3]//10)]
-    return dict(thumbnails=Space(lambda x: [thumbnails(downscale(y,32)) for y in (x,x.flip(3))],thumbnail_crops),
-                features=Space(lambda x: [seen(x),seen(x.flip(3))],lambda x: [seen(x),seen(middle(x))]))
+    small = lambda x: [thumbnails(y) for y in orientations(downscale(x, 32))]
+    turned = lambda x: [seen(y) for y in orientations(x)]
+    return dict(thumbnails=Space(small,thumbnail_crops),
+                features=Space(turned,lambda x: [seen(x),seen(middle(x))]))
 
 # %% ../nbs/11_metrics.ipynb #55486bb1
 def nearest(
-    queries:list,     # descriptors, each (n,d)
-    gallery,          # descriptors, each (m,d)
-    own:int=0         # the first so many queries are the gallery itself, and none is its own neighbour
+    queries:list,     # descriptors of norm 1, each (n,d)
+    gallery,          # descriptors of norm 1, each (m,d)
+    own:int=0         # the first so many queries are the gallery itself, and none is its own neighbor
 ) -> tuple:           # distance (n,) and which of the m (n,)
     "The nearest gallery image, over all ways of asking and all disguises."
-    n = len(queries[0]); best,who = torch.full((n,),9.),torch.zeros(n,dtype=torch.long)
+    n = len(queries[0])
+    best, who = torch.full((n,), -9.), torch.zeros(n, dtype=torch.long)
     for G in gallery:
         for q in queries:
-            d = (2-2*q@G.T).clamp(min=0).sqrt()
-            d[range(own),range(own)] = 9.
-            v,j = d.min(1)
-            best,who = torch.minimum(v,best),torch.where(v<best,j,who)
-    return best,who
+            product = q@G.T
+            product[range(own), range(own)] = -9.
+            p, j = product.max(1)
+            best, who = torch.maximum(p, best), torch.where(p > best, j, who)
+    return (2-2*best).clamp(min=0).sqrt(), who
 
 # %% ../nbs/11_metrics.ipynb #ae16ae77
 def copy_scores(
