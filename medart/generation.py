@@ -27,7 +27,7 @@ from .core import (alone, file_hash, image_grid, np_rng, progress, read_names, r
 from .data import Split,crop,decode,load_split,read_pixels,read_table,unit
 from .hldf import check_trained,training_fault
 from .model import Cond,Model,cat_cond,load_base,load_model,merge,vae_batch
-from .recipes import Recipe,category,command,portable,recipe_hash,run_dir,samples_dir,save_recipe,settings
+from .recipes import Recipe,category,command,count_of,portable,recipe_hash,run_dir,samples_dir,save_recipe,settings
 from .sampler import sample
 from .simplify import captions_for,captions_key,check_known,reading,unknown_words
 from .vsg import processes
@@ -371,7 +371,7 @@ def generate_in(
 ) -> Path:
     "Generate, in as many processes."
     if prompts not in ("",None): prompt_plan(prompts) # a mistake is named before processes start
-    gpus = torch.cuda.device_count()
+    gpus,processes = torch.cuda.device_count(),count_of("processes",processes)
     if processes<1 or 0<gpus<processes:
         raise ValueError(f"processes={processes}: it takes 1 to {gpus or 'any number, without a GPU'}.")
     if processes>1:

@@ -13,10 +13,10 @@ __all__ = ['MEASURES', 'HEADLINE', 'LEAST', 'STATS', 'ALIASES', 'TONES', 'NO_SKI
            'by_class', 'typology_angle', 'skin_angle', 'tone_of', 'by_tone', 'downscale', 'thumbnails',
            'thumbnail_crops', 'Space', 'orientations', 'copy_spaces', 'nearest', 'copy_scores', 'copy_thresholds',
            'suspicious', 'disguises', 'review_sheet', 'inception_weights', 'load_inception', 'feature_space',
-           'space_names', 'interval', 'too_few', 'measured', 'compare', 'partners', 'infinity_row', 'paired_row',
-           'names_no_class', 'named_row', 'origin', 'base_recipe', 'results_path', 'measured_from', 'results_fault',
-           'evaluate', 'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure',
-           'copies_figure', 'write_samples']
+           'space_name', 'space_names', 'interval', 'too_few', 'measured', 'compare', 'partners', 'infinity_row',
+           'paired_row', 'names_no_class', 'named_row', 'origin', 'base_recipe', 'results_path', 'measured_from',
+           'results_fault', 'evaluate', 'distance_name', 'find_copies', 'results', 'metrics_table', 'metrics_note',
+           'color_figure', 'copies_figure', 'write_samples']
 
 # %% ../nbs/11_metrics.ipynb #6997f6d5
 import hashlib,io,json
@@ -39,7 +39,7 @@ from .core import (
 from .data import Split,crop,load_split,read_pixels,unit
 from .generation import check_painted,samples_fault,samples_table
 from .losses import channel_stats
-from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings
+from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings,words_of
 from .simplify import captions_for,captions_key
 from .weights import load_image_processor,load_network,loading
 
@@ -1022,14 +1022,24 @@ def feature_space(
     return load_extractor(name,device)
 
 # %% ../nbs/11_metrics.ipynb #019aa280
+def space_name(
+    name:str,  # of an extractor
+    taken=()   # names of other spaces
+) -> str:
+    "The last part of an extractor's name, unless that already means another space."
+    short = Path(name).name
+    mark = f"{short}~{stable_hash(name)[:8]}"
+    whole = mark if Path(name).is_absolute() else name
+    taken = {*taken, *{"inception", "inception-antialias"}-{name}}
+    return next(x for x in (short, whole, mark) if x not in taken)
+
 def space_names(
     extractors:list # the run's own first
 ) -> dict:          # extractor's name -> what its space is called in tables
-    "A short name for each space: the last part of the extractor's, unless another has that already."
+    "A name for each space, short where that is clear."
     names = {}
     for e in extractors:
-        short = Path(e.name).name
-        names[e.name] = e.name if short in names.values() else short
+        names[e.name] = space_name(e.name, names.values())
     return names
 
 # %% ../nbs/11_metrics.ipynb #6b2d6a99
@@ -1247,7 +1257,7 @@ def results_fault(
 
 # %% ../nbs/11_metrics.ipynb #9f79fe16
 def _others(r, spaces, device):  # further networks, none twice
-    names = [s for s in dict.fromkeys(spaces) if s!=r.extractor]
+    names = [s for s in (words_of("spaces",spaces) if spaces else ()) if s!=r.extractor]
     return [feature_space(s,device) for s in names]
 
 def _image_sets(r):  # all images of an evaluation, and what is said of the untouched base
@@ -1264,7 +1274,7 @@ def _image_sets(r):  # all images of an evaluation, and what is said of the unto
 # %% ../nbs/11_metrics.ipynb #17121edf
 def evaluate(
     r:Recipe,          # a run whose images are generated
-    spaces:tuple=(),   # further feature spaces, e.g. ("inception", "facebook/dinov2-base")
+    spaces=(),         # further feature spaces, e.g. "inception facebook/dinov2-base", or a list of them
     rate:float=.01,    # of copies flagged among independent images
     device=None        # where networks run: a GPU if there is one
 ) -> pd.DataFrame:     # a row a measure
@@ -1319,6 +1329,7 @@ def _evaluate(r,sets,ex,more,rate,head,out):
     labels = () if names_no_class(ex,seen["test"].classes) else ex.labels
     result = head|dict(n=len(sets["gen"]),n_real=len(sets["test"]),n_floor=plan.n,floor=plan.how,
         spaces={spaces[e.name]:f"{distance_name(r,e.name)}, {e.about}"+SAW.get(e.name,"") for e in (ex,*more)},
+        extractors={spaces[e.name]:stable_hash(e.name) for e in (ex,*more)},
         rows=got,missing=[dict(measure=x["measure"],space=x["space"],why=x["note"]) for x in gone],
         classes=by_class(*sides(seen),labels).to_dict("records"),
         colors=dict(zip(STATS,color_gaps(seen["gen"].stats,seen["test"].stats).tolist())),
@@ -1329,7 +1340,6 @@ def _evaluate(r,sets,ex,more,rate,head,out):
     review_sheet(sets["gen"],sets["test"],out.parent/review,seed=r.seed)
     files = [out.with_suffix(".csv").name,f"{review}/review.pdf",f"{review}/review-key.csv"]
     write_record(out,files=files,**_clean(result))
-
 
 # %% ../nbs/11_metrics.ipynb #2631431c
 def _tones(r,sets,seen):
@@ -1410,6 +1420,10 @@ def metrics_note(
     return f"{res['about']}. Real against real: {res['floor']}. {kernel} {spaces}. {res.get('base','')}".strip()
 
 # %% ../nbs/11_metrics.ipynb #af86d2c5
+def _density(values, ax, clip, how): # a curve, or a line where all values are one
+    if np.ptp(values)>0: sns.kdeplot(values,ax=ax,clip=clip,**how)
+    else: ax.axvline(values[0],**how)
+
 def color_figure(
     sets:dict,     # name -> uint8 images (n,3,h,w)
     note:str=""    # above the figure
@@ -1418,8 +1432,8 @@ def color_figure(
     fig,axs = plt.subplots(1,3,figsize=(8,2.4),layout="constrained")
     for (k,x),c in zip(sets.items(),("black","#d55e00","#0072b2","#009e73")):
         p = lab_pixels(x); kw = dict(color=c,lw=1.4,label=k)
-        sns.kdeplot(saturation(x),ax=axs[0],clip=(0,1),**kw)
-        sns.kdeplot(p[...,0].mean(1),ax=axs[1],clip=(0,100),**kw)
+        _density(saturation(x),axs[0],(0,1),kw)
+        _density(p[...,0].mean(1),axs[1],(0,100),kw)
         axs[2].scatter(*p.reshape(-1,3)[::max(1,p.size//3//1500),1:].T,s=1.5,color=c,alpha=.35,lw=0)
     for ax,xl,yl in zip(axs,("mean HSV saturation","mean lightness L*","green to red, a*"),
                         ("density","density","blue to yellow, b*")): ax.set(xlabel=xl,ylabel=yl)

@@ -9,7 +9,8 @@ __all__ = ['DATASETS', 'SIGNS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS'
            'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe', 'check_shares',
            'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_recipe', 'captions_dir',
            'recipe_hash', 'portable', 'save_recipe', 'load_recipe', 'notebook_parameters', 'recipe_from', 'row_from',
-           'words_of', 'seeds_of', 'command', 'recipe_from_line', 'settings_table', 'Description', 'describe']
+           'words_of', 'seeds_of', 'count_of', 'passed', 'command', 'recipe_from_line', 'settings_table', 'Description',
+           'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse
@@ -948,6 +949,20 @@ def seeds_of(
                              "with blanks or commas between, for example seeds='0 1 2'.")
     return [int(w) for w in words_of("seeds", [str(int(w)) for w in words])]
 
+# %% ../nbs/01_recipes.ipynb #a5c5e15a
+def count_of(
+    what:str,    # the parameter's name
+    told,        # a number, or text that is one
+    least:int=0  # the smallest allowed
+) -> int:
+    "The number of a parameter that counts."
+    try:
+        if (count := _as_int(told)) >= least:
+            return count
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{what}={told!r} must be a whole number from {least} on.")
+
 # %% ../nbs/01_recipes.ipynb #5ac901b6
 def _told_path(v):  # a path as one writes it in the repository's root
     path = Path(v)
@@ -963,9 +978,13 @@ def _spelled(k, v):  # a setting's value on a command line
         return ",".join(v)
     return _told_path(v) if k in PATHS else str(v)
 
-def _passed(k, word):  # -r keeps text that papermill would take for a number, true or none
+def passed(
+    k:str,    # a parameter's name
+    word:str  # its value, as text
+) -> str:     # the end of a papermill command
+    "A parameter of papermill; -r keeps a name that -p would take for a number, true or none."
     read = re.fullmatch(r"True|False|None|[+-]?([\d_.]+(e[+-]?\d+)?|nan|inf|infinity)", word, re.I)
-    raw = read and k in ("dataset", *PATHS)
+    raw = read and k in ("dataset", "datasets", *PATHS)
     return f" {'-r' if raw else '-p'} {k} {shlex.quote(word)}"
 
 # %% ../nbs/01_recipes.ipynb #b2a9a600
@@ -978,7 +997,7 @@ def command(
     named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
     changed = ({k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}
                |({} if r.dataset in DATASETS else dict(data=r.data)))
-    words = "".join(_passed(k,_spelled(k,v)) for k,v in (named|changed).items())
+    words = "".join(passed(k,_spelled(k,v)) for k,v in (named|changed).items())
     return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
 # %% ../nbs/01_recipes.ipynb #7fd25756

@@ -28,12 +28,14 @@ from filelock import FileLock
 from scipy import stats
 
 from .classifier import SCORES,check_classes_known,classified,classifier_fault,synthetic_recipe
-from .core import data_dir,image_grid,outputs_dir,progress,read_record,root,shareable,stable_hash,to_array,write_atomic
+from .core import (data_dir,image_grid,outputs_dir,progress,read_names,read_record,root,
+    shareable,short_name,stable_hash,to_array,write_atomic)
 from .data import cores,crop,load_split,read_pixels,unit
 from .generation import load_samples,samples_fault
 from .hldf import IMAGES,read_losses,stop_signals,training_fault
-from .metrics import distance_name,find_measure,results,results_fault,results_path
-from .recipes import DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,command,run_dir,samples_dir
+from .metrics import distance_name,find_measure,results,results_fault,results_path,space_name
+from .recipes import (DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,
+    command,count_of,passed,run_dir,samples_dir,words_of)
 from .simplify import captions_fault,captions_for,captions_key,looked_at_once,only_simple,read_captions
 
 # %% ../nbs/14_report.ipynb #83e701fb
@@ -43,7 +45,7 @@ def row_measures(
     "A row's measures, and what real images score against real ones."
     found = results(r)
     rows = pd.DataFrame([*found["rows"], *found.get("missing",[])])  # those without a value too
-    rows = rows[rows.space==Path(r.extractor).name]
+    rows = rows[rows.space==space_name(r.extractor)]
     rows = rows.reindex(columns=["measure","value","low","high","floor"])
     return rows.assign(n=found.get("n"), n_real=found.get("n_real"), dataset=r.dataset,
                        scale=r.scale, method=r.method, seed=r.seed)
@@ -226,7 +228,7 @@ def distance_columns(
     r:Recipe   # a run
 ) -> dict:     # heading -> (feature space, measure)
     "The columns of Tables 2 and 3."
-    own, name = Path(r.extractor).name, distance_name(r, r.extractor)
+    own, name = space_name(r.extractor), distance_name(r, r.extractor)
     if name=="FD":
         name = f"FD ({own})"
     return {"FID": ("inception","frechet"), name: (own,"frechet"),
@@ -494,7 +496,7 @@ def given_settings(
 ) -> dict:   # setting -> value
     "The settings that a table's runs were given beyond the usual ones."
     w = shlex.split(command(r,"reproduce"))
-    pairs = {w[i+1]: w[i+2] for i in range(len(w)) if w[i]=="-p"}
+    pairs = {w[i+1]: w[i+2] for i in range(len(w)) if w[i] in ("-p","-r")}
     return {k: v for k,v in pairs.items() if k not in ("dataset","method","scale","seed")}
 
 # %% ../nbs/14_report.ipynb #cc0e9ad3
@@ -513,8 +515,8 @@ def missing_command(
         given["methods"] = " ".join(methods)
     if lack.measure.isin(["FID","KID"]).any():
         given["spaces"] = "inception"
-    words = [f"-p {a} {shlex.quote(shareable(v))}" for a,v in (given|given_settings(r)).items()]
-    return " ".join(["papermill nbs/reproduce.ipynb outputs/reproduce.ipynb", *words])
+    words = [passed(a,shareable(v)) for a,v in (given|given_settings(r)).items()]
+    return "papermill nbs/reproduce.ipynb outputs/reproduce.ipynb"+"".join(words)
 
 # %% ../nbs/14_report.ipynb #668dcbdd
 def write_table(
@@ -528,11 +530,11 @@ def write_table(
     t, notes = wide(cells, made_at(r), missing_command(k,r,seeds,cells))
     text = caption(k, r, seeds, cells)
     which = [] if set(datasets)==set(DATASETS) else ["+".join(datasets)]
-    path = outputs_dir()/"tables"/"-".join([f"table{k}",r.scale,*which])
+    path = outputs_dir()/"tables"/short_name("-".join([f"table{k}",r.scale,*which]))
     about = dict(scale=r.scale, data=shareable(r.data))
-    write_atomic(path.with_suffix(".csv"), cells.assign(**about).to_csv(index=False))
-    write_atomic(path.with_suffix(".md"), markdown(t,notes,text))
-    write_atomic(path.with_suffix(".tex"), latex(t,notes,text))
+    write_atomic(path.with_name(f"{path.name}.csv"), cells.assign(**about).to_csv(index=False))
+    write_atomic(path.with_name(f"{path.name}.md"), markdown(t,notes,text))
+    write_atomic(path.with_name(f"{path.name}.tex"), latex(t,notes,text))
     return t,notes,text
 
 # %% ../nbs/14_report.ipynb #a5927ada
@@ -569,6 +571,7 @@ def prompts_figure(
     k:int=4        # prompts, of as many classes
 ):                 # figure
     "Figure 2: prompts downwards, methods sideways, the real image first; an empty place says what to run."
+    k = count_of("prompts",k,1)
     have = [(r,load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
     if not have: raise FileNotFoundError(f"none of {', '.join(r.method for r in recipes)} has painted images. "
                                          f"For one of them: {commands(recipes[-1],2)}")
@@ -594,15 +597,16 @@ def side_by_side(
     k:int=1        # captions of each class
 ):                 # figure
     "A column a caption; the real image on top, then one row a method."
-    test,(_,m) = load_split(recipes[0],"test"),load_samples(samples_dir(recipes[0]))
+    first = recipes[0]
+    _,m = load_samples(samples_dir(first))
     at = [i for c in dict.fromkeys(m["class"]) for i in m.index[m["class"]==c][:k]]
-    shown = test[[m["index"][i] for i in at]]
-    images = [unit(crop(p,recipes[0].size)) for p in read_pixels(shown,recipes[0].size)]
+    real = [real_of(first,m.loc[i]) for i in at]
+    images = [unit(crop(read_pixels(load_split(first,s)[[j]],first.size)[0],first.size)) for s,j in real]
     for r in recipes:
         x,_ = load_samples(samples_dir(r)); images += [unit(x[i]) for i in at]
     fig = image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,
                      rows=["real"]+[r.method for r in recipes])
-    fig.suptitle(f"{recipes[0].dataset}, test images and the same captions painted: {made_at(recipes[0])}",fontsize=8)
+    fig.suptitle(f"{first.dataset}, real images and their captions painted: {made_at(first)}",fontsize=8)
     return fig
 
 # %% ../nbs/14_report.ipynb #35e3ef96
@@ -629,9 +633,15 @@ def repaint(
     "Images that were deleted, because they were damaged, are painted again."
     if "generate" in stages: return stages
     m = samples_dir(r)/"metadata.csv"
-    return stages if all((m.parent/f).exists() for f in pd.read_csv(m).file_name) else ["generate",*stages]
+    return stages if all((m.parent/f).exists() for f in read_names(m).file_name) else ["generate",*stages]
 
 # %% ../nbs/14_report.ipynb #a29af75c
+def _in_spaces(r,spaces): # was it evaluated in all of them?
+    asked,found = words_of("spaces",spaces) if spaces else [],results(r)
+    known = found.get("extractors") # a result of an earlier version has names alone
+    if known is None: return {Path(x).name for x in asked}<={*found["spaces"]}
+    return {stable_hash(x) for x in asked}<={*known.values()}
+
 @looked_at_once()
 def left(
     r:Recipe,                # a row
@@ -644,7 +654,7 @@ def left(
     out,s = [("caption",r)] if "train" in to_run(r) and lacks_captions(r) else [],synthetic_recipe(r)
     if "evaluate" in ends:
         out += [(n,r) for n in repaint(r,to_run(r))
-                or ["evaluate"]*(not {Path(x).name for x in spaces.split()}<={*results(r)["spaces"]})]
+                or ["evaluate"]*(not _in_spaces(r,spaces))]
     if "classify" in ends: out += [(n,s if n=="generate" else r) for n in repaint(s,to_run(r,4))]
     return list(dict.fromkeys(out))
 
@@ -658,7 +668,7 @@ def read_times(
 ) -> pd.DataFrame: # a row a stage that was run
     "What stages took."
     f = outputs_dir()/"durations.csv"
-    return pd.read_csv(f) if f.exists() else pd.DataFrame(columns=TIMES)
+    return pd.read_csv(f,keep_default_na=False,dtype={k:str for k in TIMES if k!="seconds"}) if f.exists() else pd.DataFrame(columns=TIMES)
 
 # %% ../nbs/14_report.ipynb #4ec28151
 def note_time(
@@ -889,7 +899,8 @@ def reproduce(
     workers:int=0          # processes at once; 0 for one a core, or one where there is a GPU
 ) -> pd.DataFrame:         # of `rows_table`
     "Run what is missing of some rows, stage by stage; run again to try what failed and to go on."
-    gpu = torch.cuda.device_count()>0; most = workers or (1 if gpu else cores())
+    gpu, workers = torch.cuda.device_count()>0, count_of("workers",workers)
+    most = workers or (1 if gpu else cores())
     if most<1 or (gpu and most>1): raise ValueError(f"workers={workers}: it takes 1 on a GPU, 1 or more without one, or 0 to choose.")
     rows,work = [Row(r) for r in dict.fromkeys(recipes)],[]
     for x in rows: x.look(ends,spaces)

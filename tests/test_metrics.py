@@ -726,6 +726,16 @@ def test_spaces_of_one_name_are_told_apart(shared):
     two = replace(ex, name="other/vit")
     names = M.space_names([ex, two, replace(ex, name="facebook/dinov2-base")])
     assert len(set(names.values())) == 3 and names[ex.name] == "vit" and names["other/vit"] == "other/vit"
+    odd = ["a/inception", "inception", "/home/jane/x/inception", "b/vit", "vit", "./vit", "/home/jane/vit", "inception-antialias"]
+    names = M.space_names([replace(ex, name=k) for k in odd])
+    assert len(set(names.values())) == len(odd) and names["inception"] == "inception" != names["a/inception"]
+    assert not any("jane" in v for v in names.values()) and names["b/vit"] == M.space_name("b/vit") == "vit"
+
+
+def test_images_of_one_color_have_a_line_in_place_of_a_curve(recwarn):
+    flat = torch.full((12, 3, 32, 32), 200, dtype=torch.uint8)
+    fig = M.color_figure(dict(flat=flat, other=torch.from_numpy(M.np_rng(0, "x").integers(0, 255, (12, 3, 32, 32), dtype=np.uint8))))
+    assert [len(ax.lines) for ax in fig.axes[:2]] == [2, 2] and not [w for w in recwarn if "variance" in str(w.message)]
 
 
 @pytest.mark.parametrize("name,antialias,word", [

@@ -248,6 +248,22 @@ def test_a_mean_over_pairs_has_students_interval():
     assert (pairs["low"], pairs["high"]) == pytest.approx((want.low, want.high)) and pairs.better == "2 of 3"
 
 
+def test_tables_of_data_sets_with_points_in_their_names_are_apart(folders):
+    for name in ("eyes.v1", "eyes.v2"):
+        (folders[0] / name).mkdir()
+        (folders[0] / name / "dataset.yaml").write_text("modality: fundus\nfeatures: color\n")
+        R.write_table(2, lambda d, m, s: recipe(d, m, scale="tiny", data=d, seed=s), [name])
+    made = {f.name for f in (folders[1] / "tables").iterdir()}
+    assert made == {f"table2-tiny-eyes.v{i}.{e}" for i in (1, 2) for e in ("csv", "md", "tex")}
+
+
+def test_a_command_for_a_table_keeps_names_like_numbers(folders):
+    (folders[0] / "1e5").mkdir()
+    cells = R.table_cells(2, lambda d, m, s: recipe(d, m, scale="tiny", data="1e5", seed=s), ["skin"])
+    told = R.missing_command(2, recipe("skin", scale="tiny", data="1e5"), (0,), cells)
+    assert "-r data 1e5" in told and "-p scale tiny" in told
+
+
 def test_measures_of_other_spaces_do_not_mix(folders):
     r = tiny("skin", "medart", 0)
     finish(r, fid=100.0, distance=20.0, kid=0.1)

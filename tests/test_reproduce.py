@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from medart import report as R
-from medart.core import write_atomic, write_record
+from medart.core import stable_hash, write_atomic, write_record
 from medart.generation import generate, generation_plan, painted_from
 from medart.hldf import IMAGES, train
 from medart.metrics import evaluate, find_measure
@@ -133,6 +133,9 @@ def test_what_is_left_of_a_row(made, folders):
     painted = write_record(samples_dir(r) / "key.json", painted_from(r, generation_plan(r)), ["a.png", "metadata.csv"])["key"]
     write_record(R.results_path(r, "metrics.json"), {"the images": painted}, spaces={"vit-skin": ""})
     assert R.left(r) == [] and R.left(r, spaces="facebook/dinov2-base") == [("evaluate", r)]
+    seen = dict(zip(("vit-skin", "dino"), map(stable_hash, (r.extractor, "a/dino"))))
+    write_record(R.results_path(r, "metrics.json"), {"the images": painted}, spaces=dict.fromkeys(seen, ""), extractors=seen)
+    assert R.left(r, spaces="a/dino") == [] and R.left(r, spaces="b/dino, a/dino") == [("evaluate", r)], "another of that name"
     (samples_dir(r) / "a.png").unlink()
     assert R.left(r) == [("generate", r)], "an image that is gone is painted again"
 

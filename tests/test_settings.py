@@ -21,12 +21,13 @@ from PIL import Image
 
 from medart import core, recipes
 from medart.core import data_dir, file_word, outputs_dir, root, save_pretrained, short_name
-from medart.generation import shares
+from medart.generation import generate_in, shares
 from medart.hldf import train
 from medart.model import check_size_and_steps, load_model
 from medart.recipes import (PROFILES, Recipe, captions_dir, command, describe, detect_scale, load_recipe, locate,
                             recipe, recipe_from, recipe_from_line, recipe_hash, row_from, run_dir, samples_dir,
                             save_recipe, seeds_of)
+from medart.report import prompts_figure, reproduce
 from medart.vsg import weights_key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -639,3 +640,11 @@ def test_peak_memory_is_counted_in_bytes(monkeypatch):
     assert 5e7 < mine < 1e12
     monkeypatch.setattr(core.sys, "platform", "darwin")
     assert core.peak_rss() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("told", ["two", 1.5, -1, True, None, "", [2], b"2"])
+def test_counts_are_whole_numbers(told):
+    for what, ask in (("workers", lambda: reproduce([], workers=told)), ("processes", lambda: generate_in(told, None)),
+                      ("prompts", lambda: prompts_figure([], told))):
+        with pytest.raises(ValueError, match=f"{what}="):
+            ask()
