@@ -1,0 +1,124 @@
+"Rare classes: seen as often as the others, painted as often as asked for, and counted in whole images."
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from medart import hldf
+from medart.classifier import synthetic_recipe
+from medart.core import np_rng
+from medart.generation import generate, generation_plan, samples_fault
+from medart.hldf import order, permutation, train
+from medart.recipes import classifier_dir, recipe, run_dir, samples_dir
+
+SMALL = dict(
+    scale="tiny", data="made", epochs=1., batch_size=2, interval=3, solver_steps=2, checkpoint_every=1,
+    log_every=1, sample_every=0, gen_steps=2, gen_block=4, gen_count=0)
+MEMBERS = dict(rare=[3, 11], common=[0, 1, 2, 4, 5, 6, 7, 8, 9, 10], other=[12, 13, 14])
+
+
+@pytest.fixture
+def small(made):
+    return lambda **k: recipe("skin", **(SMALL | k))
+
+
+def test_by_default_every_image_is_drawn_as_it_always_was():
+    r = recipe("skin", scale="tiny", batch_size=3, seed=5)
+    for step in range(40):
+        places = range(step*3, step*3+3)
+        assert order(r, 7, step) == [int(np_rng(5, "order", p//7).permutation(7)[p % 7]) for p in places]
+
+
+def test_a_permutation_is_drawn_once_a_pass(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(hldf, "np_rng", lambda *a: drawn.append(a) or np_rng(*a))
+    r = recipe("skin", scale="tiny", batch_size=4, seed=71)
+    for step in range(50):
+        order(r, 100, step)
+    assert len(drawn) == 2
+    assert permutation(71, "order", 100, 1).tolist() == np_rng(71, "order", 1).permutation(100).tolist()
+
+
+def test_balanced_classes_take_turns_and_so_do_their_images():
+    r = recipe("skin", scale="tiny", batch_size=5, sampling="balanced")
+    seen = [i for step in range(36) for i in order(r, 15, step, MEMBERS)]
+    name = {i: c for c, ids in MEMBERS.items() for i in ids}
+    for k in range(0, 180, 3):
+        assert {name[i] for i in seen[k:k+3]} == set(MEMBERS)
+    times = Counter(seen)
+    assert {i: times[i] for i in range(15)} == {i: 60//len(MEMBERS[name[i]]) for i in range(15)}
+    assert [name[i] for i in seen[:30]] != [name[i] for i in seen[30:60]]
+
+
+def test_a_balanced_step_depends_on_its_number_alone():
+    r = recipe("skin", scale="tiny", batch_size=4, sampling="balanced")
+    forth = [order(r, 15, s, MEMBERS) for s in range(30)]
+    assert [order(r, 15, s, MEMBERS) for s in reversed(range(30))] == forth[::-1]
+
+
+def test_balanced_training_that_was_stopped_ends_the_same(small, folders, monkeypatch):
+    r = small(sampling="balanced")
+    assert "sampling=balanced" in run_dir(r).name
+    adapters = lambda: {f.parent.name: f.read_bytes() for f in run_dir(r).glob("*_lora/*.safetensors")}
+    train(r)
+    want = adapters()
+    monkeypatch.setenv("MEDART_OUTPUTS", str(folders[1]/"again"))
+    train(r, stop_after=1)
+    train(r, stop_after=3)
+    train(r)
+    assert len(want) == 2 and adapters() == want
+
+
+def test_an_unknown_sampling_is_refused():
+    with pytest.raises(ValueError, match="sampling 'balance' is unknown.*Did you mean 'balanced'"):
+        recipe("skin", scale="tiny", sampling="balance")
+
+
+@pytest.mark.parametrize("split", ["test", "train", "sample"])
+@pytest.mark.parametrize("many", [1, 3, 11])
+def test_as_many_images_of_each_class_as_asked_for(small, split, many):
+    plan = generation_plan(small(gen_split=split, per_class=many))
+    assert set(Counter(plan.classes).values()) == {many} and len(Counter(plan.classes)) == 2
+    assert len(set(plan.index)) == len(plan)
+    whole = generation_plan(small(gen_split=split))
+    first = set(zip(whole.index, whole.classes, whole.texts))
+    mine = set(zip(plan.index, plan.classes, plan.texts))
+    assert len(first & mine) == sum(min(many, n) for n in Counter(whole.classes).values())
+    more = generation_plan(small(gen_split=split, per_class=many+4))
+    assert mine < set(zip(more.index, more.classes, more.texts))
+
+
+def test_captions_are_used_again_only_when_all_were_used(small, monkeypatch):
+    from medart import generation
+
+    captions = generation.captions_for
+    distinct = lambda s: replace(s, texts=tuple(f"{c} {i}" for i, c in enumerate(s.classes)))
+    monkeypatch.setattr(generation, "captions_for", lambda *a: distinct(captions(*a)))
+    for split, own in (("train", 4), ("test", 2), ("sample", 4)):
+        plan = generation_plan(small(gen_split=split, per_class=3*own))
+        assert set(Counter(plan.texts).values()) == {3}
+        longer = generation_plan(small(gen_split=split, per_class=3*own+1))
+        assert sorted(Counter(longer.texts).values())[-3:] == [3, 4, 4]
+
+
+def test_images_of_each_class_are_painted_kept_and_extended(small, capsys):
+    r = small(per_class=3)
+    train(r)
+    out = generate(r)
+    m = pd.read_csv(out/"metadata.csv")
+    assert m["class"].value_counts().tolist() == [3, 3] and m.file_name.is_unique
+    assert samples_fault(r) == ""
+    bytes_of = lambda folder, names: [(folder/n).read_bytes() for n in names]
+    painted = bytes_of(out, m.file_name)
+    assert len(set(painted)) == 6
+    (out/m.file_name[4]).unlink()
+    generate(r)
+    assert bytes_of(out, m.file_name) == painted
+    assert samples_dir(r) != samples_dir(small()) and classifier_dir(r) == classifier_dir(small())
+    assert synthetic_recipe(r) == synthetic_recipe(small())
+
+
+def test_negative_numbers_of_images_are_refused():
+    with pytest.raises(ValueError, match="per_class=-1"):
+        recipe("skin", scale="tiny", per_class=-1)
