@@ -309,7 +309,7 @@ def synthetic_recipe(
     r:Recipe  # a trained run
 ) -> Recipe:  # with one image for each training caption
     "The images that a classifier learns from."
-    return replace(r,gen_split="train",gen_count=0)
+    return replace(r,gen_split="train",gen_count=0,per_class=0)
 
 # %% ../nbs/12_classifier.ipynb #17886174
 def synthetic_images(
@@ -479,6 +479,8 @@ def classify(
         return _classify(r, seeds, device)
 
 def _classify(r, seeds, device):
+    if r.per_class:
+        print(f"per_class={r.per_class} is left aside: classifiers learn from one image for each training caption.")
     sets, test, net = training_sets(r)
     check_painted(synthetic_recipe(r))
     updates = count_updates(len(sets["synthetic"]), r.classifier_epochs, r.classifier_batch)

@@ -64,13 +64,14 @@ def shares(
 def generation_plan(
     r:Recipe   # gen_split says whose captions, gen_count how many
 ) -> Plan:
-    "A caption for each image of the test or training set, or for an even share of them."
+    "A caption for each image of the test or training set, for an even share of them, or so many of each class."
     s = captions_for(r,"train" if r.gen_split=="train" else "test"); texts = list(s.texts)
     by = {c:[i for i,d in enumerate(s.classes) if d==c] for c in dict.fromkeys(s.classes)}
-    if r.gen_split=="sample":
-        train = captions_for(r,"train")
+    train = captions_for(r,"train") if r.gen_split=="sample" else None
+    if train is not None:
         for c,ids in by.items():
             for i,t in zip(ids,_drawn(r,train,c,len(ids))): texts[i] = t
+    if r.per_class: return _so_many(r,s,by,texts,train)
     many = shares({c:len(ids) for c,ids in by.items()},r.gen_count)
     keep = sorted(i for c,ids in by.items() for i in ids[:many[c]])
     return Plan(tuple(keep),tuple(s.classes[i] for i in keep),tuple(texts[i] for i in keep))
@@ -83,6 +84,16 @@ def _drawn(r,train,cls,n): # n captions of one class, none twice while there are
                          f"Use gen_split=test, or add images to {train.folder}.")
     g = np_rng(r.seed,f"captions {cls}")
     return [own[j] for _ in range(-(-n//len(own))) for j in g.permutation(len(own))][:n]
+
+# %% ../nbs/10_generation.ipynb #2d2b49c3
+def _so_many(r,s,by,texts,train): # per_class images of each class
+    rows = []
+    for k,(c,ids) in enumerate(by.items()):
+        more = max(0,r.per_class-len(ids))
+        again = _drawn(r,train,c,len(ids)+more)[len(ids):] if train else _drawn(r,s,c,more)
+        places = [*ids[:r.per_class],*(len(s)+k+j*len(by) for j in range(more))]
+        rows += [(i,c,t) for i,t in zip(places,[*(texts[i] for i in ids[:r.per_class]),*again])]
+    return Plan(*zip(*sorted(rows)))
 
 # %% ../nbs/10_generation.ipynb #78c64e25
 PROMPT_FILES = (".txt",".csv",".tsv",".jsonl",".json",".ndjson")

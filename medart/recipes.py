@@ -404,6 +404,7 @@ class Recipe:
     lowercase:bool = _f(True)            # captions of the noise loss in lower case, as those of the colour loss always are
     crop:str = _f("center")              # center (latents encoded once) or random
     batch_size:int = _f(1)               # images a step
+    sampling:str = _f("all")             # which images: all equally often, or balanced: every class equally often
     epochs:float = _f(10)                # passes over the training images
     lr:float = _f(1e-4)                  # AdamW, constant
     lr_text:float|None = _f(None)        # of T5's LoRA, None for lr
@@ -441,6 +442,7 @@ class Recipe:
     gen_block:int = _f(32,"generate")    # images painted at once: fixed, so that rounding never depends on how work is split
     gen_split:str = _f("test","generate") # whose captions: test or train, each once; or sample: of train, as many a class as test images
     gen_count:int = _f(0,"generate")     # how many images, an even share of each class; 0 for all
+    per_class:int = _f(0,"generate")     # so many images of each class, in place of gen_count; 0 for those of gen_count
     classifier:str = _f("","classify")   # ViT that learns from synthetic images, pretrained on everyday ones: folder or hub id
     classifier_lr:float = _f(2e-5,"classify")  # AdamW
     classifier_epochs:int = _f(5,"classify")   # passes over its training images
@@ -654,11 +656,11 @@ def check_shares(
 
 # %% ../nbs/01_recipes.ipynb #6ad6c543
 _CHOICES = dict(captions=("vsg", "simple", "class", "empty"), crop=("center", "random"),
-                color_reduction=("sum", "mean"), gen_split=("test", "train", "sample"),
+                color_reduction=("sum", "mean"), sampling=("all", "balanced"), gen_split=("test", "train", "sample"),
                 dtype=("float32", "bfloat16", "float64"), tracker=("", "tensorboard"),
                 caption_backend=("transformers", "vllm"),
                 caption_prompt=("paper", "official"))
-_FROM_ZERO = ("seed", "caption_seed", "interval", "color_batch", "backprop_last_k", "gen_count",
+_FROM_ZERO = ("seed", "caption_seed", "interval", "color_batch", "backprop_last_k", "gen_count", "per_class",
               "sample_every", "caption_retries")  # whole numbers that may be 0
 
 def _check_ranges(r):  # each setting by itself
@@ -779,9 +781,10 @@ def classifier_dir(
     r:Recipe  # a recipe
 ) -> Path:    # {run_dir}/classifier{+changes}
     ("The folder of what classifiers learned from one run's images: "
-     "these are one for each training caption, whatever `gen_split` and `gen_count` say.")
-    plain = _plain(r); every = replace(r,gen_split=plain.gen_split,gen_count=plain.gen_count)
-    return run_dir(r)/("classifier"+_suffix(every,"generate","classify"))
+     "these are one for each training caption, whatever `gen_split`, `gen_count` and `per_class` say.")
+    plain = _plain(r)
+    which = {k:getattr(plain,k) for k in ("gen_split","gen_count","per_class")}
+    return run_dir(r)/("classifier"+_suffix(replace(r,**which),"generate","classify"))
 
 # %% ../nbs/01_recipes.ipynb #19d6f2ca
 def captions_recipe(
