@@ -852,6 +852,10 @@ def train(
     steps,main = check_steps(r,len(s)),acc.is_main_process
     if main: _writable(out)
     with alone(out,"train") if main else nullcontext():
+        acc.wait_for_everyone()
+        if finished(r,key):  # by another process, while this one waited
+            print(f"{shareable(out)} is complete.")
+            return out
         if main: _ready(acc,r,out,key,steps)
         if main and (note := without_color(r,steps)): print(note)
         acc.wait_for_everyone()

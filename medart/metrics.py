@@ -19,7 +19,7 @@ __all__ = ['MEASURES', 'HEADLINE', 'LEAST', 'STATS', 'ALIASES', 'TONES', 'NO_SKI
            'color_figure', 'copies_figure', 'write_samples']
 
 # %% ../nbs/11_metrics.ipynb #6997f6d5
-import hashlib,io,json
+import hashlib,io
 from dataclasses import asdict,dataclass,replace
 from pathlib import Path
 
@@ -1384,10 +1384,9 @@ def results(
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Evaluate first: "
                                 "papermill nbs/evaluate.ipynb outputs/evaluate.ipynb with the parameters of this run.")
-    try: res = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError: res = {}
-    if not res or "seal" in res and not read_record(path):
-        raise ValueError(f"{path} is damaged. Evaluate again: it is measured anew.")
+    res = read_record(path)
+    if not res:
+        raise ValueError(f"{path} is damaged, or of an earlier version. Evaluate again: it is measured anew.")
     return res
 
 # %% ../nbs/11_metrics.ipynb #b289febb

@@ -166,12 +166,15 @@ def to_run(
     if not done: return ["train","generate",last]
     data = IMAGES in done["read"] and (data_dir()/r.data).is_dir()
     if training_fault(r,_captions_now(r) if data else None,whole=False): return ["train","generate",last]
+    if data and _captions_now(r,"test")==_UNREAD: return ["generate",last]
     if samples_fault(painted,whole=False,data=data): return ["generate",last]
     return [last] if fault(r,data) else []
 
-def _captions_now(r):
-    try: return captions_key(captions_for(r,"train"))
-    except ValueError: return "some images have none"  # so that what was trained before there were these images is stale
+_UNREAD = "some images have none, or they are damaged"
+
+def _captions_now(r, split="train"):
+    try: return captions_key(captions_for(r,split))
+    except ValueError: return _UNREAD  # so that what was made before is stale
 
 # %% ../nbs/14_report.ipynb #9dd8d388
 def has_result(
