@@ -39,7 +39,7 @@ from .core import (
 from .data import Split,crop,load_split,read_pixels,unit
 from .generation import check_painted,samples_fault,samples_table
 from .losses import channel_stats
-from .recipes import Recipe,category,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings,words_of
+from .recipes import Recipe,category,command,dataset_of,locate,recipe,recipe_hash,run_dir,samples_dir,setting_word,settings,words_of
 from .simplify import captions_for,captions_key
 from .weights import load_image_processor,load_network,loading
 
@@ -1383,10 +1383,10 @@ def results(
     path = results_path(r,"metrics.json")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Evaluate first: "
-                                "papermill nbs/evaluate.ipynb outputs/evaluate.ipynb with the parameters of this run.")
-    res = read_record(path)
-    if not res:
-        raise ValueError(f"{path} is damaged, or of an earlier version. Evaluate again: it is measured anew.")
+                                f"{command(r,'evaluate')}")
+    if not (res := read_record(path)):
+        raise ValueError(f"{path} is damaged, or of an earlier version. Evaluate again, it is measured anew: "
+                         f"{command(r,'evaluate')}")
     return res
 
 # %% ../nbs/11_metrics.ipynb #b289febb

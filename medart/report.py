@@ -105,6 +105,8 @@ def over_seeds(
     column:str="value"     # or "closed"
 ) -> pd.DataFrame:         # one row a data set and method, "mean ± standard deviation" over seeds
     "Mean and spread over seeds, and of how many, to read."
+    if gone := [m for m in measures if m not in set(rows.measure)]:
+        raise ValueError(f"There is no measure {gone[0]!r} here. Choose of: {', '.join(dict.fromkeys(rows.measure))}.")
     table = seed_summary(rows[rows.measure.isin(measures)], column)
     text = [_spread(*x) for x in table[["mean","sd","known","seeds"]].itertuples(index=False)]
     wide = table.assign(text=text).pivot_table(index=["dataset","method"], columns="measure",
@@ -932,6 +934,9 @@ def all_done(
     table:pd.DataFrame # of `reproduce`
 ) -> str:
     "Say so, or raise: a shell wants to know."
+    if len(table) and (table.state==PAPER_ONLY).all():
+        raise ValueError(f"None of these rows has small weights: {', '.join(dict.fromkeys(table.method))}. "
+                         "Pass scale=paper, or other methods.")
     bad = table[table.state=="failed"]
     if len(bad):
         raise RuntimeError(f"{len(bad)} of {len(table)} rows failed; run the same command again to try them once more.\n"+

@@ -333,3 +333,20 @@ def test_figure_two(folders, split):
 def test_wrong_rows_are_refused():
     with pytest.raises(ValueError, match="medart2"):
         R.write_table(2, lambda d, m, s: recipe(d, "medart2", scale="tiny"), ["skin"])
+
+
+@pytest.mark.parametrize("old", ["{}", "[]", "{", '{"rows": null}', '{"n": 256, "n_real": 512, "rows": []}'])
+def test_results_of_another_version_are_refused_with_the_command(folders, old):
+    r = tiny("skin", "medart", 1)
+    write_atomic(M.results_path(r, "metrics.json"), old)
+    for read in (M.results, R.row_measures, R.distances):
+        with pytest.raises(ValueError, match="earlier version.*nbs/evaluate.ipynb.*-p seed 1"):
+            read(r)
+    assert "of a version that noted less" in M.results_fault(r)
+
+
+def test_what_cannot_be_shown_is_named():
+    with pytest.raises(ValueError, match="no measure 'coverage' here.*named"):
+        R.over_seeds(toy(named=(0.1, 0.2, 0.3, 0.9)), ["coverage"])
+    with pytest.raises(ValueError, match="sdxl.*Pass scale=paper"):
+        R.all_done(pd.DataFrame(dict(method=["sdxl"] * 2, state=R.PAPER_ONLY)))
