@@ -414,7 +414,7 @@ def time_case(
     if model.device.type=="cuda": gc.collect(); torch.cuda.empty_cache()
     more = isinstance(case.ready,partial)  # it takes more than settings
     settings = None if more else ", ".join(f"{k}={v}" for k,v in case.changes.items())
-    images = case.r.gen_block if case.what=="painting" else case.r.batch_size
+    images = case.r.gen_block if case.what=="painting" else case.r.batch_size*case.r.accumulate
     s,t = (median(t["seconds"]),t) if t else (None,dict(seconds=[None],memory=None,reserved=None))
     return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,
                 seconds=s,fastest=s and min(t["seconds"]),seconds_per_image=s and s/images,

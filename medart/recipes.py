@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SIGNS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'OFFICIAL', 'PROFILES', 'NOT_REPRODUCED',
-           'METHODS', 'LARGE', 'PATHS', 'TIMES', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs', 'category',
-           'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset', 'dataset_named', 'dataset_of',
-           'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe', 'check_shares',
-           'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_recipe', 'captions_dir',
-           'recipe_hash', 'portable', 'save_recipe', 'load_recipe', 'notebook_parameters', 'recipe_from', 'row_from',
-           'words_of', 'seeds_of', 'count_of', 'passed', 'command', 'recipe_from_line', 'settings_table', 'Description',
-           'describe']
+           'METHODS', 'LARGE', 'PATHS', 'FILES', 'TIMES', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs',
+           'category', 'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset', 'dataset_named',
+           'dataset_of', 'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe',
+           'check_shares', 'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_recipe',
+           'captions_dir', 'recipe_hash', 'portable', 'save_recipe', 'load_recipe', 'notebook_parameters',
+           'recipe_from', 'row_from', 'words_of', 'seeds_of', 'count_of', 'passed', 'command', 'recipe_from_line',
+           'settings_table', 'Description', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse
@@ -404,6 +404,7 @@ class Recipe:
     lowercase:bool = _f(True)            # captions of the noise loss in lower case, as those of the colour loss always are
     crop:str = _f("center")              # center (latents encoded once) or random
     batch_size:int = _f(1)               # images a step
+    accumulate:int = _f(1)               # batches whose mean gradient makes one update; steps, interval and epochs count updates
     sampling:str = _f("all")             # which images: all equally often, or balanced: every class equally often
     epochs:float = _f(10)                # passes over the training images
     lr:float = _f(1e-4)                  # AdamW, constant
@@ -456,6 +457,8 @@ class Recipe:
     num_processes:int = _f(1,"watch")           # processes that share a batch
     max_bad_steps:int = _f(10,"watch")          # updates skipped in a row, for want of a finite gradient, that stop a run
     sample_every:int = _f(5000,"watch")         # steps between grids of sample images, 0 for none
+    validation_images:int = _f(0,"watch")       # held-out images whose noise loss is computed as often, 0 for none; needs their captions
+    validation_prompts:str = _f("","watch")     # a prompt of one's own, or a file of them, painted beside those grids
     checkpoint_every:int = _f(200,"watch")      # steps
     checkpoint_minutes:float = _f(10.,"watch")  # or minutes, whichever comes first
     keep_checkpoints:int = _f(2,"watch")        # the last so many stay
@@ -552,6 +555,8 @@ def _row(method, scale): # what a row changes at a scale
 # %% ../nbs/01_recipes.ipynb #4424d818
 PATHS = ("data", "model", "extractor", "vlm", "simplifier", "classifier")
 "Settings that name a folder, or a model of the hub."
+FILES = ("validation_prompts",)
+"Settings that may name a file of one's own, as written."
 
 def _told(changes):  # a caller's settings, each written in the one way; an empty path says nothing
     known = {f.name:f for f in fields(Recipe)}
@@ -661,7 +666,7 @@ _CHOICES = dict(captions=("vsg", "simple", "class", "empty"), crop=("center", "r
                 caption_backend=("transformers", "vllm"),
                 caption_prompt=("paper", "official"))
 _FROM_ZERO = ("seed", "caption_seed", "interval", "color_batch", "backprop_last_k", "gen_count", "per_class",
-              "sample_every", "caption_retries")  # whole numbers that may be 0
+              "sample_every", "validation_images", "caption_retries")  # whole numbers that may be 0
 
 def _check_ranges(r):  # each setting by itself
     for k, allowed in _CHOICES.items():
@@ -715,6 +720,9 @@ def _check(r):
         raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights "
                          "stay where they are. Choose one of the two.")
     check_shares(f"num_processes={r.num_processes}", r.num_processes, r.batch_size)
+    if not r.sample_every and (r.validation_images or r.validation_prompts):
+        raise ValueError("validation_images and validation_prompts are looked at every sample_every steps, "
+                         "and sample_every=0 is never. Pass sample_every=200, say, or leave them out.")
     if r.backprop_last_k > r.solver_steps:
         raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than "
                          f"solver_steps={r.solver_steps}: there are no more steps to differentiate.")
@@ -820,7 +828,7 @@ def portable(
     told:dict # settings
 ) -> dict:    # the same, absolute paths replaced by their last part and a hash
     "Settings that may be shown to others."
-    return {k:f"{Path(v).name}~{stable_hash(v)[:12]}" if k in PATHS and Path(v).is_absolute() else v
+    return {k:f"{Path(v).name}~{stable_hash(v)[:12]}" if k in (*PATHS,*FILES) and Path(v).is_absolute() else v
             for k,v in told.items()}
 
 def save_recipe(
@@ -847,7 +855,7 @@ def load_recipe(
     for k in d: _oneof(f"setting in {folder}/config.json:",k,known)
     local = Path(folder)/"config.local.json"
     here = json.loads(local.read_text()) if local.exists() else {}
-    d |= {k:v for k,v in here.items() if k in PATHS and portable({k:v})[k]==d.get(k)}
+    d |= {k:v for k,v in here.items() if k in (*PATHS,*FILES) and portable({k:v})[k]==d.get(k)}
     return Recipe(**{k:_typed(known[k],v) for k,v in d.items()})
 
 # %% ../nbs/01_recipes.ipynb #c9ec420c
@@ -979,7 +987,7 @@ def _told_path(v):  # a path as one writes it in the repository's root
 def _spelled(k, v):  # a setting's value on a command line
     if isinstance(v, tuple):
         return ",".join(v)
-    return _told_path(v) if k in PATHS else str(v)
+    return _told_path(v) if k in (*PATHS,*FILES) else str(v)
 
 def passed(
     k:str,    # a parameter's name
