@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from medart.core import rng, stable_hash
-from medart.data import load_split
+from medart.data import load_split, with_names
 from medart.hldf import train
 from medart.phantom import phantom, simple_caption
 from medart.recipes import DATASETS, captions_dir, recipe, run_dir
@@ -161,10 +161,12 @@ def test_captions_of_two_models_do_not_meet(images, monkeypatch):
 
 def test_without_captions_those_of_the_data_set_are_read(images):
     r = few()
-    s = load_split(r, "test")
-    own = pd.read_csv(s.folder / "metadata.csv").assign(text=[f"caption {i} of its owner" for i in range(len(s))])
-    own.to_csv(s.folder / "metadata.csv", index=False)
-    assert captions_for(r, "test").texts == tuple(own.text)
+    out = load_split(r, "test").folder.parent
+    rows = with_names(out).query("split == 'test'").source
+    (images / "captions.csv").write_text("file_name,text\n" + "".join(
+        f"{f.relative_to(images).as_posix()},{f'The owner says: {f.stem}' if f.relative_to(images).as_posix() in set(rows) else ''}\n"
+        for f in images.rglob("*.png")))
+    assert sorted(captions_for(r, "test").texts) == sorted(f"The owner says: {Path(f).stem}" for f in rows)
     assert captions_used(r).whose.str.contains("the data set's own").tolist() == [False, True]
     assert set(captions_for(few(captions="empty"), "test").texts) == {""}
     assert set(captions_for(few(captions="simple"), "test").texts) == {simple_caption("dermoscopic", c.replace("_", " ")) for c in CLASSES}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from medart import sampler
 from medart.core import rng
-from medart.data import unit
+from medart.data import load_split,unit,with_names
 from medart.generation import generate
 from medart.hldf import (checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,
                          make_optimizer,recorded,train,training_set,training_step,check_steps,without_color)
@@ -96,7 +96,9 @@ def test_finished_work_is_not_done_again(small):
 def test_unreadable_image_is_set_aside_and_named(small,folders,capsys):
     r = small(); bad = folders[0]/"made/melanoma/1.png"; bad.write_bytes(bad.read_bytes()[:200]); train(r)
     assert "1 quarantined" in capsys.readouterr().out and (run_dir(r)/"done.json").exists()
-    assert any("melanoma/1.png" in f.read_text() for f in folders[0].rglob("*.csv"))
+    out = load_split(r,"train").folder.parent
+    assert with_names(out,"quarantine")[["source","reason"]].values.tolist()==[["melanoma/1.png","truncated"]]
+    assert not any("melanoma/1.png" in f.read_text() for f in out.rglob("*.csv"))
 
 def test_wrong_input_is_named(small,folders,monkeypatch):
     with pytest.raises(FileNotFoundError,match="nowhere"): train(recipe("skin",scale="tiny",data="nowhere"))
