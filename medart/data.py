@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'IMAGES', 'TABLES', 'SHEETS', 'BESIDE', 'LABELS', 'STAND_INS', 'COLUMNS', 'WRAPPERS', 'NO_CLASS', 'MASK',
-           'CALLED', 'ENDING', 'NOBODY', 'SPLITS', 'JUNK', 'CHECKS', 'FINDING', 'STORED', 'LOCAL', 'stream', 'fetch',
-           'archive_fault', 'unpack', 'how_to_get', 'get_source', 'known_labels', 'known_classes', 'class_of',
+           'CALLED', 'ENDING', 'NOBODY', 'NO_LABEL', 'SPLITS', 'JUNK', 'CHECKS', 'FINDING', 'STORED', 'LOCAL', 'stream',
+           'fetch', 'archive_fault', 'unpack', 'how_to_get', 'get_source', 'known_labels', 'known_classes', 'class_of',
            'refuse_collisions', 'files_below', 'masks', 'class_folders', 'list_tree', 'decode', 'read_table',
-           'columns_of', 'FileIndex', 'stand_ins', 'one_hot', 'label_columns', 'table_labels', 'table_splits',
-           'list_csv', 'Look', 'look_at', 'list_images', 'classes_line', 'Fault', 'identify', 'to_rgb', 'strip_jpeg',
-           'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'intact', 'check_image', 'cores',
-           'read_scan', 'scan', 'lot', 'groups_of', 'subset', 'split_groups', 'prepared_dir', 'damage', 'whole',
-           'known_sides', 'copies_in', 'decide', 'sift', 'place', 'check_split', 'leftovers', 'remarks', 'tidy',
-           'record', 'with_names', 'prepare', 'Split', 'find_data', 'load_split', 'read_image', 'crop', 'to_tensor',
-           'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
+           'columns_of', 'FileIndex', 'stand_ins', 'one_hot', 'label_columns', 'table_labels', 'split_column',
+           'table_splits', 'list_csv', 'Look', 'look_at', 'list_images', 'classes_line', 'Fault', 'identify', 'to_rgb',
+           'strip_jpeg', 'strip_png', 'png', 'clean', 'shrink', 'fingerprint', 'near_pairs', 'intact', 'check_image',
+           'cores', 'read_scan', 'scan', 'lot', 'groups_of', 'subset', 'split_groups', 'prepared_dir', 'damage',
+           'whole', 'known_sides', 'copies_in', 'decide', 'sift', 'place', 'check_split', 'leftovers', 'remarks',
+           'tidy', 'record', 'with_names', 'prepare', 'Split', 'find_data', 'load_split', 'read_image', 'crop',
+           'to_tensor', 'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
 
 # %% ../nbs/03_data.ipynb #4995f873
 import ast,codecs,csv,errno,hashlib,io,json,os,re,shutil,stat,tempfile,threading,time,unicodedata,warnings,zipfile
@@ -46,7 +46,7 @@ from torch import Tensor
 from .core import (NotAFile,alone,data_dir,file_hash,image_grid,progress,read_file,read_names,read_record,
                          record_fault,stable_hash,write_atomic,write_record)
 from .phantom import simple_caption,write_phantoms
-from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dataset_of,label_key,test_count
+from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dataset_of,label_key,test_count,visible_text
 
 # %% ../nbs/03_data.ipynb #01124e9e
 def _tag(headers): # what tells one version of a file from another
@@ -314,10 +314,14 @@ def refuse_collisions(
     pairs = t[t.why==""][["cls", "label"]].drop_duplicates()
     first, loose = {}, _loose(t, d)
     for cls, label in sorted(pairs.itertuples(index=False), key=lambda x: x in loose):
+        if len(os.fsencode(cls))>200:
+            raise ValueError(f"The label {label[:50]+'...'!r} has {len(os.fsencode(cls))} bytes, and a class is "
+                             "called by 200 at most. Give it a shorter name: in its place, or in dataset.yaml "
+                             "under `categories`, as LABEL: NAME.")
         other = first.setdefault(label_key(cls), (cls, label))
         if other[1]==label or (other[0]==cls and (cls, label) not in loose):
             continue
-        alike = len({unicodedata.normalize("NFKC", x) for x in (other[1], label)})==1
+        alike = len({visible_text(x) for x in (other[1], label)})==1
         a, b = (json.dumps(x, ensure_ascii=alike) for x in (other[1], label))
         raise ValueError(
             f"The labels {a} and {b} would both be called {category(cls)!r}. If they mean "
@@ -334,16 +338,19 @@ def _closed(e): # a folder that may not be opened can hold a whole class
         "`find FOLDER ! -readable` names it: give yourself the right to read it, or move it away.") from e
 
 def _visible(folder): # everything that is not hidden, sorted, relative to it, with "/"
-    out,been = [],set()
+    out,been = [],{}
     for at,dirs,files in os.walk(folder,followlinks=True,onerror=_closed):
         here = os.path.realpath(at)
-        if here in been: # a link that leads back
+        start = os.path.join(os.path.relpath(at, folder), "").replace(os.sep, "/").removeprefix("./")
+        first = been.setdefault(here, start)
+        if first!=start:
             dirs[:] = []
-            continue
-        been.add(here)
+            if start.startswith(first): # a link that leads back
+                continue
+            raise ValueError(f"{first} and {start} are one folder, by a link: which class its images "
+                             "have is not clear. Remove the link.")
         solid = [x for x in dirs if x.lower().endswith(IMAGES)] # a folder in an image's place
         dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX")) and x not in solid]
-        start = os.path.join(os.path.relpath(at, folder), "").replace(os.sep, "/").removeprefix("./")
         out += [start+f for f in files+solid if not f.startswith(".")]
     return sorted(out)
 
@@ -396,10 +403,12 @@ def _class_level(paths): # tuples of folders -> the one of each that is its clas
     left = _informative(paths)
     if any(len(p)>1 for p in left):
         some = ", ".join(sorted({"/".join(p) for p in left})[:3])
+        levels = [sorted({p[i] for p in left}) for i in range(min(map(len, left)))]
+        fewest = min(levels, key=len)
         raise ValueError(
             f"Images lie in folders within folders ({some}, ...), and which of them is the "
             "class is not clear. Name the classes in dataset.yaml, for example `categories: "
-            f"[{left[0][0]}, ...]`, or put the images into one folder a class.")
+            f"[{', '.join(fewest[:2])}, ...]`, or put the images into one folder a class.")
     names = [p[0] for p in left]
     odd = sorted({n for n in names if NO_CLASS.search(label_key(n))})
     if odd:
@@ -413,11 +422,11 @@ def _class_level(paths): # tuples of folders -> the one of each that is its clas
 # %% ../nbs/03_data.ipynb #26926cce
 def class_folders(
     files:list, # paths relative to the folder
-    d:Dataset,  # knows the classes
-    split_of=lambda f: "" # file -> split; its folder is no class
+    d:Dataset   # knows the classes
 ) -> dict:      # file -> (label, class folder, why it has none)
     "The class of each file by the folders it lies in."
-    paths = {f: tuple(f.split("/")[bool(split_of(f)):-1]) for f in files}
+    words = _split_words(d) # what is called so is no class
+    paths = {f: tuple(x for x in f.split("/")[:-1] if x.lower() not in words) for f in files}
     known = known_classes({x for p in paths.values() for x in p}, d)
     out = {f: ("", "", "in no class folder") for f in files}
     for f, p in paths.items():
@@ -459,7 +468,8 @@ CALLED = dict(
          "image_file image_path img_path file_path image_index video_file img_name".split(),
     label="dx diagnosis_5 diagnosis_4 diagnosis_3 diagnosis_2 diagnosis_1 diagnosis label "
           "class category diagnostic finding class_name class_label retinopathy_grade".split(),
-    group="lesion_id patient_id lesion patient subject_id subject case_id group".split(),
+    group="lesion_id patient_id lesion patient subject_id subject case_id group "
+          "pid patient_no patient_number patient_code study_id participant_id participant person_id".split(),
     text=["text", "caption"], kind=["image_type"], split=["split", "partition"])
 "What columns are called."
 
@@ -482,6 +492,9 @@ def decode(
     if "\ufffd" in text or "\0" in text:
         raise ValueError(f"{name} holds characters that stand for lost ones (\ufffd or NUL): "
                          "export it anew from its source, in UTF-8.")
+    if twice := re.search("\\w*(Ã[\x80-\xaa\xac-\xba\xbc-\xbf\u0152-\u2122]|Â[\xa0°µ±²³·])\\w*", text):
+        raise ValueError(f"{name} holds {twice[0]!r}: its text was decoded in a wrong encoding, and saved. "
+                         "Export it anew from its source, in UTF-8.")
     return text
 
 # %% ../nbs/03_data.ipynb #9d3bbbe5
@@ -516,16 +529,16 @@ def _separator(header): # of columns: the one that shows most known names, then 
 
 # %% ../nbs/03_data.ipynb #e98dfecc
 def _delimited(text, name, rows): # comma, semicolon, tab or bar
-    said = re.match('"?sep=(.)"?\r?\n', text) # Excel's own first line
+    said = re.match('"?sep=(.)"?[\r\n]+', text) # Excel's own first line
     text = text[said.end():] if said else text.lstrip("\r\n")
-    sep = said[1] if said else _separator(text.split("\n", 1)[0])
+    sep = said[1] if said else _separator(re.split("[\r\n]", text, maxsplit=1)[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, skipinitialspace=True,
                         strict=True)
     out = []
     try:
         header = [x.strip() for x in next(reader, [])]
         for row in reader:
-            row = [x.strip() for x in row]
+            row = [re.sub('^="(.*)"$', r"\1", x.strip()) for x in row] # Excel keeps text so
             if any(row[len(header):]):
                 raise csv.Error(f"{len(row)} fields instead of {len(header)}")
             if any(row):
@@ -534,7 +547,7 @@ def _delimited(text, name, rows): # comma, semicolon, tab or bar
                 break
     except csv.Error as e:
         raise ValueError(f"{name}, line {reader.line_num+bool(said)}: {e}. Put texts that hold "
-                         f"{sep!r} or line breaks in double quotes.") from e
+                         f"{sep!r} or line breaks in double quotes; the first line names the columns.") from e
     return pd.DataFrame(out, columns=header, dtype=str)
 
 # %% ../nbs/03_data.ipynb #ebc12988
@@ -673,7 +686,10 @@ def one_hot(
     return [json.dumps(x) if len(x)>1 else x[0] if x else "" for x in rows]
 
 # %% ../nbs/03_data.ipynb #6cd9d73d
-def _items(label): # of a cell that may hold a list
+def _items(label, single=()): # of a cell that may hold a list, of labels that stand alone elsewhere
+    parts = re.split(r"\s*[|;]\s*|,\s+", label)
+    if len(parts)>1 and set(parts)<=set(single):
+        return parts
     if not re.fullmatch(r"\[.*\]", label, re.S):
         return [label] if label else []
     try:
@@ -699,6 +715,9 @@ def label_columns(
     return fit
 
 # %% ../nbs/03_data.ipynb #730e6657
+NO_LABEL = re.compile(r"#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|#+)|\{.*\}", re.S)
+"What spreadsheets write in place of what they could not read (`+ER` is a formula to them), and objects of JSON."
+
 def table_labels(
     t:pd.DataFrame, # a table
     d:Dataset,      # knows the classes
@@ -710,7 +729,12 @@ def table_labels(
     if not columns and single is None:
         return None
     cells = [[x] for x in single] if single else t[columns].values.tolist()
-    rows = [[_items(x) for x in row if x] for row in cells]
+    every = {x for row in cells for x in row}
+    if odd := next((x for x in sorted(every) if NO_LABEL.fullmatch(x)), ""):
+        raise ValueError(f"{name}: {odd[:60]!r} is no label, but what is left of one in a spreadsheet, or an "
+                         "object. Write the name of the class in its place.")
+    items = {x: [x] if x in known_labels(d) else _items(x, every) for x in every}
+    rows = [[items[x] for x in row if x] for row in cells]
     cls = {x: class_of(x, d) for x in {x for row in rows for cell in row for x in cell}}
     def read(row):
         if any(len(cell)>1 for cell in row):
@@ -725,13 +749,28 @@ def table_labels(
 SPLITS = dict(train="train",training="train",test="test",testing="test",val="val",valid="val",validation="val",dev="val")
 "What folders of a split are called."
 
+def _split_words(d): # the same, but for those that the user calls classes
+    known = {x.lower() for x in known_labels(d)}
+    return {k: v for k, v in SPLITS.items() if k not in known}
+
+def split_column(
+    t:pd.DataFrame # a table
+) -> str:          # the column that gives a split by name or by its words, empty for none
+    "Which column says what is for training."
+    c = columns_of(t)
+    known = sum(c.values(), [])
+    cells = {x: set(t[x].str.lower())-{""} for x in t.columns
+             if x and x not in known and isinstance(t[x], pd.Series)}
+    found = [*c["split"], *(x for x, v in cells.items() if len(v)>1 and v<=SPLITS.keys())]
+    return found[0] if found else ""
+
 # %% ../nbs/03_data.ipynb #47c54ddc
 def table_splits(
     t:pd.DataFrame, # a table
     name:str        # of it
 ) -> list:          # train, test, val or nothing, a row
     "The split of each row."
-    column = next(iter(columns_of(t)["split"]), None)
+    column = split_column(t)
     words = t[column].tolist() if column else [""]*len(t)
     odd = sorted({w for w in words if w and w.lower() not in SPLITS})
     if odd:
@@ -789,6 +828,13 @@ def _unclear(name, t): # the error for a table that cannot be used
         "lesion_id, split, text), with 0 or 1 in a column a class only if each image has one "
         "class; or move the table out of the folder.")
 
+def _unused(t, d, name, index): # what to say of columns that nothing is read from
+    c, labels = columns_of(t), label_columns(t, d, name)
+    used = {_name_column(t, index), split_column(t), *labels, *c["group"], *c["text"][:1], *c["kind"]}
+    rest = [x for x in dict.fromkeys(t.columns) if x and x not in used
+            and (labels or not set(t[x])<={"0", "1", "0.0", "1.0"})]
+    return [f"columns of the table that are not used: {', '.join(rest)}"] if rest else []
+
 def _joined(paths, index, more): # one table a split; with more columns by the file's name
     tables = [read_table(p) for p in paths]
     for p in more:
@@ -817,11 +863,13 @@ def list_csv(
     if labels is None:
         if not any(c[k] for k in ("group", "split", "text")):
             raise _unclear(name, t)
-        in_part = (lambda f: "") if below else split_of # the part's own folder is not in f
-        by = class_folders([f for f in dict.fromkeys(file) if f], d, in_part)
+        by = class_folders([f for f in dict.fromkeys(file) if f], d)
         labels = [by.get(f, ("", "", "")) for f in file]
     ties, told = _ties(t, c["group"])
+    told += _unused(t, d, name, index)
     text, kind = (t[c[k][0]] if c[k] else [""]*len(t) for k in ("text", "kind"))
+    if odd := next((x for x in text if len(_items(x))>1), ""):
+        raise ValueError(f"{name}: {c['text'][0]} holds lists ({odd[:60]}): keep one caption an image.")
     rows = {}
     for x, f, (label, cls, why), tie, split, words, k in zip(
             names, file, labels, ties, table_splits(t, name), text, kind):
@@ -928,7 +976,7 @@ def _inner(folder): # an unpacked archive often holds one folder that holds ever
     here = [p for p in Path(folder).iterdir() if not p.name.startswith((".","__MACOSX"))]
     dirs = [p for p in here if p.is_dir()]
     table = (*TABLES[:6], "HAM10000_metadata")
-    lone = (len(dirs)==1 and not any(p.is_file() and p.name.endswith(table) for p in here)
+    lone = (len(dirs)==1 and dirs[0].name.lower() not in SPLITS and not any(p.is_file() and p.name.endswith(table) for p in here)
             and not any(f.suffix.lower() in IMAGES for p in (folder,dirs[0]) for f in Path(p).iterdir()))
     return _inner(dirs[0]) if lone else Path(folder)
 
@@ -956,7 +1004,8 @@ def _listed(folder, index, d, split_of, below=""): # one folder: by its table, e
         if not meant and c["file"] and c["label"]:
             some = ", ".join(x.t[c["file"][0]].head(2)) or "it has no rows"
             raise ValueError(f"{x.path.name} has columns of files and classes, but names no "
-                             f"image that lies here ({some}).")
+                             f"image that lies here ({some}). Write names as the files have them, such as "
+                             f"{next(iter(index.files), '1.jpg')}, or move the table out of the folder.")
     if not meant:
         return list_tree(index.files, d, split_of, below), [], "class folders"
     tables, more = _several(folder, meant)
@@ -983,17 +1032,24 @@ def _outside(root, parts): # images beside folders of splits -> rows
     if more:
         raise ValueError(f"Beside the splits {', '.join(parts)} lie "
                          f"{', '.join(f'{k}/ ({n:,} images)' for k, n in more.items())}. Call a "
-                         "split's folder train, val or test, and move others away.")
+                         "split's folder train, val or test, and move others away; where "
+                         f"{' or '.join(parts)} is a class, list it in dataset.yaml under `categories`.")
     return _table([(f, "", "", "", "", "", "in no folder of a split") for f in beside if "." in f])
 
 # %% ../nbs/03_data.ipynb #591bf655
 def _use_split(t, told): # the split that came with the data, if it is one
-    given = set(t.split[t.why==""])
-    words = given-{""}
-    if given>{"train"}:
-        return t.split.replace("val", "train" if "test" in given else "test")
+    words = set(t.split[t.why==""])-{""}
+    if words>{"train"}:
+        t.loc[(t.why=="")&(t.split==""), "why"] = "no split is given for it, but for others"
+        return t.split.replace("val", "train" if "test" in words else "test")
     if words:
         told.append(f"all images are called {' or '.join(sorted(words))}: that is no split, so a new one is drawn")
+    folders = {x for f in t.file for x in f.split("/")[:-1]}
+    like = sorted(x for x in folders if x.lower() not in SPLITS
+                  and SPLITS.keys() & re.split(r"[\W_]+", x.lower()))
+    if like:
+        told.append(f"{', '.join(like[:5])}: not taken for parts of a split, so one is drawn; to keep one, "
+                    "call its folders train and test")
     return ""
 
 # %% ../nbs/03_data.ipynb #988f1024
@@ -1004,20 +1060,22 @@ def list_images(
     "The images of a folder with their classes, whatever the layout."
     root = _inner(folder)
     _refuse_hidden(root)
-    parts = {p.name: SPLITS[p.name.lower()] for p in sorted(root.iterdir())
-             if p.is_dir() and p.name.lower() in SPLITS}
+    words = _split_words(d)
+    parts = {p.name: words[p.name.lower()] for p in sorted(root.iterdir())
+             if p.is_dir() and p.name.lower() in words}
     index = FileIndex(files_below(root))
     above = [p for p in root.parents if p.is_relative_to(folder)]
     for p in [Path(a)/f for a in above for f in os.listdir(a) if f.lower().endswith((*TABLES, *SHEETS))]:
         if (x := look_at(p, index, d)) and x.names:
             raise ValueError(f"{p.name} names images in {root.name}: move it there.")
-    top = [p for p in _tables(root) if "/" not in p and (x := look_at(root/p, index, d)) and x.names]
+    top = [p for p in _tables(root) if p.split("/")[0] not in parts and (x := look_at(root/p, index, d)) and x.names]
     if parts and not top:
         each = [_listed(root/p, FileIndex(files_below(root/p)), d, lambda f, s=s: s, p+"/")
                 for p, s in parts.items()]
         each.append((_outside(root, parts), [], each[0][2]))
     else:
-        each = [_listed(root, index, d, lambda f: parts.get(f.split("/")[0], ""))]
+        each = [_listed(root, index, d, lambda f: next(
+            (words[x] for x in f.lower().split("/")[:-1] if x in words), ""))]
     t = pd.concat([x[0] for x in each], ignore_index=True)
     told = list(dict.fromkeys(s for x in each for s in x[1]))
     t["split"] = _use_split(t, told)
@@ -1798,7 +1856,8 @@ def _fill(folder, root, t, how, d, out, key, seed, near, processes): # do all th
     (out/"prepared.json").unlink(missing_ok=True)
     used = place(used, d, out)
     here = {os.path.relpath(root/f, folder).replace(os.sep, "/") for f in t.file}
-    told = t.attrs["told"]+remarks(d, used, copies, given, leftovers(folder, here|_read_tables(folder, root, how)))
+    out_of = Counter(_unnamed(w) for w in t.why if w)
+    told = t.attrs["told"]+[f"{n:,} left out: {w}" for w, n in out_of.items()]+remarks(d, used, copies, given, leftovers(folder, here|_read_tables(folder, root, how)))
     tidy(out, every, sides.keys()|set(used.content))
     n = record(out, used, bad, copies, key, dataset=d.name, layout=_layout(how), seed=seed,
                near=near, remarks=told)
@@ -1834,8 +1893,8 @@ def _nothing(folder, how, every):
                     for r, w in zip(every.reason, every.detail)).most_common(3)
     most = "; ".join(f"{n} files: {r}, {x}" for (r, x), n in found)
     return f"No usable images in {folder} ({_layout(how)}). "+(
-        f"What was found: {most}." if most
-        else f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
+        f"What was found: {most}. " if most else "")+(
+        f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
              "and for a table with columns like file_name and label.")
 
 # %% ../nbs/03_data.ipynb #330b6ddc
