@@ -492,7 +492,7 @@ def decode(
     if "\ufffd" in text or "\0" in text:
         raise ValueError(f"{name} holds characters that stand for lost ones (\ufffd or NUL): "
                          "export it anew from its source, in UTF-8.")
-    if twice := re.search("\\w*(Ã[\x80-\xaa\xac-\xba\xbc-\xbf\u0152-\u2122]|Â[\xa0°µ±²³·])\\w*", text):
+    if twice := re.search("Ã[\x80-\xaa\xac-\xba\xbc-\xbf\u0152-\u2122]|Â[\xa0°µ±²³·]", text):
         raise ValueError(f"{name} holds {twice[0]!r}: its text was decoded in a wrong encoding, and saved. "
                          "Export it anew from its source, in UTF-8.")
     return text
@@ -538,7 +538,8 @@ def _delimited(text, name, rows): # comma, semicolon, tab or bar
     try:
         header = [x.strip() for x in next(reader, [])]
         for row in reader:
-            row = [re.sub('^="(.*)"$', r"\1", x.strip()) for x in row] # Excel keeps text so
+            row = [x.strip() for x in row]
+            row = [x[2:-1] if x.startswith('="') else x for x in row] # as Excel keeps text
             if any(row[len(header):]):
                 raise csv.Error(f"{len(row)} fields instead of {len(header)}")
             if any(row):
@@ -759,9 +760,10 @@ def split_column(
     "Which column says what is for training."
     c = columns_of(t)
     known = sum(c.values(), [])
-    cells = {x: set(t[x].str.lower())-{""} for x in t.columns
+    cells = {x: t[x].unique() for x in t.columns
              if x and x not in known and isinstance(t[x], pd.Series)}
-    found = [*c["split"], *(x for x, v in cells.items() if len(v)>1 and v<=SPLITS.keys())]
+    words = {x: {w.lower() for w in v if w} for x, v in cells.items() if len(v)<20}
+    found = [*c["split"], *(x for x, v in words.items() if len(v)>1 and v<=SPLITS.keys())]
     return found[0] if found else ""
 
 # %% ../nbs/03_data.ipynb #47c54ddc
@@ -832,7 +834,7 @@ def _unused(t, d, name, index): # what to say of columns that nothing is read fr
     c, labels = columns_of(t), label_columns(t, d, name)
     used = {_name_column(t, index), split_column(t), *labels, *c["group"], *c["text"][:1], *c["kind"]}
     rest = [x for x in dict.fromkeys(t.columns) if x and x not in used
-            and (labels or not set(t[x])<={"0", "1", "0.0", "1.0"})]
+            and (labels or not t[x].isin(["0", "1", "0.0", "1.0"]).all())]
     return [f"columns of the table that are not used: {', '.join(rest)}"] if rest else []
 
 def _joined(paths, index, more): # one table a split; with more columns by the file's name
@@ -868,7 +870,7 @@ def list_csv(
     ties, told = _ties(t, c["group"])
     told += _unused(t, d, name, index)
     text, kind = (t[c[k][0]] if c[k] else [""]*len(t) for k in ("text", "kind"))
-    if odd := next((x for x in text if len(_items(x))>1), ""):
+    if odd := next((x for x in dict.fromkeys(text) if x and len(_items(x))>1), ""):
         raise ValueError(f"{name}: {c['text'][0]} holds lists ({odd[:60]}): keep one caption an image.")
     rows = {}
     for x, f, (label, cls, why), tie, split, words, k in zip(
@@ -1044,8 +1046,8 @@ def _use_split(t, told): # the split that came with the data, if it is one
         return t.split.replace("val", "train" if "test" in words else "test")
     if words:
         told.append(f"all images are called {' or '.join(sorted(words))}: that is no split, so a new one is drawn")
-    folders = {x for f in t.file for x in f.split("/")[:-1]}
-    like = sorted(x for x in folders if x.lower() not in SPLITS
+    folders = {f.rpartition("/")[0] for f in t.file}
+    like = sorted(x for x in {x for f in folders for x in f.split("/")} if x.lower() not in SPLITS
                   and SPLITS.keys() & re.split(r"[\W_]+", x.lower()))
     if like:
         told.append(f"{', '.join(like[:5])}: not taken for parts of a split, so one is drawn; to keep one, "
@@ -1760,6 +1762,7 @@ _PLAIN = {  # what a listing says of a file -> the same without names of files, 
     r"file not found": "the table names a file that is not there",
     r".* is not among the categories of dataset.yaml": "its folder is not among the categories of dataset.yaml",
     r".* are both classes": "its folders name two classes",
+    r"several labels: .*": "the table gives it several labels",
     r"label .* is none of the classes": "its label is none of the classes",
     r"not dermoscopic but .*": "not dermoscopic",
     r"the table gives it several (labels|splits).*": r"the table gives it several \1",
@@ -1892,10 +1895,9 @@ def _nothing(folder, how, every):
     found = Counter((r, _unnamed(w) if r=="left out" else w)
                     for r, w in zip(every.reason, every.detail)).most_common(3)
     most = "; ".join(f"{n} files: {r}, {x}" for (r, x), n in found)
-    return f"No usable images in {folder} ({_layout(how)}). "+(
-        f"What was found: {most}. " if most else "")+(
-        f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
-             "and for a table with columns like file_name and label.")
+    return (f"No usable images in {folder} ({_layout(how)}). "+(f"What was found: {most}. " if most else "")+
+            f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
+            "and for a table with columns like file_name and label.")
 
 # %% ../nbs/03_data.ipynb #330b6ddc
 @contextmanager

@@ -15,7 +15,7 @@ from medart.core import read_names
 from medart.data import (FileIndex, class_of, classes_line, contact_sheet, list_images, load_split, one_hot, prepare, read_table,
                          refuse_collisions, split_bars, stand_ins)
 from medart.phantom import article, simple_caption
-from medart.recipes import DATASETS, Dataset, as_folder, category, class_folder, dataset_named, label_key, read_dataset, recipe
+from medart.recipes import DATASETS, Dataset, as_folder, category, class_folder, dataset_named, label_key, read_dataset, recipe, visible_text
 from medart.vsg import validity
 
 SKIN, KVASIR = DATASETS["skin"], DATASETS["kvasir"]
@@ -77,13 +77,14 @@ def test_labels_that_differ_in_a_sign_have_classes_and_captions_of_their_own():
 
 
 @pytest.mark.parametrize("a,b", [("≥50", ">=50"), ("Polyp", "polyp"), ("grade-1", "grade 1"), ("grade_1", "Grade 1?"), ("1", "1.0"),
-                                 ("K\u00e4se", "Ka\u0308se"), (".5mm", "0.5mm"), ("\u22121", "-1"), ("ER +", "ER+"), ("\uff0b", "+")])
+                                 ("K\u00e4se", "Ka\u0308se"), (".5mm", "0.5mm"), ("\u22121", "-1"), ("ER +", "ER+"), ("\uff0b", "+"),
+                                 ("po\u200blyp", "polyp"), ("\u200fpolyp", "polyp"), ("mela\u00adnoma", "melanoma"), ("T\u00b9", "T1")])
 def test_labels_that_come_out_alike_stop_preparation_and_both_are_named(tmp_path, a, b):
     assert label_key(a) == label_key(b)
     lay(tmp_path, FLAT, m_DOT_csv=table("file,label", lambda i: f'{i}.png,"{(a, b)[i % 2]}"'))
     with pytest.raises(ValueError, match="mean the same, say so in dataset.yaml") as e:
         listed(tmp_path)
-    said = [json.dumps(x, ensure_ascii=unicodedata.normalize("NFKC", a) == unicodedata.normalize("NFKC", b)) for x in (a, b)]
+    said = [json.dumps(x, ensure_ascii=visible_text(a) == visible_text(b)) for x in (a, b)]
     assert all(x in str(e.value) for x in said)
     t, _ = listed(tmp_path, own(**{a: "one", b: "one"}))  # which is the user's decision
     assert classes(t) == dict(one=12)
@@ -117,6 +118,13 @@ def test_two_labels_of_an_archive_may_mean_one_class_and_it_is_said(tmp_path):
     t, _ = listed(tmp_path, SKIN)
     assert classes(t) == dict(common_nevus=12)
     assert classes_line(t, SKIN) == "1 classes: common_nevus 12 (labels Nevus, nv)"
+
+
+def test_a_label_too_long_for_a_folder_is_refused_before_the_work(tmp_path):
+    lay(tmp_path, FLAT, m_DOT_csv=table("file,label", lambda i: f"{i}.png,{(chr(0x448) * 130 + 'x', 'b')[i % 2]}"))
+    with pytest.raises(ValueError, match="has 261 bytes, and a class is called by 200 at most"):
+        listed(tmp_path)
+    assert classes(listed(tmp_path, own(**{chr(0x448) * 130 + "x": "short", "b": "b"}))[0]) == dict(short=6, b=6)
 
 
 def test_collisions_of_left_out_images_do_not_matter():
@@ -181,7 +189,9 @@ WRITTEN = {
     "lists.csv": table("file,label", lambda i: f"{i}.png,\"['{ab(i)}']\""),
     "index.csv": table(",file,label", lambda i: f"{i},{i}.png,{ab(i)}"),
     "bits.csv": table("image,a,b", lambda i: f"{i}.png,{1 - i % 2}.0,{i % 2}.0"),
-    "sub/labels.csv": COMMA,
+    "sub/labels.csv": COMMA, "old mac.csv": COMMA.replace("\n", "\r"), "wide.txt": COMMA.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "kept as text.csv": table("file,label", lambda i: f'"=""{i}.png""",{ab(i)}'), "plain formula.csv": table("file,label", lambda i: f'="{i}.png",{ab(i)}'),
+    "decimal commas.csv": table("file;label;size", lambda i: f"{i}.png;{ab(i)};1,5"),
 }
 
 
@@ -208,6 +218,14 @@ UNCLEAR = {
     "no rows": ("file,label\n", "it has no rows"),
     "few of these": (table("file,label", lambda i: f"{i}.png,a", range(3)), "names 3 of the 12 images"),
     "split words": (table("file,label,split", lambda i: f"{i}.png,a,{('train', 'holdout')[i % 2]}"), "holdout.*train, test or val"),
+    "what Excel made of a sign": (COMMA.replace(",b", ",#NAME?"), "'#NAME\\?' is no label"),
+    "what Excel made of a number": (COMMA.replace(",b", ",########"), "'########' is no label"),
+    "an object": (table("file;label", lambda i: f'{i}.png;{{"name": "{ab(i)}"}}').replace(';{', ';"{').replace('"name": ', '""name"": ')
+                  .replace('"a"}', '""a""}"').replace('"b"}', '""b""}"'), "is no label"),
+    "decoded twice": (COMMA.replace("b\n", "K\u00c3\u00a4se\n"), "wrong encoding"),
+    "decoded twice, a sign": (COMMA.replace("b\n", "10 \u00c2\u00b5m\n"), "wrong encoding"),
+    "lists of captions": (table("file,label,text", lambda i: f"{i}.png,{ab(i)},\"['one', 'two']\""), "text holds lists"),
+    "names without their zeros": (COMMA.replace(".png", "00"), "Write names as the files have them, such as img/0.png"),
     "split numbers": (table("file,label,split", lambda i: f"{i}.png,a,{i % 2}"), "says 0, 1"),
 }
 
@@ -289,6 +307,25 @@ def test_one_hot_needs_one_each():
     assert one_hot(t.assign(NV="1"), SKIN)[0] == '["MEL", "NV"]'
 
 
+@pytest.mark.parametrize("both", ["a|b", "a; b", "a, b"])
+def test_a_cell_of_labels_that_stand_alone_elsewhere_is_a_list(tmp_path, both):
+    lay(tmp_path, FLAT, m_DOT_csv=table("file,label", lambda i: f'{i}.png,"{both if i < 2 else ab(i)}"'))
+    t, _ = listed(tmp_path)
+    assert t.why.tolist()[:2] == ["several labels: a, b"] * 2 and classes(t) == dict(a=5, b=5)
+    assert classes(listed(tmp_path, own(**{both: "mixed", "a": "a", "b": "b"}))[0]) == dict(mixed=2, a=5, b=5)
+    lay(tmp_path, [], m_DOT_csv=table("file,label", lambda i: f'{i}.png,"{both if i < 6 else "c"}"'))
+    assert classes(listed(tmp_path)[0]) == dict(a_b=6, c=6)
+
+
+def test_columns_that_are_not_used_are_said(tmp_path):
+    lay(tmp_path, FLAT, m_DOT_csv=table(",file,label,fold,pid,caption", lambda i: f"{i},{i}.png,{ab(i)},{i % 5},P{i // 2},words"))
+    t, _ = listed(tmp_path)
+    assert t.attrs["told"] == ["columns of the table that are not used: fold"]
+    assert t.group[0] == "pid=P0" and set(t.text) == {"words"}
+    lay(tmp_path, [], m_DOT_csv=table("file,a,b,age,text,caption", lambda i: f"{i}.png,{1 - i % 2},{i % 2},3{i},x,y"))
+    assert listed(tmp_path)[0].attrs["told"] == ["columns of the table that are not used: age, caption"]
+
+
 # File names
 
 @pytest.mark.parametrize("written", ["img/{}.png", "{}.png", "{}", "./img/{}.png", " {}.PNG ", "{}.dcm", "img\\{}.png",
@@ -336,6 +373,49 @@ def test_a_split_is_one_or_is_drawn_and_it_is_said(tmp_path):
     t, _ = listed(tmp_path / "c")
     assert Counter(t.split) == dict(train=8, test=4)
     assert t.why[t.file == "test/8.png"].tolist() == ["the table puts it into train, its folder into test"]
+
+
+@pytest.mark.parametrize("column", ["set", "Usage", "phase"])
+def test_a_column_of_split_words_is_a_split_whatever_it_is_called(tmp_path, column):
+    lay(tmp_path, FLAT, m_DOT_csv=table(f"file,label,{column}", lambda i: f"{i}.png,{ab(i)},{'Training' if i < 8 else 'test'}"))
+    assert Counter(listed(tmp_path)[0].split) == dict(train=8, test=4)
+
+
+@pytest.mark.parametrize("path", ["{c}/{s}/{i}.png", "deep/{c}/x/{s}/{i}.png", "{s}/{c}/{i}.png", "data/{S}/{c}/{i}.png"])
+def test_folders_of_a_split_are_no_classes_at_any_depth(tmp_path, path):
+    parts = ["train" if i < 8 else "test" for i in N]
+    lay(tmp_path, [path.format(c=ab(i), s=s, S=s.title(), i=i) for i, s in enumerate(parts)])
+    t, _ = listed(tmp_path)
+    assert classes(t) == HALVES and Counter(t.split) == dict(train=8, test=4)
+
+
+@pytest.mark.parametrize("part", ["valid", "test", "Train"])
+def test_a_lone_part_is_no_split_and_it_is_said(tmp_path, part):
+    t, _ = listed(lay(tmp_path, [f"{part}/{ab(i)}/{i}.png" for i in N]))
+    assert classes(t) == HALVES and not t.split.any() and "that is no split, so a new one is drawn" in t.attrs["told"][0]
+
+
+def test_what_only_looks_like_a_split_is_said(tmp_path):
+    t, _ = listed(lay(tmp_path / "a", [f"{'train' if i < 8 else 'test'}_images/{i}.png" for i in N], m_DOT_csv=COMMA))
+    assert not t.split.any() and t.attrs["told"][0].startswith("test_images, train_images: not taken for parts of a split")
+    t, _ = listed(lay(tmp_path / "b", [f"{ab(i)}/{('train/', 'test/', '')[i // 4]}{i}.png" for i in N]))
+    assert Counter(t.split[t.why == ""]) == dict(train=4, test=4)
+    assert set(t.why[8:].tolist() + t.why[t.split == ""].tolist()) == {"no split is given for it, but for others", ""}
+
+
+def test_a_class_may_be_called_test_if_it_is_said(tmp_path):
+    lay(tmp_path, [f"{('test', 'control')[i % 2]}/{i}.png" for i in N])
+    with pytest.raises(ValueError, match="where test is a class, list it in dataset.yaml"):
+        listed(tmp_path)
+    assert classes(listed(tmp_path, own("test", "control"))[0]) == dict(test=6, control=6)
+
+
+@pytest.mark.parametrize("target", ["a", "c/deep"])
+def test_a_folder_that_is_reached_twice_stops(tmp_path, target):
+    lay(tmp_path, [f"a/{i}.png" for i in N] + [f"c/deep/{i}.png" for i in N])
+    (tmp_path / "b").symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match="are one folder, by a link"):
+        listed(tmp_path)
 
 
 # Layouts of public collections
@@ -396,6 +476,12 @@ PUBLIC = {
     "a hidden class": ([f"{('.5mm', 'b')[i % 2]}/{i}.png" for i in N], {}, own(), "'.5mm' is hidden"),
     "what editors leave": ([f"{ab(i)}/{i}.png" for i in N] + ["a/.ipynb_checkpoints/1.png"], {}, own(), HALVES),
     "patients in a table": ([f"{ab(i)}/{i}.png" for i in N], {"p.csv": table("file,patient_id", lambda i: f"{i}.png,P{i}")}, own(), HALVES),
+    "YOLO": ([f"images/{s}/{i}.png" for i in N for s in ("train", "val")], {f"labels/train/{i}.txt": "0 .5 .5 .1 .1" for i in N}, own(),
+             "images/: such a name"),
+    "COCO": ([f"{s}/x{s}{i}.png" for i in N for s in ("train", "val")], {"annotations/instances.json": json.dumps(dict(images=[
+        dict(file_name=f"xtrain{i}.png") for i in N]), indent=1)}, own(), "must be a list of objects"),
+    "patients beside the splits": ([f"{s}/{ab(i)}/{s}{i}.png" for i in N for s in ("train", "test")], {"about/p.csv": table(
+        "file,patient_id", lambda i: f"train{i}.png,P{i}\ntest{i}.png,Q{i}")}, own(), dict(a=12, b=12)),
     "a table above": ([f"deep/{ab(i)}/x{i}.png" for i in N], {"list.txt": "\n".join(f"x{i}.png" for i in N)}, own(), "names images"),
 }
 
