@@ -15,7 +15,8 @@ from medart.core import read_names
 from medart.data import (FileIndex, class_of, classes_line, contact_sheet, list_images, load_split, one_hot, prepare, read_table,
                          refuse_collisions, split_bars, stand_ins)
 from medart.phantom import article, simple_caption
-from medart.recipes import DATASETS, Dataset, as_folder, category, class_folder, dataset_named, label_key, read_dataset, recipe, visible_text
+from medart.recipes import (DATASETS, Dataset, as_folder, category, class_folder, dataset_named, label_key, read_dataset, recipe,
+                            visible_text)
 from medart.vsg import validity
 
 SKIN, KVASIR = DATASETS["skin"], DATASETS["kvasir"]
@@ -189,8 +190,10 @@ WRITTEN = {
     "lists.csv": table("file,label", lambda i: f"{i}.png,\"['{ab(i)}']\""),
     "index.csv": table(",file,label", lambda i: f"{i},{i}.png,{ab(i)}"),
     "bits.csv": table("image,a,b", lambda i: f"{i}.png,{1 - i % 2}.0,{i % 2}.0"),
-    "sub/labels.csv": COMMA, "old mac.csv": COMMA.replace("\n", "\r"), "wide.txt": COMMA.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
-    "kept as text.csv": table("file,label", lambda i: f'"=""{i}.png""",{ab(i)}'), "plain formula.csv": table("file,label", lambda i: f'="{i}.png",{ab(i)}'),
+    "sub/labels.csv": COMMA, "old mac.csv": COMMA.replace("\n", "\r"),
+    "wide.txt": COMMA.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "kept as text.csv": table("file,label", lambda i: f'"=""{i}.png""",{ab(i)}'),
+    "plain formula.csv": table("file,label", lambda i: f'="{i}.png",{ab(i)}'),
     "decimal commas.csv": table("file;label;size", lambda i: f"{i}.png;{ab(i)};1,5"),
 }
 
