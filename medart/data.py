@@ -1657,7 +1657,7 @@ def _why_none(c, n, m, part, given): # why a class has no image on one side
     if m == 0:
         return f"none of its {n} images can be used (see quarantine.csv)" if n else "dataset.yaml lists it, and there is no image of it"
     if m == 1:
-        return "there is 1 image, and 2 are the least: one to train and one to test"
+        return f"there is 1 image{f' that can be used, of {n}' if n>1 else ''}, and 2 are the least: one to train and one to test"
     if given:
         return f"the split that came with the images has no {part} image of it"
     return (f"no {part} image: its {m} images are tied to one another or to other classes "
@@ -1859,8 +1859,9 @@ def _fill(folder, root, t, how, d, out, key, seed, near, processes): # do all th
     (out/"prepared.json").unlink(missing_ok=True)
     used = place(used, d, out)
     here = {os.path.relpath(root/f, folder).replace(os.sep, "/") for f in t.file}
-    out_of = Counter(_unnamed(w) for w in t.why if w)
-    told = t.attrs["told"]+[f"{n:,} left out: {w}" for w, n in out_of.items()]+remarks(d, used, copies, given, leftovers(folder, here|_read_tables(folder, root, how)))
+    unused = Counter(_unnamed(w) for w in t.why if w)
+    told = t.attrs["told"]+[f"{k:,} left out: {w}" for w, k in unused.items()]
+    told += remarks(d, used, copies, given, leftovers(folder, here|_read_tables(folder, root, how)))
     tidy(out, every, sides.keys()|set(used.content))
     n = record(out, used, bad, copies, key, dataset=d.name, layout=_layout(how), seed=seed,
                near=near, remarks=told)
