@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SIGNS', 'YAML_KEYS', 'SCALES', 'FAMILIES', 'DIT_TARGETS', 'OFFICIAL', 'PROFILES', 'NOT_REPRODUCED',
-           'METHODS', 'LARGE', 'PATHS', 'FILES', 'TIMES', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'spell_signs',
-           'category', 'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset', 'dataset_named',
-           'dataset_of', 'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale', 'recipe',
-           'check_shares', 'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir', 'captions_recipe',
-           'captions_dir', 'recipe_hash', 'portable', 'save_recipe', 'load_recipe', 'notebook_parameters',
-           'recipe_from', 'row_from', 'words_of', 'seeds_of', 'count_of', 'passed', 'command', 'recipe_from_line',
-           'settings_table', 'Description', 'describe']
+           'METHODS', 'LARGE', 'PATHS', 'FILES', 'TIMES', 'FIRST', 'ROW_TITLES', 'PAPER', 'Dataset', 'visible_text',
+           'spell_signs', 'category', 'test_count', 'class_folder', 'label_key', 'as_folder', 'read_dataset',
+           'dataset_named', 'dataset_of', 'kind_of', 'data_path', 'locate', 'model_path', 'Recipe', 'detect_scale',
+           'recipe', 'check_shares', 'settings', 'setting_word', 'run_dir', 'samples_dir', 'classifier_dir',
+           'captions_recipe', 'captions_dir', 'recipe_hash', 'portable', 'save_recipe', 'load_recipe',
+           'notebook_parameters', 'recipe_from', 'row_from', 'words_of', 'seeds_of', 'count_of', 'passed', 'command',
+           'recipe_from_line', 'settings_table', 'Description', 'describe']
 
 # %% ../nbs/01_recipes.ipynb #ea5d1dd0
 import argparse
@@ -70,11 +70,18 @@ SIGNS = {"+/-": "plus minus", "±": "plus minus", "<=": "at most", "≤": "at mo
 "How signs are written in names."
 
 # %% ../nbs/01_recipes.ipynb #9a458980
+def visible_text(
+    text # as somebody wrote it
+) -> str: # the same without differences that nobody sees
+    "One form of each letter, and none of the marks that have no width."
+    text = unicodedata.normalize("NFKC", str(text))
+    return "".join(c for c in text if unicodedata.category(c)!="Cf").strip()
+
 def spell_signs(
     label # as somebody wrote it, e.g. "ER-"
 ) -> str: # the same with words for its signs, e.g. "ER minus"
     "Write signs as words, whatever way Unicode encodes the rest."
-    text = unicodedata.normalize("NFKC", str(label)).strip()
+    text = visible_text(label)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text) # dashes and the minus sign
     text = re.sub(r"^(-?\d+)\.0+$", r"\1", text) # a whole number, from a float column
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
@@ -170,7 +177,7 @@ def _checked_value(path, key, value): # what stands under a key, as what it must
             raise ValueError
     except (TypeError, ValueError):
         raise ValueError(f"{path}: {key}={value!r} has the wrong type or is empty.") from None
-    return value.strip() if isinstance(value, str) else value
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 # %% ../nbs/01_recipes.ipynb #aae6571b
 def _categories(path, listed): # of a dataset.yaml -> label: class folder
