@@ -8,7 +8,7 @@ __all__ = ['WEIGHT_NAMES', 'UNUSED', 'weight_files', 'weight_fault', 'local_fold
            'load_image_processor', 'part_classes', 'read_index', 'unused_parts', 'load_pipeline']
 
 # %% ../nbs/02_weights.ipynb #32901b2b
-import errno,inspect,json,pickle,re,typing,zipfile
+import errno,inspect,json,re,typing,zipfile
 from contextlib import contextmanager
 from pathlib import Path,PurePosixPath
 
@@ -180,7 +180,7 @@ def _files_error(about, name, setting, error, said, more): # the files are there
     missing,damaged = missing_files(files_below(folder),parts),damaged_files(folder,parts)
     words = " ".join(str(error).split())
     if damaged: return ValueError(f"{about} is damaged: {'; '.join(damaged)}. {said}")
-    if _first(_chain(error),pickle.UnpicklingError):
+    if any(type(e).__name__=="UnpicklingError" for e in _chain(error)):
         return ValueError(f"{about} is not read: a .bin file of it holds more than numbers, and reading that would run it "
                           f"as a program. Look for the same weights as safetensors, or pass {setting}=FOLDER.{more} {said}")
     if missing or isinstance(error,OSError): # the libraries' word for a file that is not there
