@@ -2,6 +2,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -122,3 +123,40 @@ def test_images_of_each_class_are_painted_kept_and_extended(small, capsys):
 def test_negative_numbers_of_images_are_refused():
     with pytest.raises(ValueError, match="per_class=-1"):
         recipe("skin", scale="tiny", per_class=-1)
+
+
+def test_a_class_of_few_images_says_what_cannot_be_said_of_it():
+    from medart.metrics import Features, Seen, by_class, floor_plan
+
+    classes = ("a",)*12+("b",)*3+("c",)
+    def seen(seed):
+        f = np.random.default_rng(seed).normal(size=(16, 4))
+        return Seen(Features(f, None), None, None, f[:, 0], classes)
+    test, train, gen = map(seen, range(3))
+    t = by_class(gen, test, train, floor_plan(classes, classes, classes), ()).set_index("class")
+    assert t.n_floor.tolist() == [12, 3, 1]
+    assert t.frechet_floor.notna().tolist() == [True, False, False]
+    assert t.kid_floor.notna().tolist() == [True, True, False]
+    assert t.note["a"] == "" and "3 of 5 images" in t.note["b"] and "no floor" in t.note["c"] and "no KID" in t.note["c"]
+
+
+def test_generated_and_repeated_images_are_added_in_equal_numbers(small):
+    from medart.rarity import class_recalls, rare_counts, rare_gains, rare_recalls, rare_sets
+
+    r = small(gen_split="train", per_class=3, classifier_epochs=1, classifier_batch=8)
+    train(r)
+    generate(r)
+    arms, test, classes = rare_sets(r, ("melanoma",))
+    assert {k: len(s) for k, s in arms.items()} == dict(real=8, repeated=11, generated=11)
+    added = arms["repeated"].x[8:]
+    own = arms["real"].x[arms["real"].y == classes.index("melanoma")]
+    assert (added == own[:3]).all() and (arms["generated"].y[8:] == classes.index("melanoma")).all()
+    t = rare_recalls(r, ("melanoma",), (0, 1))
+    assert len(t) == 3*2*2 and set(t.updates) == {2}
+    gains = rare_gains(t)
+    assert set(zip(gains.arm, gains.against)) == {("generated", "real"), ("generated", "repeated"), ("repeated", "real")}
+    assert ((gains.low <= gains["mean"]) & (gains["mean"] <= gains.high)).all()
+    perfect = [[float(c == i) for i in range(len(classes))] for c in test.y.tolist()]
+    assert set(class_recalls(test, np.array(perfect), classes).values()) == {1.}
+    with pytest.raises(ValueError, match="must name classes of skin"):
+        rare_counts("skin", ("mole",))
