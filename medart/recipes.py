@@ -885,7 +885,7 @@ def _parameter_cells(executed):  # what the two kinds of parameter cells assign,
     cells = [(c.lstrip().split("\n")[0].strip() == "# Parameters", _assigned(c)) for c in executed]
     injected = [a for by_papermill, a in cells if by_papermill]
     typed = [a for by_papermill, a in cells if not by_papermill]
-    first = next((a for a in typed if "scale" in a and a.keys() & {"dataset", "datasets"}), {})
+    first = next((a for a in typed if "scale" in a and a.keys() & {"dataset", "datasets", "images"}), {})
     same = [a for a in typed if 2*len(a.keys() & first.keys()) > len(first)]
     last = [*same[-1:], *injected[-1:]]
     return [a for _, a in cells if any(a is x for x in last)]
