@@ -37,7 +37,7 @@ from .recipes import (DATASETS,FAMILIES,PATHS,Recipe,category,dataset_of,kind_of
 from .simplify import captions_for,captions_key,captions_used
 from .weights import files_below
 
-# %% ../nbs/19_export.ipynb #0071672d
+# %% ../nbs/19_export.ipynb #d0c92d90
 HALVES = dict(transformer_lora="base_model.model.",
               text_encoder_lora="text_encoders.t5xxl.transformer.")
 "What ComfyUI puts before the names of each adapter's layers."
@@ -54,7 +54,7 @@ T5_BLOCK_LAYERS = (*(f"layer.0.SelfAttention.{x}" for x in "qkvo"),
                    *(f"layer.1.DenseReluDense.{x}" for x in ("wi_0", "wi_1", "wo")))
 "Layers in each block of a T5 v1.1 encoder."
 
-# %% ../nbs/19_export.ipynb #d0c92d90
+# %% ../nbs/19_export.ipynb #0496d872
 def comfyui_layers(
     blocks:int,   # of the transformer
     t5_blocks:int # of T5
@@ -65,7 +65,7 @@ def comfyui_layers(
     t5 = [f"encoder.block.{i}.{x}" for i in range(t5_blocks) for x in T5_BLOCK_LAYERS]
     return {image+x for x in (*PIXART_LAYERS, *inner)} | {text+x for x in t5}
 
-# %% ../nbs/19_export.ipynb #1a4ea743
+# %% ../nbs/19_export.ipynb #872f3444
 def comfyui_state(
     folder,     # holds the two adapters as PEFT folders
     alpha:float # LoRA scale is alpha/rank
@@ -93,7 +93,7 @@ def comfyui_strangers(
 def _numbers(names, where):  # of the blocks that names speak of
     return [int(k.split(f"{where}.")[1].split(".")[0]) for k in names if f"{where}." in k]
 
-# %% ../nbs/19_export.ipynb #399209df
+# %% ../nbs/19_export.ipynb #828ab7a5
 def comfyui_fault(
     r:Recipe # a run
 ) -> str:    # why there is no file for ComfyUI; empty where there is one
@@ -117,7 +117,7 @@ def write_comfyui(
     path = Path(folder)/f"medart-{r.dataset}-comfyui.safetensors"
     return write_atomic(path, save(state, dict(medart=json.dumps(about, sort_keys=True))))
 
-# %% ../nbs/19_export.ipynb #7a0f3edb
+# %% ../nbs/19_export.ipynb #11cf12bd
 OWN_FOLDER = "a folder of one's own"
 "What stands in a card in place of a path."
 
@@ -134,7 +134,7 @@ def base_name(
     "What the base model is called in public."
     return public(dict(model=r.model))["model"]
 
-# %% ../nbs/19_export.ipynb #c4d32f20
+# %% ../nbs/19_export.ipynb #9530b1e0
 FREE = "Apache-2.0"
 "The licence of this project, of its small models and of the phantoms it draws."
 HUB_LICENCES = {"CreativeML Open RAIL++-M":"openrail++", "CreativeML Open RAIL-M":"creativeml-openrail-m"}
@@ -151,7 +151,7 @@ def model_terms(
         return FREE
     return f"those of your base model; the published one of its kind, {published}, is under {TERMS[published]}"
 
-# %% ../nbs/19_export.ipynb #9530b1e0
+# %% ../nbs/19_export.ipynb #41a9b330
 def data_terms(
     r:Recipe,       # names a data set
     licence:str=""  # as whoever owns the images says it
@@ -176,7 +176,7 @@ def hub_licence(
     terms = model_terms(r)
     return FREE.lower() if terms == FREE else HUB_LICENCES.get(terms.split(":")[0], "other")
 
-# %% ../nbs/19_export.ipynb #27ab044c
+# %% ../nbs/19_export.ipynb #f0d5c124
 def _front(about):  # the block of settings at the head of a card, as the hub reads it
     return "---\n"+"".join(f"{k}: {json.dumps(v)}\n" for k, v in about.items() if v)+"---\n"
 
@@ -188,7 +188,7 @@ def _table(head, rows):  # in markdown
 def _number(x):  # three digits, or nothing
     return "" if x is None else f"{x:.3g}"
 
-# %% ../nbs/19_export.ipynb #e49b1b14
+# %% ../nbs/19_export.ipynb #ec1f3fea
 def load_lines(
     r:Recipe, # a run
     files     # names of what the folder holds
@@ -217,7 +217,7 @@ def paint_line(
             f"guidance_scale={r.gen_guidance:g}, height={r.size}, width={r.size}"
             f"{more+', clean_caption=False' if r.family == 'pixart' else ''}).images[0]")
 
-# %% ../nbs/19_export.ipynb #9bce93d2
+# %% ../nbs/19_export.ipynb #f7fa7f2c
 def _whose(r, split):  # captions are read
     whose = dict(captions_used(r)[["split", "whose"]].values)[split]
     return whose.replace(r.vlm, public(dict(vlm=r.vlm))["vlm"]) if r.vlm else whose
@@ -232,7 +232,7 @@ def example_caption(
         return simple_caption(dataset_of(r).modality, category(s.classes[0]))
     return s.texts[0]
 
-# %% ../nbs/19_export.ipynb #f7fa7f2c
+# %% ../nbs/19_export.ipynb #3c282869
 _COMFY = """
 For ComfyUI, put `{file}` into `models/loras` and apply it with the node "Load LoRA" to
 the model and to CLIP, both at strength 1: one half of it changes the transformer, the
@@ -257,7 +257,7 @@ def _loading(r, files):  # the section on loading
     return (text+"".join(_COMFY.format(file=f) for f in comfy)
             +(_MERGED.format(kind=kind.__name__) if "merged/model_index.json" in files else ""))
 
-# %% ../nbs/19_export.ipynb #3c282869
+# %% ../nbs/19_export.ipynb #6ccb8b1d
 def _data_section(r, licence):  # what it learned from
     train, test = (Counter(captions_for(r, s).classes) for s in ("train", "test"))
     classes = dict.fromkeys([*train, *test])
@@ -272,7 +272,7 @@ def _data_section(r, licence):  # what it learned from
             +_table(("class", "training images", "test images"), rows)
             +f"\nCaptions: {_whose(r, 'train')}.\n")
 
-# %% ../nbs/19_export.ipynb #2a14b549
+# %% ../nbs/19_export.ipynb #9aac18bc
 def changed_settings(
     r:Recipe # a run
 ) -> dict:   # name -> (here, in the paper)
@@ -283,7 +283,7 @@ def changed_settings(
     apart = ("dataset", "data", "seed", "method")
     return {k:(v, there[k]) for k, v in here.items() if v != there[k] and k not in apart}
 
-# %% ../nbs/19_export.ipynb #141fa2a0
+# %% ../nbs/19_export.ipynb #ae0e6105
 def _settings_section(r, steps):  # how it was trained
     rows = [(k, *map(_shown, v)) for k, v in changed_settings(r).items()]
     how = (f"rank {r.rank}, alpha {r.alpha}, so that the change is scaled by "
@@ -300,7 +300,7 @@ def _settings_section(r, steps):  # how it was trained
 def _shown(v):  # a setting in a table
     return ", ".join(v) if isinstance(v, tuple) else "none" if v in ("", None) else v
 
-# %% ../nbs/19_export.ipynb #c3bb34a5
+# %% ../nbs/19_export.ipynb #22415e1b
 _RESULTS = """{about}. {n} generated images against {n_real} real test images. Real
 against real: {floor}, {n_floor} on each side.
 
@@ -333,7 +333,7 @@ def _result_row(x):  # of the table
             " to ".join(filter(None, ends)), _number(x.get("floor")),
             _number(x.get("base")), x.get("note", ""))
 
-# %% ../nbs/19_export.ipynb #22415e1b
+# %% ../nbs/19_export.ipynb #6ad739fd
 _USE = """## What it is for, and what not
 
 It paints {modality} images from captions, for research and teaching: to study such
@@ -364,7 +364,7 @@ def _licence_section(r, licence):  # who allows what
     text = _LICENCE.format(base=base_name(r), model=model, data=data)
     return text+(_RAIL if "RAIL" in model else "")
 
-# %% ../nbs/19_export.ipynb #6ad739fd
+# %% ../nbs/19_export.ipynb #42ca2c4b
 def _front_of(r, licence):  # what the hub reads
     hub = base_name(r) == FAMILIES[r.family]["paper"]
     tags = ["medart", "lora", "synthetic-data", "medical", "not-for-diagnosis"]
@@ -391,7 +391,7 @@ def model_card(
                       _data_section(r, licence), _settings_section(r, steps),
                       _results_section(r), use, _licence_section(r, licence)))
 
-# %% ../nbs/19_export.ipynb #4e44ad20
+# %% ../nbs/19_export.ipynb #1f39a1ed
 def export_fault(
     folder   # that may hold an export
 ) -> str:    # what is wrong; empty when nothing is
@@ -412,7 +412,7 @@ def _refuse_foreign(folder):
         raise FileExistsError(f"{folder} is there already, and {fault}. Nothing was written: move it away, "
                               "or pass another folder.")
 
-# %% ../nbs/19_export.ipynb #1f39a1ed
+# %% ../nbs/19_export.ipynb #62e5f2a1
 @contextmanager
 def _in_place(folder, tag):  # yields an empty folder that takes this one's place when it is complete
     part, old = (folder.with_name(f".{folder.name}.{tag}.{x}") for x in ("part", "old"))
@@ -430,7 +430,7 @@ def _in_place(folder, tag):  # yields an empty folder that takes this one's plac
         for f in (part, old):
             shutil.rmtree(f, ignore_errors=True)
 
-# %% ../nbs/19_export.ipynb #291cad19
+# %% ../nbs/19_export.ipynb #59e59e08
 def _forget_origin(folder):  # in every configuration below
     for f in Path(folder).rglob("*.json"):
         c = json.loads(f.read_text(encoding="utf-8"))
@@ -451,7 +451,7 @@ def _copy_adapters(r, to):  # the files that training wrote and noted; the base 
             c = json.loads((to/name).read_text())|dict(base_model_name_or_path=base_name(r))
             write_atomic(to/name, json.dumps(c, indent=1, sort_keys=True)+"\n")
 
-# %% ../nbs/19_export.ipynb #de18a17b
+# %% ../nbs/19_export.ipynb #c6043980
 def check_shareable(
     r:Recipe # a run
 ) -> None:
@@ -484,7 +484,7 @@ def export(
                      base_model=base_name(r), rank=r.rank, alpha=r.alpha, data_licence=data_terms(r, licence))
     return folder
 
-# %% ../nbs/19_export.ipynb #056cbf00
+# %% ../nbs/19_export.ipynb #164b0c43
 def _painted(folder):  # the record of a finished set of images, or an error
     record = read_record(folder/"key.json")
     fault = record_fault(folder/"key.json", {})
@@ -496,7 +496,7 @@ def _says(folder, name):  # what an image says of itself
     with Image.open(folder/name) as im:
         return dict(im.info)
 
-# %% ../nbs/19_export.ipynb #164b0c43
+# %% ../nbs/19_export.ipynb #87351da3
 _SET = """# Synthetic {modality} images
 
 **These images are synthetic and not for diagnosis.** They show no patient and are no
@@ -535,7 +535,7 @@ def _set_card(r, record, table, said, licence):  # of a finished set
                        counts=_table(("class", "images"), counts))
     return front+body+_licence_section(r, licence)
 
-# %% ../nbs/19_export.ipynb #87351da3
+# %% ../nbs/19_export.ipynb #a362c2ba
 def data_card(
     folder,        # of generated images, as `generate` leaves it below its run
     licence:str="" # of the images that the model was trained on, where they are your own
@@ -555,7 +555,7 @@ def data_card(
         print(f"Another README.md was there; it is kept as {shareable(set_aside(card, folder))}.")
     return write_atomic(card, text)
 
-# %% ../nbs/19_export.ipynb #291d4927
+# %% ../nbs/19_export.ipynb #c0e64ca4
 def push_to_hub(
     folder,            # as written by `export`
     name:str,          # account/repository
