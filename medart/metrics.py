@@ -1218,7 +1218,7 @@ def named_row(
     return measured("named",value,(min(low,value),max(high,value)),value,[real.mean()],was)
 
 # %% ../nbs/11_metrics.ipynb #5a195fe8
-VERSION = 4
+VERSION = 5
 "Raised when a measure changes, so that old results are not taken for new ones."
 
 def origin(
