@@ -548,7 +548,7 @@ def confusion_figure(
     "What each class's test images were taken for, a panel a training set."
     names = [category(c) for c in res["classes"]]; k = len(names)
     note = f"% of each class's test images; {len(res['seeds'])} seed{'s'*(len(res['seeds'])>1)}. {res['about']}"
-    fig,axs = plt.subplots(1,3,figsize=(2+.3*k*3,1.6+.3*k),sharey=True,layout="constrained")
+    fig,axs = plt.subplots(1,3,figsize=(2+max(6,.9*k),1.6+.3*k),sharey=True,layout="constrained")
     for ax,(kind,c) in zip(axs,res["confusion"].items()):
         share = np.array(c)/np.sum(c,1,keepdims=True)
         sns.heatmap(share,vmin=0,vmax=1,cmap="mako_r",square=True,cbar=False,ax=ax,
@@ -569,6 +569,6 @@ def recall_figure(
     sns.barplot(t,y="class",x="recall",hue="trained on",palette="colorblind",ax=ax)
     ax.axvline(1/len(res["classes"]),c="k",ls=":",lw=1)
     ax.set(xlabel=f"recall, real test images, mean of {n} seed{'s'*(n>1)} (dotted: guessing)",ylabel="",xlim=(0,1))
-    ax.legend(frameon=False,fontsize=7,title="trained on",title_fontsize=7)
+    ax.legend(frameon=False,fontsize=7,title="trained on",title_fontsize=7,loc="upper left",bbox_to_anchor=(1,1))
     ax.set_title(res["about"],fontsize=8); sns.despine(fig); plt.close(fig)
     return fig

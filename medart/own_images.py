@@ -333,7 +333,7 @@ def _table(pdf, p):
     size = 7.5 if len(rows[0]) < 8 else 6
     longest = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     words = [max(len(w) for row in rows for w in row[i].split() or [""]) for i in range(len(rows[0]))]
-    widths = [max(min(n, 34), min(w, 22), 4)+2 for n, w in zip(longest, words)]
+    widths = [max(min(n, 34), min(w, 22), 4)+3 for n, w in zip(longest, words)]
     if pdf.will_page_break(26):
         pdf.add_page()
     _paragraph(pdf, p.caption, 7.5, after=1)
@@ -508,6 +508,8 @@ def _closing_parts(r, limits, told):
     terms = preflight(r, *STAGES)
     terms = terms[terms.terms.astype(str).str.strip() != ""]
     parts = [Part("heading", "Limits"), *(Part("text", x) for x in limits), Part("heading", "Licenses")]
+    if r.model.startswith("data/tiny/"):
+        parts.append(Part("text", "The small models that come with Med-Art: Apache-2.0."))
     if len(terms):
         parts.append(Part("table", terms, "Terms that come with models and data"))
     return [*parts, Part("text", "Only you know the license of your own images and what patients consented to: what was generated "
