@@ -1,5 +1,6 @@
 "From a folder to a report by one command: what is proposed, what is said before training, and what the report holds."
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("MEDART_DATA", str(home / "data"))
         m.setenv("MEDART_OUTPUTS", str(home / "outputs"))
-        m.setenv("PYTHONPATH", str(ROOT))
+        m.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         ran = run(home, "-p", "images", "skin", "-p", "modality", "dermoscopic", "-p", "scale", "tiny")
         assert ran.returncode == 0, ran.stderr[-3000:]
         yield home
