@@ -46,15 +46,16 @@ _EMBEDDERS = ("timestep", "resolution", "aspect_ratio")
 PIXART_LAYERS = ("pos_embed.proj", "proj_out", "adaln_single.linear",
                  *(f"caption_projection.linear_{i}" for i in (1, 2)),
                  *(f"adaln_single.emb.{e}_embedder.linear_{i}" for e in _EMBEDDERS for i in (1, 2)))
-"Layers of PixArt's transformer outside its blocks that ComfyUI knows."
+
+# %% ../nbs/19_export.ipynb #0496d872
 PIXART_BLOCK_LAYERS = (*(f"attn{i}.to_{x}" for i in (1, 2) for x in ("q", "k", "v", "out.0")),
                        "ff.net.0.proj", "ff.net.2")
 "Layers in each of its blocks."
+
 T5_BLOCK_LAYERS = (*(f"layer.0.SelfAttention.{x}" for x in "qkvo"),
                    *(f"layer.1.DenseReluDense.{x}" for x in ("wi_0", "wi_1", "wo")))
 "Layers in each block of a T5 v1.1 encoder."
 
-# %% ../nbs/19_export.ipynb #0496d872
 def comfyui_layers(
     blocks:int,   # of the transformer
     t5_blocks:int # of T5
