@@ -514,7 +514,7 @@ def test_parameters_in_a_kernel(tmp_path):
     first = next(c for c in cells if "parameters" in c.metadata.get("tags", []))
     first.source = first.source.replace('scale = "auto"', 'scale = "tiny"')
     again = nbformat.v4.new_code_cell(first.source.replace("seed = 0", "seed = 5"))
-    look = "from medart.recipes import recipe_from\nr = recipe_from(globals())\n" + KERNEL
+    look = "from medart.recipes import recipe_from\nr = recipe_from(globals(), \"check\")\n" + KERNEL
     mine = nbformat.v4.new_code_cell("size = (4, 4)[0]\nrank = 3\nclip = 0\nseed = 8")
     shown = [nbformat.v4.new_code_cell(look), nbformat.v4.new_code_cell(look)]
     nb = nbformat.v4.new_notebook(cells=[mine, first, mine.copy(), shown[0], again, mine.copy(), shown[1]])
