@@ -30,7 +30,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from .classifier import load_vit
 from .core import data_dir,outputs_dir
 from .data import SOURCES,how_to_get
-from .metrics import INCEPTION,load_extractor
+from .metrics import INCEPTION,load_extractor,unfit
 from .model import loading_model
 from .recipes import Recipe,captions_dir,dataset_of,kind_of,locate
 from .simplify import load_tokenizers
@@ -184,8 +184,11 @@ def check_evaluate(
     found = []
     for name in (r.extractor,*spaces):
         if name in ("inception","inception-antialias"): found += check_inception()
-        else: found += check_loading(f"extractor: {name}",lambda: load_extractor(name),lambda e: e.about)
+        else: found += check_loading(f"extractor: {name}",lambda: load_extractor(name),lambda e: _sees(r,e))
     return found
+
+def _sees(r, ex):  # what an extractor is, and whether it knows such images
+    return f"{ex.about}, trained on {ex.trained_on}. {unfit(r, ex)}".removesuffix(". ")
 
 def check_inception(
 ) -> list: # of findings

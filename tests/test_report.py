@@ -158,7 +158,7 @@ def test_tables_of_a_data_set_of_ones_own(folders):
         return recipe(d, m, scale="tiny", seed=s, data="fund")
 
     finish(own("fund", "medart", 0), distance=20.0, f1=0.5)
-    for k, name, cell in ((2, "fund FD (vit-skin)", "20.00"), (4, "fund BACC", "0.5050 ± 0.0071")):
+    for k, name, cell in ((2, "fund FD (efficientnet-lite0)", "20.00"), (4, "fund BACC", "0.5050 ± 0.0071")):
         t, notes, text = R.write_table(k, own, ["fund"])
         assert t.loc["Med-Art", ("ours, tiny scale", name)] == cell
         assert {top for top, _ in t.columns} == {"ours, tiny scale"} and not any(n.startswith("A dash") for n in notes)

@@ -32,7 +32,7 @@ from medart.simplify import captions_for, captions_key
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("melanoma", "common_nevus")
 SMALL = dict(scale="tiny", data="made", epochs=0.1, batch_size=4, interval=0, sample_every=0, checkpoint_every=1,
-             gen_steps=2, gen_count=0, gen_block=10, size=64)
+             gen_steps=2, gen_count=0, gen_block=10, size=64, extractor="data/tiny/vit-skin")
 
 
 def draw(folder, first, n):
