@@ -402,8 +402,10 @@ def test_what_was_not_used_and_what_will_be_cut_is_said(raw, tmp_path, capsys):
     (raw / "readme.md").touch()
     (raw / "Thumbs.db").touch()
     put(raw, "a/wide.png", picture(70, (400, 40)))
+    put(raw, "loose.png", picture(71))
     told = json.loads((prepare(raw, OWN, tmp_path / "out") / "prepared.json").read_text())["remarks"]
     assert "1 of 21 images are more than twice as long as wide: a square shows less than half of each" in told
+    assert any(x.startswith("3 left out: in no class folder") for x in told), told
     assert any(re.fullmatch("not used: .*1 .md, .*1 table", x) for x in told), told
     assert told[0] in capsys.readouterr().out
 
