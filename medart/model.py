@@ -14,9 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# PEFT imports bitsandbytes where it is installed, which tells everyone of a faster kernel that is used for 4 bits on a CPU alone.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 import torch
 from diffusers import AutoencoderKL,DPMSolverMultistepScheduler,PixArtAlphaPipeline,PixArtTransformer2DModel
 from diffusers.utils.logging import disable_progress_bar
