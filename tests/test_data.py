@@ -23,6 +23,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 import medart.data as data
+from drawn import picture, put
 from medart.core import file_hash
 from medart.data import (clean, fetch, fingerprint, list_images, load_split, lot, near_pairs, prepare, read_pixels, scan, split_groups,
                          unpack, with_names)
@@ -30,21 +31,6 @@ from medart.recipes import DATASETS, recipe
 
 SKIN = DATASETS["skin"]
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
-
-
-def picture(i, size=(80, 64)):
-    "A picture unlike any other."
-    g = np.random.default_rng(i)
-    waves = lambda n: np.asarray(Image.fromarray(g.standard_normal((n, n)).astype(np.float32)).resize(size, Image.BICUBIC))
-    light = 30 * waves(4) + 22 * waves(9) + 16 * waves(18)
-    return Image.fromarray(np.uint8(np.clip(128 + np.stack([light + 12 * waves(3) for _ in "rgb"], -1), 0, 255)))
-
-
-def put(folder, name, i, **k):
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (i if isinstance(i, Image.Image) else picture(i)).save(path, **k)
-    return path
 
 
 def saved(im, kind, **k):

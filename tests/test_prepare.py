@@ -9,44 +9,28 @@ import shutil
 import socket
 import time
 from collections import Counter
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageCms
 
+import drawn
 import medart.core
 import medart.data as data
 from medart.core import alone, file_hash, read_file
 from medart.data import LOCAL, load_split, prepare, with_names
 from medart.recipes import Dataset, read_dataset, recipe
 
+picture = partial(drawn.picture, size=(48, 40))
+put = partial(drawn.put, size=(48, 40))
 OWN = Dataset("own", "fundus", "color, shape", {}, None, None, "", "FD")
 
 
 def own(*classes):
     return Dataset("own", "fundus", "color, shape", dict.fromkeys(classes, 0), None, None, "", "FD")
-
-
-def picture(i, size=(48, 40)):
-    "A picture unlike any other."
-    g = np.random.default_rng(i)
-
-    def waves(n):
-        small = Image.fromarray(g.standard_normal((n, n)).astype(np.float32))
-        return np.asarray(small.resize(size, Image.BICUBIC))
-
-    light = 30 * waves(4) + 22 * waves(9) + 16 * waves(18)
-    return Image.fromarray(np.uint8(np.clip(128 + np.stack([light + 12 * waves(3) for _ in "rgb"], -1), 0, 255)))
-
-
-def put(folder, name, i, **k):
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (i if isinstance(i, Image.Image) else picture(i)).save(path, **k)
-    return path
 
 
 def fill(folder, n=10, classes="ab", start=0):
@@ -401,7 +385,7 @@ def test_what_was_not_used_and_what_will_be_cut_is_said(raw, tmp_path, capsys):
     (raw / f"x.{WHO}").touch()
     (raw / "readme.md").touch()
     (raw / "Thumbs.db").touch()
-    put(raw, "a/wide.png", picture(70, (400, 40)))
+    put(raw, "a/wide.png", picture(70, size=(400, 40)))
     put(raw, "loose.png", picture(71))
     told = json.loads((prepare(raw, OWN, tmp_path / "out") / "prepared.json").read_text())["remarks"]
     assert "1 of 21 images are more than twice as long as wide: a square shows less than half of each" in told
