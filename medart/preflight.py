@@ -33,7 +33,7 @@ from .data import SOURCES,how_to_get
 from .metrics import INCEPTION,load_extractor,unfit
 from .model import loading_model
 from .recipes import Recipe,captions_dir,dataset_of,kind_of,locate
-from .simplify import load_tokenizers
+from .simplify import check_limit,load_tokenizers
 from .vsg import load_processor
 from medart.weights import (damaged_files,files_below,loading,
     local_folder,missing_files,part_classes,weight_files,
@@ -173,6 +173,7 @@ def _small_parts(r): # tokenizers and the schedule: all of a pipeline that has n
     with loading_model(r):
         schedule = DDPMScheduler.load_config(where,subfolder="scheduler")
         if pipeline: pipeline.load_config(where)
+    check_limit(r)
     return [schedule["_class_name"],*(type(t).__name__ for t in load_tokenizers(r).values())]
 
 # %% ../nbs/18_preflight.ipynb #dd16a7fa

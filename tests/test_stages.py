@@ -454,7 +454,7 @@ def test_what_counts_as_diverged(rows, weights, says):
 
 def test_no_update_at_all_is_refused(done):
     r = replace(done, epochs=0.01)
-    with pytest.raises(ValueError, match="epochs=0.01 of 80 training images in batches of 4 make no update.*epochs=0.05 or more"):
+    with pytest.raises(ValueError, match="epochs=0.01 of 80 training images in updates of 4 make no update.*epochs=0.05 or more"):
         train(r)
     assert not (run_dir(r) / "done.json").exists()
     assert check_steps(replace(r, epochs=0.05), 80) == 1 and check_steps(replace(r, epochs=0.0), 80) == 0

@@ -259,7 +259,7 @@ def test_lean_loras_learn_what_peft_s_do(small):
         made[lean] = {k:v for f in sorted(out.glob("*_lora/adapter_model.safetensors")) for k,v in load_file(f).items()}
     assert len(made[True])==176 and made[True].keys()==made[False].keys()
     assert all((made[True][k]-made[False][k]).norm()<1e-3*made[False][k].norm() for k in made[True])
-    models = [load_model(small(lean_lora=lean,captions="simple"),adapters=out) for lean in (False,True)]
+    models = [load_model(small(lean_lora=lean,captions="simple",alpha=16),adapters=out) for lean in (False,True)]
     z,t = torch.randn(1,*models[0].latent_shape,generator=rng(0,"z")),torch.tensor(500)
     seen = [m.predict(z,t,m.encode_text(["a star"])) for m in models]
     assert (seen[0]-seen[1]).abs().max()<1e-5
