@@ -156,7 +156,7 @@ def train_classifier(
             opt.zero_grad()
             losses.append(loss.detach())
             if step%20==0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bar.set_postfix(loss=f"{loss.item():.3f}",refresh=False)
                 check_finite(torch.stack(losses).tolist(), lr)
     vit.eval()
     losses = torch.stack(losses).tolist()

@@ -104,7 +104,7 @@ def fit(
         torch.nn.utils.clip_grad_norm_(params, clip); opt.step(); sched.step(); opt.zero_grad()
         if avg: avg.update_parameters(module)
         losses.append(loss.item())
-        if step%20==0: bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}")
+        if step%20==0: bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}",refresh=False)
     if avg: module.load_state_dict(avg.module.state_dict())
     return losses
 

@@ -9,7 +9,7 @@ __all__ = ['Plan', 'shares', 'generation_plan', 'prompt_plan', 'starting_noise',
            'samples_sheet', 'before_and_after', 'color_histograms']
 
 # %% ../nbs/10_generation.ipynb #e95f14a7
-import gc,io,os,subprocess,sys,tempfile
+import gc,io,os,subprocess,sys,tempfile,time
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,6 +319,24 @@ def _paint_blocks(r,out,plan,names,labels,todo,device):
         for j,x in zip(b,to_uint8(paint(model,r,conds[b].to(device),[plan.index[j] for j in full[b]]))):
             save_png(out/names[j],x,labels[j])
 
+# %% ../nbs/10_generation.ipynb #265a96d2
+def _place(r, prompts):  # where the images go, and how many there will be
+    own = prompts not in ("", None)
+    plan = prompt_plan(prompts) if own else generation_plan(r)
+    return prompts_dir(r, plan) if own else samples_dir(r), len(plan)
+
+def _run_counting(command, env, folder, total, desc):  # a bar of the images that lie there
+    with subprocess.Popen(command, env=env) as child, progress(total=total, desc=desc) as bar:
+        try:
+            while child.poll() is None:
+                time.sleep(1)
+                bar.update(min(total, len([*folder.glob("*/*.png")]))-bar.n)
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+
 # %% ../nbs/10_generation.ipynb #098557f9
 def generate_in(
     processes:int, # how many, one a GPU, or any number on a CPU
@@ -335,9 +353,10 @@ def generate_in(
             save_recipe(r,d)
             code = ("import sys; from medart.generation import generate; from medart.recipes import load_recipe; "
                     "generate(load_recipe(sys.argv[1]),sys.argv[2])")
-            threads = {} if gpus else dict(OMP_NUM_THREADS="1")
-            subprocess.run([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}",
-                            "--no-python",sys.executable,"-c",code,d,prompts or ""],check=True,env=os.environ|threads)
+            quiet = dict(TQDM_DISABLE="1")|({} if gpus else dict(OMP_NUM_THREADS="1"))
+            _run_counting([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}",
+                           "--no-python",sys.executable,"-c",code,d,prompts or ""],os.environ|quiet,*_place(r,prompts),
+                          f"painting {r.dataset} {r.method}")
     return generate(r,prompts)
 
 # %% ../nbs/10_generation.ipynb #6490f7c8

@@ -914,7 +914,7 @@ def _train(acc,r,s,key,steps,stop_after,prompts):
             if due or done%r.log_every==0:
                 new,spent = read_log(log,r,ts); in_color += spent
                 log.clock.append((done,round(time.perf_counter()-t0,3),round(in_color,3),round(in_grids,3)))
-                bar.set_postfix(shown(log.rows,_rate(log.clock,r)))
+                bar.set_postfix(shown(log.rows,_rate(log.clock,r)),refresh=False)
                 if r.tracker:
                     for row in new: acc.log({k:v for k,v in row.items() if k!="images"},step=row["step"])
             if main and due: save_checkpoint(out/"checkpoints",model,opt,done,log,r,key); saved = time.time()
