@@ -1,4 +1,5 @@
 "Installs medart. Every fact is read from settings.ini, where it is written once."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -21,5 +22,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=[cfg["lib_name"]],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "paper", "vllm", "small")},
+    extras_require={
+        extra: cfg[f"{extra}_requirements"].split()
+        for extra in ("dev", "paper", "vllm", "small")
+    },
 )

@@ -7,329 +7,658 @@ __all__ = ['ATTENTION', 'CLIP_ATTENTION', 'CLIP_L', 'CLIP_G', 'UNET_SD', 'UNET_S
            'Baseline', 'StableDiffusion', 'SDXL', 'HunyuanDiT', 'FastDiT', 'random_pipeline']
 
 # %% ../nbs/13_baselines.ipynb #0eeebc62
-import json,logging
+import json, logging
 from pathlib import Path
 
-logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "torchvision" not in r.getMessage())  # does without
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda r: "torchvision" not in r.getMessage()
+)  # does without
 
 import torch
-from diffusers import (AutoencoderKL,DiTTransformer2DModel,DPMSolverMultistepScheduler,HunyuanDiTPipeline,
-                       StableDiffusionPipeline,StableDiffusionXLPipeline)
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    HunyuanDiTPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from fastcore.basics import patch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
-from .core import save_pretrained,seed_of,write_atomic
+from .core import save_pretrained, seed_of, write_atomic
 from .data import load_split
-from .model import Cond,Model,config_of,loading_model,put,read_adapter,reduction,refused_adapter
-from .recipes import FAMILIES,Recipe,category,dataset_of,locate
-from .simplify import LENGTHS,token_limit
-from .weights import load_network,load_pipeline
+from medart.model import (
+    Cond,
+    Model,
+    config_of,
+    loading_model,
+    put,
+    read_adapter,
+    reduction,
+    refused_adapter,
+)
+from .recipes import FAMILIES, Recipe, category, dataset_of, locate
+from .simplify import LENGTHS, token_limit
+from .weights import load_network, load_pipeline
 
 # %% ../nbs/13_baselines.ipynb #474123e0
-ATTENTION = ("to_q","to_k","to_v","to_out.0")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 "Modules of a denoiser's attention that get a LoRA."
-CLIP_ATTENTION = ("q_proj","k_proj","v_proj","out_proj")
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 "Modules of a CLIP text encoder that get one."
 
 # %% ../nbs/13_baselines.ipynb #4e9258a0
 def latents_of(
-    vae,     # AutoencoderKL
-    size:int # pixels a side
+    vae,  # AutoencoderKL
+    size: int,  # pixels a side
 ) -> tuple:  # (channels, height, width)
     "The shape of an image's latents."
-    n = size//2**(len(vae.config.block_out_channels)-1)
-    return vae.config.latent_channels,n,n
+    n = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, n, n
+
 
 def uneven(
-    r:Recipe,    # size
-    multiple:int # pixels that have to divide it
-) -> str:        # what is wrong, or nothing
+    r: Recipe,  # size
+    multiple: int,  # pixels that have to divide it
+) -> str:  # what is wrong, or nothing
     "A size that a network cannot halve or cut into patches as often as it has to."
-    fits = max(multiple, multiple*(r.size//multiple))
-    return "" if r.size%multiple == 0 else f"it takes multiples of {multiple} pixels. Pass size={fits}"
+    fits = max(multiple, multiple * (r.size // multiple))
+    return (
+        ""
+        if r.size % multiple == 0
+        else f"it takes multiples of {multiple} pixels. Pass size={fits}"
+    )
 
 # %% ../nbs/13_baselines.ipynb #74a2f57f
 class Baseline(Model):
     "A diffusers pipeline behind the four verbs: one that reads with CLIP or its kin."
-    pipeline = None # diffusers class
-    def __init__(self, pipe, r:Recipe):
-        for p in self.parts: setattr(self,p,getattr(pipe,p))
+
+    pipeline = None  # diffusers class
+
+    def __init__(self, pipe, r: Recipe):
+        for p in self.parts:
+            setattr(self, p, getattr(pipe, p))
         self.scheduler = pipe.scheduler
-        self.vae,self.tokenizers = pipe.vae,[t for n in ("tokenizer","tokenizer_2")
-                                             if (t := getattr(pipe,n,None)) is not None]
-        self.max_tokens,self.limits = r.max_tokens,self.reads(r)
-        self.abar,self.size,self.latent_shape = pipe.scheduler.alphas_cumprod.double(),r.size,latents_of(self.vae,r.size)
+        self.vae, self.tokenizers = (
+            pipe.vae,
+            [
+                t
+                for n in ("tokenizer", "tokenizer_2")
+                if (t := getattr(pipe, n, None)) is not None
+            ],
+        )
+        self.max_tokens, self.limits = r.max_tokens, self.reads(r)
+        self.abar, self.size, self.latent_shape = (
+            pipe.scheduler.alphas_cumprod.double(),
+            r.size,
+            latents_of(self.vae, r.size),
+        )
 
     @classmethod
-    def from_weights(cls, r:Recipe, device="cpu"):
-        with loading_model(r): pipe = load_pipeline(cls.pipeline,r.model,getattr(torch,r.dtype))
-        return cls(pipe,r)
+    def from_weights(cls, r: Recipe, device="cpu"):
+        with loading_model(r):
+            pipe = load_pipeline(cls.pipeline, r.model, getattr(torch, r.dtype))
+        return cls(pipe, r)
 
-    def tokenizer_parts(self): return dict(zip(("tokenizer","tokenizer_2"),self.tokenizers))
+    def tokenizer_parts(self):
+        return dict(zip(("tokenizer", "tokenizer_2"), self.tokenizers))
 
-    def targets(self, r:Recipe): return ATTENTION,CLIP_ATTENTION
+    def targets(self, r: Recipe):
+        return ATTENTION, CLIP_ATTENTION
 
-    def reads(self, r:Recipe): # tokens of a caption, for each tokenizer
+    def reads(self, r: Recipe):  # tokens of a caption, for each tokenizer
         published = FAMILIES[r.family]["reads"].items()
-        places = [getattr(e.config,"max_position_embeddings",None) for e in self.text_encoders]
-        lengths = [self.denoiser.config.get(LENGTHS[n][1]) for n,_ in published]
-        return {n:token_limit(p,*known) for (n,p),*known
-                in zip(published,self.tokenizers,places,lengths)}
+        places = [
+            getattr(e.config, "max_position_embeddings", None)
+            for e in self.text_encoders
+        ]
+        lengths = [self.denoiser.config.get(LENGTHS[n][1]) for n, _ in published]
+        return {
+            n: token_limit(p, *known)
+            for (n, p), *known in zip(published, self.tokenizers, places, lengths)
+        }
 
-    def ids(self, texts, i=0, length=None, raw=False): # n captions -> token numbers and mask, (n,length)
-        tokenizer,limit = self.tokenizers[i],[*self.limits.values()][i]
-        most = min(limit,self.max_tokens)
-        tok = tokenizer(texts if raw else [t.lower().strip() for t in texts],padding="max_length",
-                        max_length=most,truncation=True,return_tensors="pt")
-        more = (0,(length or limit)-most)
-        pad = lambda x,v: put(torch.nn.functional.pad(x,more,value=v),self.device)
-        return pad(tok.input_ids,tokenizer.pad_token_id),pad(tok.attention_mask,0)
+    def ids(
+        self, texts, i=0, length=None, raw=False
+    ):  # n captions -> token numbers and mask, (n,length)
+        tokenizer, limit = self.tokenizers[i], [*self.limits.values()][i]
+        most = min(limit, self.max_tokens)
+        tok = tokenizer(
+            texts if raw else [t.lower().strip() for t in texts],
+            padding="max_length",
+            max_length=most,
+            truncation=True,
+            return_tensors="pt",
+        )
+        more = (0, (length or limit) - most)
+        pad = lambda x, v: put(torch.nn.functional.pad(x, more, value=v), self.device)
+        return pad(tok.input_ids, tokenizer.pad_token_id), pad(tok.attention_mask, 0)
 
 # %% ../nbs/13_baselines.ipynb #ca4629bd
 class StableDiffusion(Baseline):
     "Stable Diffusion 1.4 and 1.5: a U-Net and one CLIP text encoder. https://arxiv.org/abs/2112.10752"
+
     parts = dict(unet="unet_lora", text_encoder="text_encoder_lora")
     pipeline = StableDiffusionPipeline
 
     @classmethod
-    def size_fault(cls, r:Recipe): # the U-Net halves the latents once between two levels
-        return uneven(r,reduction(r)*2**(len(config_of(r,"unet")["block_out_channels"])-1))
+    def size_fault(
+        cls, r: Recipe
+    ):  # the U-Net halves the latents once between two levels
+        return uneven(
+            r, reduction(r) * 2 ** (len(config_of(r, "unet")["block_out_channels"]) - 1)
+        )
 
-    def tokens(self, texts, raw=False): return self.ids(texts,raw=raw)
+    def tokens(self, texts, raw=False):
+        return self.ids(texts, raw=raw)
 
-    def read(self, ids, mask): return Cond(self.text_encoder(input_ids=ids)[0],torch.ones_like(mask))
+    def read(self, ids, mask):
+        return Cond(self.text_encoder(input_ids=ids)[0], torch.ones_like(mask))
 
     def predict(self, zt, t, cond):
-        return self.unet(zt.to(self.dtype),t.expand(len(zt)),
-                         encoder_hidden_states=cond.emb.to(self.dtype),return_dict=False)[0].to(zt.dtype)
+        return self.unet(
+            zt.to(self.dtype),
+            t.expand(len(zt)),
+            encoder_hidden_states=cond.emb.to(self.dtype),
+            return_dict=False,
+        )[0].to(zt.dtype)
 
     def write_adapters(self, folder):
         "As every model, and once more in one file that `pipe.load_lora_weights(folder)` reads."
         super().write_adapters(folder)
-        nets = {p:getattr(self,p) for p in self.parts if isinstance(getattr(self,p),PeftModel)}
-        layers = {f"{p}.{k.removeprefix('base_model.model.')}":v.detach().cpu().contiguous()
-                  for p,n in nets.items() for k,v in get_peft_model_state_dict(n).items()}
-        about = {f"{p}.{k}":v for p,n in nets.items() for k,v in _plain(n.peft_config["default"].to_dict()).items()}
+        nets = {
+            p: getattr(self, p)
+            for p in self.parts
+            if isinstance(getattr(self, p), PeftModel)
+        }
+        layers = {
+            f"{p}.{k.removeprefix('base_model.model.')}": v.detach().cpu().contiguous()
+            for p, n in nets.items()
+            for k, v in get_peft_model_state_dict(n).items()
+        }
+        about = {
+            f"{p}.{k}": v
+            for p, n in nets.items()
+            for k, v in _plain(n.peft_config["default"].to_dict()).items()
+        }
         if layers:
-            write_atomic(folder/"pytorch_lora_weights.safetensors",
-                         save(layers,dict(lora_adapter_metadata=json.dumps(about,sort_keys=True))))
+            write_atomic(
+                folder / "pytorch_lora_weights.safetensors",
+                save(
+                    layers,
+                    dict(lora_adapter_metadata=json.dumps(about, sort_keys=True)),
+                ),
+            )
 
 # %% ../nbs/13_baselines.ipynb #c18e08d5
-def _plain(config): # what of a LoRA's description is the same wherever it was trained
-    return {k:sorted(v) if isinstance(v,set) else v for k,v in config.items()
-            if k in ("r","lora_alpha","lora_dropout","target_modules","use_dora","init_lora_weights","layers_to_transform")}
+def _plain(config):  # what of a LoRA's description is the same wherever it was trained
+    return {
+        k: sorted(v) if isinstance(v, set) else v
+        for k, v in config.items()
+        if k
+        in (
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "use_dora",
+            "init_lora_weights",
+            "layers_to_transform",
+        )
+    }
 
 # %% ../nbs/13_baselines.ipynb #42272557
 class SDXL(StableDiffusion):
     "Stable Diffusion XL: a larger U-Net, two text encoders, a pooled caption and sizes. https://arxiv.org/abs/2307.01952"
-    parts = dict(unet="unet_lora", text_encoder="text_encoder_lora", text_encoder_2="text_encoder_2_lora")
+
+    parts = dict(
+        unet="unet_lora",
+        text_encoder="text_encoder_lora",
+        text_encoder_2="text_encoder_2_lora",
+    )
     pipeline = StableDiffusionXLPipeline
 
-    def loras(self, r:Recipe):
+    def loras(self, r: Recipe):
         made = super().loras(r)
-        if "text_encoder" in made: # the last layer's states are not looked at
-            made["text_encoder"].layers_to_transform = list(range(self.text_encoder.config.num_hidden_layers-1))
+        if "text_encoder" in made:  # the last layer's states are not looked at
+            made["text_encoder"].layers_to_transform = list(
+                range(self.text_encoder.config.num_hidden_layers - 1)
+            )
         return made
 
     def tokens(self, texts, raw=False):
-        return (*(self.ids(texts,i,raw=raw)[0] for i in (0,1)),
-                put(torch.tensor([[float(bool(t.strip()))] for t in texts]),self.device).to(self.dtype))
+        return (
+            *(self.ids(texts, i, raw=raw)[0] for i in (0, 1)),
+            put(
+                torch.tensor([[float(bool(t.strip()))] for t in texts]), self.device
+            ).to(self.dtype),
+        )
 
-    def read(self, ids, ids_2, some): # 0 for an empty caption, else 1, (n,1)
-        seen = [enc(input_ids=x,output_hidden_states=True) for enc,x in zip(self.text_encoders,(ids,ids_2))]
-        return Cond(torch.cat([s.hidden_states[-2] for s in seen],-1)*some[...,None],torch.ones_like(ids_2),seen[1][0]*some)
+    def read(self, ids, ids_2, some):  # 0 for an empty caption, else 1, (n,1)
+        seen = [
+            enc(input_ids=x, output_hidden_states=True)
+            for enc, x in zip(self.text_encoders, (ids, ids_2))
+        ]
+        return Cond(
+            torch.cat([s.hidden_states[-2] for s in seen], -1) * some[..., None],
+            torch.ones_like(ids_2),
+            seen[1][0] * some,
+        )
 
     def predict(self, zt, t, cond):
-        sizes = torch.full((len(zt),6),float(self.size),device=zt.device,dtype=self.dtype); sizes[:,2:4] = 0
-        more = dict(text_embeds=cond.pooled.to(self.dtype),time_ids=sizes)
-        return self.unet(zt.to(self.dtype),t.expand(len(zt)),encoder_hidden_states=cond.emb.to(self.dtype),
-                         added_cond_kwargs=more,return_dict=False)[0].to(zt.dtype)
+        sizes = torch.full(
+            (len(zt), 6), float(self.size), device=zt.device, dtype=self.dtype
+        )
+        sizes[:, 2:4] = 0
+        more = dict(text_embeds=cond.pooled.to(self.dtype), time_ids=sizes)
+        return self.unet(
+            zt.to(self.dtype),
+            t.expand(len(zt)),
+            encoder_hidden_states=cond.emb.to(self.dtype),
+            added_cond_kwargs=more,
+            return_dict=False,
+        )[0].to(zt.dtype)
 
 # %% ../nbs/13_baselines.ipynb #27f185ad
 class HunyuanDiT(Baseline):
     "Hunyuan-DiT 1.2: a transformer that reads with BERT and mT5, and predicts v. https://arxiv.org/abs/2405.08748"
-    parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora", text_encoder_2="text_encoder_2_lora")
-    pipeline,predicts = HunyuanDiTPipeline,"v"
 
-    def __init__(self, pipe, r:Recipe):
-        super().__init__(pipe,r); c = self.transformer.config
-        n,base = self.latent_shape[-1]//c.patch_size,64//c.patch_size
-        self.rotary = get_2d_rotary_pos_embed(c.attention_head_dim,((0,0),(base,base)),(n,n),output_type="pt")
+    parts = dict(
+        transformer="transformer_lora",
+        text_encoder="text_encoder_lora",
+        text_encoder_2="text_encoder_2_lora",
+    )
+    pipeline, predicts = HunyuanDiTPipeline, "v"
+
+    def __init__(self, pipe, r: Recipe):
+        super().__init__(pipe, r)
+        c = self.transformer.config
+        n, base = self.latent_shape[-1] // c.patch_size, 64 // c.patch_size
+        self.rotary = get_2d_rotary_pos_embed(
+            c.attention_head_dim, ((0, 0), (base, base)), (n, n), output_type="pt"
+        )
 
     @classmethod
-    def size_fault(cls, r:Recipe): return uneven(r,reduction(r)*config_of(r,"transformer")["patch_size"])
+    def size_fault(cls, r: Recipe):
+        return uneven(r, reduction(r) * config_of(r, "transformer")["patch_size"])
 
     def to(self, where):
-        if not isinstance(where,torch.dtype): self.rotary = tuple(x.to(where) for x in self.rotary)
+        if not isinstance(where, torch.dtype):
+            self.rotary = tuple(x.to(where) for x in self.rotary)
         return super().to(where)
 
-    def loras(self, r:Recipe):
-        if r.lora_text: raise ValueError("lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in the paper. "
-                                         "Pass lora_text=False.")
+    def loras(self, r: Recipe):
+        if r.lora_text:
+            raise ValueError(
+                "lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in the paper. "
+                "Pass lora_text=False."
+            )
         return super().loras(r)
 
     def tokens(self, texts, raw=False):
         c = self.transformer.config
-        return *self.ids(texts,0,c.text_len,raw),*self.ids(texts,1,c.text_len_t5,raw)
+        return *self.ids(texts, 0, c.text_len, raw), *self.ids(
+            texts, 1, c.text_len_t5, raw
+        )
 
     def read(self, ids, mask, ids_2, mask_2):
-        first,second = (Cond(enc(input_ids=i,attention_mask=m)[0],m)
-                        for enc,i,m in zip(self.text_encoders,(ids,ids_2),(mask,mask_2)))
-        return Cond(first.emb,first.mask,other=second)
+        first, second = (
+            Cond(enc(input_ids=i, attention_mask=m)[0], m)
+            for enc, i, m in zip(self.text_encoders, (ids, ids_2), (mask, mask_2))
+        )
+        return Cond(first.emb, first.mask, other=second)
 
     def predict(self, zt, t, cond):
-        n,d = len(zt),self.dtype
-        sizes = torch.full((n,6),float(self.size),device=zt.device,dtype=d); sizes[:,4:] = 0
-        out = self.transformer(zt.to(d),t.expand(n).to(d),cond.emb.to(d),cond.mask,cond.other.emb.to(d),cond.other.mask,
-                               sizes,torch.zeros(n,dtype=torch.long,device=zt.device),self.rotary,return_dict=False)[0]
-        return out[:,:zt.shape[1]].to(zt.dtype)
+        n, d = len(zt), self.dtype
+        sizes = torch.full((n, 6), float(self.size), device=zt.device, dtype=d)
+        sizes[:, 4:] = 0
+        out = self.transformer(
+            zt.to(d),
+            t.expand(n).to(d),
+            cond.emb.to(d),
+            cond.mask,
+            cond.other.emb.to(d),
+            cond.other.mask,
+            sizes,
+            torch.zeros(n, dtype=torch.long, device=zt.device),
+            self.rotary,
+            return_dict=False,
+        )[0]
+        return out[:, : zt.shape[1]].to(zt.dtype)
 
 # %% ../nbs/13_baselines.ipynb #4a75d6a2
 class FastDiT(Model):
     "A class-conditional diffusion transformer, trained from scratch. https://arxiv.org/abs/2212.09748"
-    parts = dict(transformer="transformer")
-    pipeline = None # it starts from nothing
 
-    def __init__(self, vae, abar, r:Recipe):
-        self.vae,self.abar,self.latent_shape = vae,abar,latents_of(vae,r.size)
-        self.classes = [category(c).lower() for c in dataset_of(r).counts] \
-            or sorted({category(c).lower() for c in load_split(r,"train").classes})
+    parts = dict(transformer="transformer")
+    pipeline = None  # it starts from nothing
+
+    def __init__(self, vae, abar, r: Recipe):
+        self.vae, self.abar, self.latent_shape = vae, abar, latents_of(vae, r.size)
+        self.classes = [category(c).lower() for c in dataset_of(r).counts] or sorted(
+            {category(c).lower() for c in load_split(r, "train").classes}
+        )
         with torch.random.fork_rng():
-            torch.manual_seed(seed_of(r.seed,"fast-dit"))
+            torch.manual_seed(seed_of(r.seed, "fast-dit"))
             self.transformer = DiTTransformer2DModel(
-                num_attention_heads=r.dit_heads,attention_head_dim=64,num_layers=r.dit_layers,in_channels=4,out_channels=8,
-                sample_size=self.latent_shape[-1],patch_size=max(1,self.latent_shape[-1]//8),
-                num_embeds_ada_norm=len(self.classes))
+                num_attention_heads=r.dit_heads,
+                attention_head_dim=64,
+                num_layers=r.dit_layers,
+                in_channels=4,
+                out_channels=8,
+                sample_size=self.latent_shape[-1],
+                patch_size=max(1, self.latent_shape[-1] // 8),
+                num_embeds_ada_norm=len(self.classes),
+            )
 
 # %% ../nbs/13_baselines.ipynb #b317ddb9
 @patch(cls_method=True)
-def from_weights(cls:FastDiT, r:Recipe, device="cpu"):
+def from_weights(cls: FastDiT, r: Recipe, device="cpu"):
     base = locate(r.model)
     with loading_model(r):
-        vae = load_network(AutoencoderKL,base,"vae",dtype=getattr(torch,r.dtype))
-        schedule = DPMSolverMultistepScheduler.from_pretrained(base,subfolder="scheduler")
-    return cls(vae,schedule.alphas_cumprod.double(),r)
+        vae = load_network(AutoencoderKL, base, "vae", dtype=getattr(torch, r.dtype))
+        schedule = DPMSolverMultistepScheduler.from_pretrained(
+            base, subfolder="scheduler"
+        )
+    return cls(vae, schedule.alphas_cumprod.double(), r)
+
 
 @patch
-def adapt(self:FastDiT, r:Recipe):
-    self.vae.requires_grad_(False).eval(); self.transformer.requires_grad_(True).eval()
+def adapt(self: FastDiT, r: Recipe):
+    self.vae.requires_grad_(False).eval()
+    self.transformer.requires_grad_(True).eval()
     return self
 
+
 @patch(cls_method=True)
-def size_fault(cls:FastDiT, r:Recipe): # from 8 patches a side on
+def size_fault(cls: FastDiT, r: Recipe):  # from 8 patches a side on
     f = reduction(r)
-    return uneven(r,f*max(1,r.size//f//8)) if r.size >= f else uneven(r,f)
+    return uneven(r, f * max(1, r.size // f // 8)) if r.size >= f else uneven(r, f)
 
 # %% ../nbs/13_baselines.ipynb #b66c5838
 @patch
-def tokens(self:FastDiT, texts, raw=False):
-    names = [t.lower().strip() for t in texts]; lost = next((t for t in names if t and t not in self.classes),None)
+def tokens(self: FastDiT, texts, raw=False):
+    names = [t.lower().strip() for t in texts]
+    lost = next((t for t in names if t and t not in self.classes), None)
     if lost is not None:
-        raise ValueError(f"Fast-DiT paints classes, not captions: {lost!r} is none of {', '.join(self.classes)}. "
-                         "Use captions=class.")
-    return put(torch.tensor([self.classes.index(t) if t else len(self.classes) for t in names]),self.device)[:,None],
+        raise ValueError(
+            f"Fast-DiT paints classes, not captions: {lost!r} is none of {', '.join(self.classes)}. "
+            "Use captions=class."
+        )
+    return (
+        put(
+            torch.tensor(
+                [self.classes.index(t) if t else len(self.classes) for t in names]
+            ),
+            self.device,
+        )[:, None],
+    )
+
 
 @patch
-def read(self:FastDiT, labels): return Cond(labels[...,None],torch.ones_like(labels))
+def read(self: FastDiT, labels):
+    return Cond(labels[..., None], torch.ones_like(labels))
+
 
 @patch
-def predict(self:FastDiT, zt, t, cond):
-    with torch.autocast(zt.device.type,self.dtype,enabled=self.dtype==torch.bfloat16):
-        out = self.transformer(zt.to(torch.promote_types(self.dtype,torch.float32)),t.expand(len(zt)),cond.emb[:,0,0],
-                               return_dict=False)[0]
-    return out[:,:zt.shape[1]].to(zt.dtype)
+def predict(self: FastDiT, zt, t, cond):
+    with torch.autocast(
+        zt.device.type, self.dtype, enabled=self.dtype == torch.bfloat16
+    ):
+        out = self.transformer(
+            zt.to(torch.promote_types(self.dtype, torch.float32)),
+            t.expand(len(zt)),
+            cond.emb[:, 0, 0],
+            return_dict=False,
+        )[0]
+    return out[:, : zt.shape[1]].to(zt.dtype)
 
 # %% ../nbs/13_baselines.ipynb #7c82bf54
 @patch
-def write_adapters(self:FastDiT, folder): save_pretrained(self.transformer,folder/"transformer")
+def write_adapters(self: FastDiT, folder):
+    save_pretrained(self.transformer, folder / "transformer")
+
 
 @patch
-def check_adapters(self:FastDiT, r:Recipe, folder): pass  # `load` compares every tensor with the network that `r` describes
+def check_adapters(self: FastDiT, r: Recipe, folder):
+    pass  # `load` compares every tensor with the network that `r` describes
+
 
 @patch
-def load(self:FastDiT, folder, trainable=False):
-    own = Path(folder)/"transformer"
+def load(self: FastDiT, folder, trainable=False):
+    own = Path(folder) / "transformer"
     if not own.is_dir():
-        raise FileNotFoundError(f"No transformer in {folder}. Train first: "
-                                "papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin")
+        raise FileNotFoundError(
+            f"No transformer in {folder}. Train first: "
+            "papermill nbs/train.ipynb outputs/train.ipynb -p method fast_dit -p dataset skin"
+        )
     tensors = read_adapter(own, "diffusion_pytorch_model.safetensors")
     try:
         self.transformer.load_state_dict(tensors)
     except RuntimeError as e:
-        raise refused_adapter(own, f"it does not fit ({str(e).strip().splitlines()[-1].strip()})") from e
-    self.transformer.requires_grad_(trainable).eval(); self.vae.requires_grad_(False).eval()
+        raise refused_adapter(
+            own, f"it does not fit ({str(e).strip().splitlines()[-1].strip()})"
+        ) from e
+    self.transformer.requires_grad_(trainable).eval()
+    self.vae.requires_grad_(False).eval()
     return self
 
 # %% ../nbs/13_baselines.ipynb #95775ea2
 def random_pipeline(
-    family:str, # sdxl or hunyuan
-    folder,     # receives the pipeline
-    seed:int=0  # of its weights
+    family: str,  # sdxl or hunyuan
+    folder,  # receives the pipeline
+    seed: int = 0,  # of its weights
 ) -> Path:
     "A pipeline of a family's kind, small and untrained, for 64-pixel images."
-    from diffusers import DDPMScheduler,HunyuanDiT2DModel,UNet2DConditionModel
-    from transformers import (AutoTokenizer,BertConfig,BertModel,BertTokenizer,
-                              CLIPTextConfig,CLIPTextModel,CLIPTextModelWithProjection,T5EncoderModel)
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, UNet2DConditionModel
+    from transformers import (
+        AutoTokenizer,
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        T5EncoderModel,
+    )
+
     pixart = locate("data/tiny/pixart")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",)*4,up_block_types=("UpDecoderBlock2D",)*4,
-                            block_out_channels=(8,16,16,16),norm_num_groups=4,latent_channels=4,sample_size=64)
-        if family=="sdxl":
-            tok = AutoTokenizer.from_pretrained(locate("data/tiny/sd"),subfolder="tokenizer")
-            clip = lambda kind,width: kind(CLIPTextConfig(
-                vocab_size=len(tok),hidden_size=width,intermediate_size=64,num_hidden_layers=2,num_attention_heads=2,
-                projection_dim=width,eos_token_id=tok.eos_token_id,pad_token_id=tok.pad_token_id))
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 16, 16, 16),
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=64,
+        )
+        if family == "sdxl":
+            tok = AutoTokenizer.from_pretrained(
+                locate("data/tiny/sd"), subfolder="tokenizer"
+            )
+            clip = lambda kind, width: kind(
+                CLIPTextConfig(
+                    vocab_size=len(tok),
+                    hidden_size=width,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    projection_dim=width,
+                    eos_token_id=tok.eos_token_id,
+                    pad_token_id=tok.pad_token_id,
+                )
+            )
             unet = UNet2DConditionModel(
-                sample_size=8,block_out_channels=(16,32),layers_per_block=1,norm_num_groups=8,
-                down_block_types=("DownBlock2D","CrossAttnDownBlock2D"),up_block_types=("CrossAttnUpBlock2D","UpBlock2D"),
-                cross_attention_dim=32+48,attention_head_dim=(2,4),transformer_layers_per_block=(1,2),use_linear_projection=True,
-                addition_embed_type="text_time",addition_time_embed_dim=8,projection_class_embeddings_input_dim=48+6*8)
-            schedule = DDPMScheduler(beta_schedule="scaled_linear",beta_start=.00085,beta_end=.012)
-            pipe = StableDiffusionXLPipeline(vae,clip(CLIPTextModel,32),clip(CLIPTextModelWithProjection,48),tok,tok,unet,schedule)
-        elif family=="hunyuan":
-            t5 = T5EncoderModel.from_pretrained(pixart,subfolder="text_encoder",dtype=torch.float32)
-            words = [w.lstrip("▁") for w in AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer").get_vocab()
-                     if w.startswith("▁") and len(w)>1]
-            tok = BertTokenizer(vocab={w:i for i,w in enumerate(["[PAD]","[UNK]","[CLS]","[SEP]","[MASK]",*sorted(words)])})
-            bert = BertModel(BertConfig(vocab_size=len(tok),hidden_size=32,num_hidden_layers=2,num_attention_heads=2,
-                                        intermediate_size=64))
+                sample_size=8,
+                block_out_channels=(16, 32),
+                layers_per_block=1,
+                norm_num_groups=8,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                cross_attention_dim=32 + 48,
+                attention_head_dim=(2, 4),
+                transformer_layers_per_block=(1, 2),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=48 + 6 * 8,
+            )
+            schedule = DDPMScheduler(
+                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+            )
+            pipe = StableDiffusionXLPipeline(
+                vae,
+                clip(CLIPTextModel, 32),
+                clip(CLIPTextModelWithProjection, 48),
+                tok,
+                tok,
+                unet,
+                schedule,
+            )
+        elif family == "hunyuan":
+            t5 = T5EncoderModel.from_pretrained(
+                pixart, subfolder="text_encoder", dtype=torch.float32
+            )
+            words = [
+                w.lstrip("▁")
+                for w in AutoTokenizer.from_pretrained(
+                    pixart, subfolder="tokenizer"
+                ).get_vocab()
+                if w.startswith("▁") and len(w) > 1
+            ]
+            tok = BertTokenizer(
+                vocab={
+                    w: i
+                    for i, w in enumerate(
+                        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
+                    )
+                }
+            )
+            bert = BertModel(
+                BertConfig(
+                    vocab_size=len(tok),
+                    hidden_size=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    intermediate_size=64,
+                )
+            )
             dit = HunyuanDiT2DModel(
-                num_attention_heads=2,attention_head_dim=16,hidden_size=32,in_channels=4,patch_size=2,sample_size=8,num_layers=4,
-                cross_attention_dim=32,cross_attention_dim_t5=t5.config.d_model,pooled_projection_dim=32,
-                text_len=77,text_len_t5=256,use_style_cond_and_image_meta_size=False)
-            schedule = DDPMScheduler(beta_schedule="scaled_linear",beta_start=.00085,beta_end=.018,
-                                     prediction_type="v_prediction")
-            pipe = HunyuanDiTPipeline(vae,bert,tok,dit,schedule,None,None,False,t5,
-                                      AutoTokenizer.from_pretrained(pixart,subfolder="tokenizer",model_max_length=256))
-        else: raise ValueError(f"family {family!r} has trained small weights or none of this kind. Choose sdxl or hunyuan.")
-        save_pretrained(pipe,folder)
+                num_attention_heads=2,
+                attention_head_dim=16,
+                hidden_size=32,
+                in_channels=4,
+                patch_size=2,
+                sample_size=8,
+                num_layers=4,
+                cross_attention_dim=32,
+                cross_attention_dim_t5=t5.config.d_model,
+                pooled_projection_dim=32,
+                text_len=77,
+                text_len_t5=256,
+                use_style_cond_and_image_meta_size=False,
+            )
+            schedule = DDPMScheduler(
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.018,
+                prediction_type="v_prediction",
+            )
+            pipe = HunyuanDiTPipeline(
+                vae,
+                bert,
+                tok,
+                dit,
+                schedule,
+                None,
+                None,
+                False,
+                t5,
+                AutoTokenizer.from_pretrained(
+                    pixart, subfolder="tokenizer", model_max_length=256
+                ),
+            )
+        else:
+            raise ValueError(
+                f"family {family!r} has trained small weights or none of this kind. Choose sdxl or hunyuan."
+            )
+        save_pretrained(pipe, folder)
     return Path(folder)
 
 # %% ../nbs/13_baselines.ipynb #8a113d52
-CLIP_L = dict(vocab_size=49408,hidden_size=768,intermediate_size=3072,num_hidden_layers=12,num_attention_heads=12,
-              projection_dim=768,hidden_act="quick_gelu")
+CLIP_L = dict(
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    projection_dim=768,
+    hidden_act="quick_gelu",
+)
 "CLIP ViT-L/14's text encoder: Stable Diffusion 1 and SDXL read with it."
-CLIP_G = dict(vocab_size=49408,hidden_size=1280,intermediate_size=5120,num_hidden_layers=32,num_attention_heads=20,
-              projection_dim=1280,hidden_act="gelu")
+CLIP_G = dict(
+    vocab_size=49408,
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    hidden_act="gelu",
+)
 "OpenCLIP ViT-bigG/14's text encoder, SDXL's second."
-UNET_SD = dict(sample_size=64,cross_attention_dim=768,attention_head_dim=8,block_out_channels=(320,640,1280,1280),
-               down_block_types=("CrossAttnDownBlock2D",)*3+("DownBlock2D",),
-               up_block_types=("UpBlock2D",)+("CrossAttnUpBlock2D",)*3)
+UNET_SD = dict(
+    sample_size=64,
+    cross_attention_dim=768,
+    attention_head_dim=8,
+    block_out_channels=(320, 640, 1280, 1280),
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+)
 "The U-Net of Stable Diffusion 1.4 and 1.5."
-UNET_SDXL = dict(sample_size=128,cross_attention_dim=2048,attention_head_dim=(5,10,20),block_out_channels=(320,640,1280),
-                 transformer_layers_per_block=(1,2,10),use_linear_projection=True,
-                 addition_embed_type="text_time",addition_time_embed_dim=256,projection_class_embeddings_input_dim=2816,
-                 down_block_types=("DownBlock2D","CrossAttnDownBlock2D","CrossAttnDownBlock2D"),
-                 up_block_types=("CrossAttnUpBlock2D","CrossAttnUpBlock2D","UpBlock2D"))
+UNET_SDXL = dict(
+    sample_size=128,
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    block_out_channels=(320, 640, 1280),
+    transformer_layers_per_block=(1, 2, 10),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+)
 "SDXL's U-Net."
-HUNYUAN = dict(num_attention_heads=16,attention_head_dim=88,in_channels=4,patch_size=2,sample_size=128,
-               hidden_size=1408,num_layers=40,mlp_ratio=4.3637,cross_attention_dim=1024,cross_attention_dim_t5=2048,
-               pooled_projection_dim=1024,text_len=77,text_len_t5=256,use_style_cond_and_image_meta_size=False)
+HUNYUAN = dict(
+    num_attention_heads=16,
+    attention_head_dim=88,
+    in_channels=4,
+    patch_size=2,
+    sample_size=128,
+    hidden_size=1408,
+    num_layers=40,
+    mlp_ratio=4.3637,
+    cross_attention_dim=1024,
+    cross_attention_dim_t5=2048,
+    pooled_projection_dim=1024,
+    text_len=77,
+    text_len_t5=256,
+    use_style_cond_and_image_meta_size=False,
+)
 "Hunyuan-DiT 1.2's transformer."
-DIT_S8 = dict(num_attention_heads=6,attention_head_dim=64,num_layers=12,in_channels=4,out_channels=8,
-              sample_size=64,patch_size=8,num_embeds_ada_norm=8)
+DIT_S8 = dict(
+    num_attention_heads=6,
+    attention_head_dim=64,
+    num_layers=12,
+    in_channels=4,
+    out_channels=8,
+    sample_size=64,
+    patch_size=8,
+    num_embeds_ada_norm=8,
+)
 "DiT-S/8 for eight classes at 512 pixels."

@@ -12,11 +12,11 @@ __all__ = ['VAE_512', 'ABAR', 'configs', 'bench_model', 'bench_set', 'count_flop
            'encode_images', 'weight_bytes', 'activations', 'memory_table', 'memory_figure']
 
 # %% ../nbs/17_benchmarks.ipynb #e2d940ed
-import gc,json,os,platform,time,weakref
-from contextlib import contextmanager,nullcontext
-from dataclasses import dataclass,replace
-from datetime import datetime,timezone
-from functools import cache,partial
+import gc, json, os, platform, time, weakref
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -27,190 +27,320 @@ import pandas as pd
 import seaborn as sns
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL,DDPMScheduler,DPMSolverMultistepScheduler,PixArtTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PixArtTransformer2DModel,
+)
 from fastcore.basics import patch
 from peft.tuners import lora
 from torch.nn.functional import mse_loss
 from torch.nn.utils import get_total_norm
-from torch.profiler import ProfilerActivity,profile
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoTokenizer,T5Config,T5EncoderModel
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from .core import np_rng,outputs_dir,seed_of,write_atomic
+from .core import np_rng, outputs_dir, seed_of, write_atomic
 from .embedded import SCHEDULE
 from .generation import paint
-from .hldf import (Batch,TrainingSet,between,color_gradients,compile_blocks,deterministic,diffusion_gradients,draw_batch,
-                         hldf_cond,hldf_loss,make_optimizer,mark,training_step,update)
+from medart.hldf import (
+    Batch,
+    TrainingSet,
+    between,
+    color_gradients,
+    compile_blocks,
+    deterministic,
+    diffusion_gradients,
+    draw_batch,
+    hldf_cond,
+    hldf_loss,
+    make_optimizer,
+    mark,
+    training_step,
+    update,
+)
 from .losses import channel_stats
-from .model import PIXART_512,T5_XXL,Cond,LeanLora,Model,Moments,cat_cond,shaken,vae_batch
-from .recipes import Recipe,locate,recipe
-from .sampler import checkpointing,guided,instead,recomputing
+from medart.model import (
+    PIXART_512,
+    T5_XXL,
+    Cond,
+    LeanLora,
+    Model,
+    Moments,
+    cat_cond,
+    shaken,
+    vae_batch,
+)
+from .recipes import Recipe, locate, recipe
+from .sampler import checkpointing, guided, instead, recomputing
 
 # %% ../nbs/17_benchmarks.ipynb #ee8d06ce
-VAE_512 = dict(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(128,256,512,512), layers_per_block=2,
-               down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4,
-               norm_num_groups=32, sample_size=512, scaling_factor=.18215)
+VAE_512 = dict(
+    in_channels=3,
+    out_channels=3,
+    latent_channels=4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    norm_num_groups=32,
+    sample_size=512,
+    scaling_factor=0.18215,
+)
 "The published autoencoder's configuration."
 
 ABAR = DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
 "The published noise schedule."
 
+
 def configs(
-    r:Recipe # names the weights
-) -> dict:   # network -> configuration
+    r: Recipe,  # names the weights
+) -> dict:  # network -> configuration
     "The configurations in a folder of weights, or the published ones."
-    here,published = Path(locate(r.model)),dict(transformer=PIXART_512,vae=VAE_512,text_encoder=T5_XXL)
-    return {p:json.loads((here/p/"config.json").read_text()) for p in published} if here.is_dir() else published
+    here, published = (
+        Path(locate(r.model)),
+        dict(transformer=PIXART_512, vae=VAE_512, text_encoder=T5_XXL),
+    )
+    return (
+        {p: json.loads((here / p / "config.json").read_text()) for p in published}
+        if here.is_dir()
+        else published
+    )
 
 # %% ../nbs/17_benchmarks.ipynb #0763f125
 def bench_model(
-    r:Recipe,     # model, precision, LoRAs
-    device="cpu", # "meta" gives shapes without memory
-    blocks=None   # of the transformer and of T5, where not all
-) -> Model:       # with fresh LoRAs
+    r: Recipe,  # model, precision, LoRAs
+    device="cpu",  # "meta" gives shapes without memory
+    blocks=None,  # of the transformer and of T5, where not all
+) -> Model:  # with fresh LoRAs
     "PixArt-alpha with random weights and two LoRAs."
     c = configs(r)
     if blocks:
-        c |= {part:c[part]|dict(num_layers=n) for part,n in zip(("transformer","text_encoder"),blocks)}
-    before = torch.get_default_dtype(); torch.set_default_dtype(getattr(torch,r.dtype))
+        c |= {
+            part: c[part] | dict(num_layers=n)
+            for part, n in zip(("transformer", "text_encoder"), blocks)
+        }
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, r.dtype))
     try:
-        with torch.random.fork_rng(),torch.device(device):
-            torch.manual_seed(seed_of(r.seed,"weights"))
-            nets = (PixArtTransformer2DModel.from_config(c["transformer"]),AutoencoderKL.from_config(c["vae"]),
-                    T5EncoderModel(T5Config.from_dict(c["text_encoder"]|dict(dtype=r.dtype))))
-    finally: torch.set_default_dtype(before)
-    tokenizer = AutoTokenizer.from_pretrained(locate("data/tiny/pixart"),subfolder="tokenizer")
-    return Model(*nets,tokenizer,ABAR,r.max_tokens,r.pad_to).adapt(r).to(device)
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed_of(r.seed, "weights"))
+            nets = (
+                PixArtTransformer2DModel.from_config(c["transformer"]),
+                AutoencoderKL.from_config(c["vae"]),
+                T5EncoderModel(
+                    T5Config.from_dict(c["text_encoder"] | dict(dtype=r.dtype))
+                ),
+            )
+    finally:
+        torch.set_default_dtype(before)
+    tokenizer = AutoTokenizer.from_pretrained(
+        locate("data/tiny/pixart"), subfolder="tokenizer"
+    )
+    return Model(*nets, tokenizer, ABAR, r.max_tokens, r.pad_to).adapt(r).to(device)
 
 # %% ../nbs/17_benchmarks.ipynb #430b29b4
 def bench_set(
-    model:Model,     # where to, in which precision
-    r:Recipe,        # size, crop
-    images:int=4     # how many
+    model: Model,  # where to, in which precision
+    r: Recipe,  # size, crop
+    images: int = 4,  # how many
 ) -> TrainingSet:
     "Images of noise, with captions of five sixths of the longest; where crops never change their latents are there from the start."
-    g = np_rng(r.seed,"bench"); words = "large small brown red round irregular shiny pale spots center border patch".split()
-    pixels = [torch.from_numpy(g.integers(0,256,(3,r.size,r.size),dtype="uint8")) for _ in range(images)]
-    texts = tuple(" ".join(g.choice(words,r.max_tokens*5//6-1)) for _ in range(images))
-    ts = TrainingSet(tuple(f"noise/{i}.png" for i in range(images)),texts,pixels,r.size,None)
-    if r.crop=="center":
-        zeros = torch.zeros((images,*model.latent_shape),dtype=model.dtype,device=model.device)
-        ts.moments = Moments(zeros,zeros+1)
+    g = np_rng(r.seed, "bench")
+    words = "large small brown red round irregular shiny pale spots center border patch".split()
+    pixels = [
+        torch.from_numpy(g.integers(0, 256, (3, r.size, r.size), dtype="uint8"))
+        for _ in range(images)
+    ]
+    texts = tuple(
+        " ".join(g.choice(words, r.max_tokens * 5 // 6 - 1)) for _ in range(images)
+    )
+    ts = TrainingSet(
+        tuple(f"noise/{i}.png" for i in range(images)), texts, pixels, r.size, None
+    )
+    if r.crop == "center":
+        zeros = torch.zeros(
+            (images, *model.latent_shape), dtype=model.dtype, device=model.device
+        )
+        ts.moments = Moments(zeros, zeros + 1)
     return ts
 
 # %% ../nbs/17_benchmarks.ipynb #35bb1c4f
 def count_flops(
-    run # function of nothing
-) -> float: # floating-point operations of all matrix products and convolutions in it
+    run,  # function of nothing
+) -> float:  # floating-point operations of all matrix products and convolutions in it
     "What a computation multiplies and adds, counted as it runs."
-    with FlopCounterMode(display=False) as c: run()
+    with FlopCounterMode(display=False) as c:
+        run()
     return float(c.get_total_flops())
 
 # %% ../nbs/17_benchmarks.ipynb #4e4bfc43
-def one_step(model:Model, r:Recipe, b:Batch):
+def one_step(model: Model, r: Recipe, b: Batch):
     "The gradients of an ordinary step."
-    return diffusion_gradients(model,r,b,list(model.trainable().values()))
+    return diffusion_gradients(model, r, b, list(model.trainable().values()))
+
 
 def known_times(model):
     "Inside, a model without numbers still has the noise schedule's, from which the solver takes its steps."
-    return instead(model,abar=ABAR if model.abar.is_meta else model.abar)
+    return instead(model, abar=ABAR if model.abar.is_meta else model.abar)
 
-def one_event(model:Model, r:Recipe, b:Batch):
+
+def one_event(model: Model, r: Recipe, b: Batch):
     "The gradients of a colour loss."
-    with known_times(model): return color_gradients(model,r,b,list(model.trainable().values()))
+    with known_times(model):
+        return color_gradients(model, r, b, list(model.trainable().values()))
 
 # %% ../nbs/17_benchmarks.ipynb #eebcea36
 def floor_flops(
-    model:Model,     # on any device
-    r:Recipe,        # what a step and a colour loss are
-    ts:TrainingSet   # what they see
-) -> dict:           # of each
+    model: Model,  # on any device
+    r: Recipe,  # what a step and a colour loss are
+    ts: TrainingSet,  # what they see
+) -> dict:  # of each
     "Counted for this model; a colour loss is linear in the solver's steps and is counted at one and two."
-    r = replace(r,cuda_graphs=False); b = draw_batch(model,r,ts,0)  # a replay is not counted
-    one,two = (count_flops(lambda: one_event(model,replace(r,solver_steps=m,backprop_last_k=0),b)) for m in (1,2))
-    return {"step":count_flops(lambda: one_step(model,r,b)), "colour loss":one+(two-one)*(r.solver_steps-1)}
+    r = replace(r, cuda_graphs=False)
+    b = draw_batch(model, r, ts, 0)  # a replay is not counted
+    one, two = (
+        count_flops(
+            lambda: one_event(model, replace(r, solver_steps=m, backprop_last_k=0), b)
+        )
+        for m in (1, 2)
+    )
+    return {
+        "step": count_flops(lambda: one_step(model, r, b)),
+        "colour loss": one + (two - one) * (r.solver_steps - 1),
+    }
 
 # %% ../nbs/17_benchmarks.ipynb #b0209496
 def timed(
-    run,            # function of the repeat's number
-    device="cpu",   # whose clock
-    repeats:int=5,  # runs that count
-    warmup:int=2    # runs that do not
-) -> dict:          # seconds of each run, and on a GPU the most memory that was in use, and that was set aside
+    run,  # function of the repeat's number
+    device="cpu",  # whose clock
+    repeats: int = 5,  # runs that count
+    warmup: int = 2,  # runs that do not
+) -> dict:  # seconds of each run, and on a GPU the most memory that was in use, and that was set aside
     "Run and time."
-    cuda = torch.device(device).type=="cuda"
-    if cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
-    for k in range(warmup): run(k)
-    if cuda: torch.cuda.synchronize()
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for k in range(warmup):
+        run(k)
+    if cuda:
+        torch.cuda.synchronize()
     spans = []
-    for k in range(warmup,warmup+repeats): t0 = mark(device); run(k); spans.append((t0,mark(device)))
-    memory,reserved = (torch.cuda.max_memory_allocated()/1e9,torch.cuda.max_memory_reserved()/1e9) if cuda else (None,None)
-    return dict(seconds=[between(*s) for s in spans],memory=memory,reserved=reserved)
+    for k in range(warmup, warmup + repeats):
+        t0 = mark(device)
+        run(k)
+        spans.append((t0, mark(device)))
+    memory, reserved = (
+        (
+            torch.cuda.max_memory_allocated() / 1e9,
+            torch.cuda.max_memory_reserved() / 1e9,
+        )
+        if cuda
+        else (None, None)
+    )
+    return dict(seconds=[between(*s) for s in spans], memory=memory, reserved=reserved)
 
 # %% ../nbs/17_benchmarks.ipynb #304da3e5
 def matmul_rate(
-    device, # where
-    dtype   # in which precision
-) -> float: # floating-point operations a second
+    device,  # where
+    dtype,  # in which precision
+) -> float:  # floating-point operations a second
     "The best of several large matrix products: what this device really gives."
-    n = 8192 if torch.device(device).type=="cuda" else 512
-    a = torch.randn(n,n,device=device,dtype=dtype)
-    return 2*n**3/min(timed(lambda k: a@a,device,repeats=10)["seconds"])
+    n = 8192 if torch.device(device).type == "cuda" else 512
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / min(timed(lambda k: a @ a, device, repeats=10)["seconds"])
 
 # %% ../nbs/17_benchmarks.ipynb #e05f5c9c
 @dataclass
 class Plain:
     "The reference loop."
-    model:Model             # the same networks and LoRAs
-    r:Recipe                # the same settings
-    opt:torch.optim.AdamW   # as constructed by default
-    recompute:bool=True     # checkpoint everything
-    cached:bool=False       # latents are given
+
+    model: Model  # the same networks and LoRAs
+    r: Recipe  # the same settings
+    opt: torch.optim.AdamW  # as constructed by default
+    recompute: bool = True  # checkpoint everything
+    cached: bool = False  # latents are given
 
     def text(self, texts):
         m = self.model
-        tok = m.tokenizer(texts,padding="max_length",max_length=m.max_tokens,truncation=True,return_tensors="pt").to(m.device)
-        return m.text_encoder(tok.input_ids,attention_mask=tok.attention_mask)[0],tok.attention_mask
+        tok = m.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=m.max_tokens,
+            truncation=True,
+            return_tensors="pt",
+        ).to(m.device)
+        return m.text_encoder(tok.input_ids, attention_mask=tok.attention_mask)[
+            0
+        ], tok.attention_mask
 
     def noise(self, z, t, emb, mask):
-        more = dict(resolution=None,aspect_ratio=None)
-        return self.model.transformer(z.to(self.model.dtype),encoder_hidden_states=emb,encoder_attention_mask=mask,
-                                      timestep=t,added_cond_kwargs=more).sample.chunk(2,dim=1)[0]
+        more = dict(resolution=None, aspect_ratio=None)
+        return self.model.transformer(
+            z.to(self.model.dtype),
+            encoder_hidden_states=emb,
+            encoder_attention_mask=mask,
+            timestep=t,
+            added_cond_kwargs=more,
+        ).sample.chunk(2, dim=1)[0]
 
     def update(self, loss):
-        torch.nn.utils.clip_grad_norm_([p for g in self.opt.param_groups for p in g["params"]],1.)
-        self.opt.step(); self.opt.zero_grad()
+        torch.nn.utils.clip_grad_norm_(
+            [p for g in self.opt.param_groups for p in g["params"]], 1.0
+        )
+        self.opt.step()
+        self.opt.zero_grad()
         return loss.item()
 
 # %% ../nbs/17_benchmarks.ipynb #422a4b75
 @patch
-def step(self:Plain, b:Batch):
+def step(self: Plain, b: Batch):
     "An ordinary step."
-    m,sch = self.model,DDPMScheduler(**SCHEDULE)
-    with checkpointing(m,self.recompute,text=True):
-        if self.cached: z0 = b.z0
+    m, sch = self.model, DDPMScheduler(**SCHEDULE)
+    with checkpointing(m, self.recompute, text=True):
+        if self.cached:
+            z0 = b.z0
         else:
-            with torch.no_grad(): z0 = m.vae.encode(b.x().to(m.dtype)).latent_dist.sample()*m.vae.config.scaling_factor
-        t = torch.randint(1000,(len(z0),),device=m.device); eps = torch.randn_like(z0)
-        loss = mse_loss(self.noise(sch.add_noise(z0,eps,t),t,*self.text(b.texts)).float(),eps.float())
+            with torch.no_grad():
+                z0 = (
+                    m.vae.encode(b.x().to(m.dtype)).latent_dist.sample()
+                    * m.vae.config.scaling_factor
+                )
+        t = torch.randint(1000, (len(z0),), device=m.device)
+        eps = torch.randn_like(z0)
+        loss = mse_loss(
+            self.noise(sch.add_noise(z0, eps, t), t, *self.text(b.texts)).float(),
+            eps.float(),
+        )
         loss.backward()
     return self.update(loss)
 
 # %% ../nbs/17_benchmarks.ipynb #52ab6d40
 @patch
-def event(self:Plain, b:Batch):
+def event(self: Plain, b: Batch):
     "A colour loss."
-    m,sch = self.model,DPMSolverMultistepScheduler(**SCHEDULE)
-    sch.set_timesteps(self.r.solver_steps,device=m.device); z,n = b.noise,len(b.noise)
-    with checkpointing(m,self.recompute,text=True):
-        both = [torch.cat(x) for x in zip(self.text([""]*n),self.text(b.texts))]
+    m, sch = self.model, DPMSolverMultistepScheduler(**SCHEDULE)
+    sch.set_timesteps(self.r.solver_steps, device=m.device)
+    z, n = b.noise, len(b.noise)
+    with checkpointing(m, self.recompute, text=True):
+        both = [torch.cat(x) for x in zip(self.text([""] * n), self.text(b.texts))]
         for t in sch.timesteps:
-            null,cond = self.noise(torch.cat([z,z]),t.expand(2*n),*both).chunk(2)
-            z = sch.step(null+self.r.guidance*(cond-null),t,z,return_dict=False)[0]
-        x = m.vae.decode((z/m.vae.config.scaling_factor).to(m.dtype)).sample
-        loss = sum(((a-c)**2).sum(1).mean() for a,c in zip(channel_stats(x),channel_stats(b.x())))/self.r.solver_steps
+            null, cond = self.noise(torch.cat([z, z]), t.expand(2 * n), *both).chunk(2)
+            z = sch.step(
+                null + self.r.guidance * (cond - null), t, z, return_dict=False
+            )[0]
+        x = m.vae.decode((z / m.vae.config.scaling_factor).to(m.dtype)).sample
+        loss = (
+            sum(
+                ((a - c) ** 2).sum(1).mean()
+                for a, c in zip(channel_stats(x), channel_stats(b.x()))
+            )
+            / self.r.solver_steps
+        )
         loss.backward()
     return self.update(loss)
 
@@ -218,499 +348,892 @@ def event(self:Plain, b:Batch):
 @dataclass
 class Case:
     "One thing to time."
-    what:str        # step, colour loss, painting or optimizer
-    whose:str       # "ours", "ours, but" or "plain loop"
-    variant:str     # in words
-    r:Recipe        # with the change
-    changes:dict    # to our recipe
-    ready:Callable  # model, recipe -> context that gives a function of the repeat's number
+
+    what: str  # step, colour loss, painting or optimizer
+    whose: str  # "ours", "ours, but" or "plain loop"
+    variant: str  # in words
+    r: Recipe  # with the change
+    changes: dict  # to our recipe
+    ready: Callable  # model, recipe -> context that gives a function of the repeat's number
 
 # %% ../nbs/17_benchmarks.ipynb #ff8ae559
 @contextmanager
-def our_step(model:Model, r:Recipe, read=False, backend="", inside=lambda model,r: nullcontext()):
+def our_step(
+    model: Model,
+    r: Recipe,
+    read=False,
+    backend="",
+    inside=lambda model, r: nullcontext(),
+):
     "A step of `09_hldf`; `read` waits for its loss, `backend` compiles the blocks."
-    acc,ts,opt = Accelerator(),bench_set(model,r),make_optimizer(model,r)
+    acc, ts, opt = Accelerator(), bench_set(model, r), make_optimizer(model, r)
+
     def run(k):
-        loss = training_step(model,r,draw_batch(model,r,ts,k),opt,k,acc)["loss"]
+        loss = training_step(model, r, draw_batch(model, r, ts, k), opt, k, acc)["loss"]
         return loss.item() if read else None
-    with compiled(model,backend) if backend else nullcontext(), inside(model,r), deterministic(r,model.device): yield run
+
+    with (
+        compiled(model, backend) if backend else nullcontext(),
+        inside(model, r),
+        deterministic(r, model.device),
+    ):
+        yield run
+
 
 @contextmanager
-def our_event(model:Model, r:Recipe, inside=lambda model,r,b: nullcontext()):
+def our_event(model: Model, r: Recipe, inside=lambda model, r, b: nullcontext()):
     "A colour loss and its update."
-    params,opt,b = list(model.trainable().values()),make_optimizer(model,r),draw_batch(model,r,bench_set(model,r),0)
+    params, opt, b = (
+        list(model.trainable().values()),
+        make_optimizer(model, r),
+        draw_batch(model, r, bench_set(model, r), 0),
+    )
+
     def run(k):
-        color,g = color_gradients(model,r,b,params)
-        update(model,r,opt,params,g,dict(color=color,grad_norm=get_total_norm(g)))
-    with inside(model,r,b), deterministic(r,model.device): yield run
+        color, g = color_gradients(model, r, b, params)
+        update(model, r, opt, params, g, dict(color=color, grad_norm=get_total_norm(g)))
+
+    with inside(model, r, b), deterministic(r, model.device):
+        yield run
 
 # %% ../nbs/17_benchmarks.ipynb #c90c5d84
 @contextmanager
 def other_loras(model, r=None):
     "Inside, lean LoRAs compute as PEFT's do, and PEFT's as lean ones."
-    other = {LeanLora:lora.Linear,lora.Linear:LeanLora}
+    other = {LeanLora: lora.Linear, lora.Linear: LeanLora}
     ms = [m for n in model.networks for m in n.modules() if type(m) in other]
+
     def switch():
         model.forget()
-        for m in ms: m.__class__ = other[type(m)]
+        for m in ms:
+            m.__class__ = other[type(m)]
+
     switch()
-    try: yield
-    finally: switch()
+    try:
+        yield
+    finally:
+        switch()
+
 
 @contextmanager
-def plain_loop(model:Model, r:Recipe, event=False, **kw):
+def plain_loop(model: Model, r: Recipe, event=False, **kw):
     "A step or a colour loss of the plain loop."
-    opt = torch.optim.AdamW(list(model.trainable().values()),lr=r.lr)
-    ts,plain = bench_set(model,r),Plain(model,r,opt,**kw)
+    opt = torch.optim.AdamW(list(model.trainable().values()), lr=r.lr)
+    ts, plain = bench_set(model, r), Plain(model, r, opt, **kw)
     with other_loras(model) if r.lean_lora else nullcontext():
-        yield lambda k: (plain.event if event else plain.step)(draw_batch(model,r,ts,k))
+        yield lambda k: (plain.event if event else plain.step)(
+            draw_batch(model, r, ts, k)
+        )
 
 # %% ../nbs/17_benchmarks.ipynb #b75d0238
 @contextmanager
-def one_optimizer(model:Model, r:Recipe, **kw):
+def one_optimizer(model: Model, r: Recipe, **kw):
     "AdamW by itself, over parameters of the LoRAs' shapes."
     ps = [torch.nn.Parameter(torch.ones_like(p)) for p in model.trainable().values()]
-    for i,p in enumerate(ps): p.grad = torch.full_like(p,.1+i%7)
-    opt = torch.optim.AdamW(ps,lr=1e-3,**kw)
-    def run(k): opt.step()
+    for i, p in enumerate(ps):
+        p.grad = torch.full_like(p, 0.1 + i % 7)
+    opt = torch.optim.AdamW(ps, lr=1e-3, **kw)
+
+    def run(k):
+        opt.step()
+
     run.params = ps
     yield run
 
 # %% ../nbs/17_benchmarks.ipynb #40a7f8a8
-def encode_captions(model:Model, r:Recipe):
+def encode_captions(model: Model, r: Recipe):
     "A block of the longest captions, and the empty one."
-    with torch.no_grad(): return cat_cond(model.encode_text(["red "*200]*r.gen_block),model.encode_text([""]))
+    with torch.no_grad():
+        return cat_cond(
+            model.encode_text(["red " * 200] * r.gen_block), model.encode_text([""])
+        )
 
-def paint_block(model:Model, r:Recipe, both:Cond):
+
+def paint_block(model: Model, r: Recipe, both: Cond):
     "A block of images."
-    with known_times(model): return paint(model,r,both)
+    with known_times(model):
+        return paint(model, r, both)
+
 
 @contextmanager
-def our_painting(model:Model, r:Recipe):
+def our_painting(model: Model, r: Recipe):
     "Painting, while T5 waits in main memory."
-    both,where = encode_captions(model,r),model.device
+    both, where = encode_captions(model, r), model.device
     model.text_encoder.to("cpu")
-    try: yield lambda k: paint_block(model,r,both)
-    finally: model.text_encoder.to(where)
+    try:
+        yield lambda k: paint_block(model, r, both)
+    finally:
+        model.text_encoder.to(where)
 
 # %% ../nbs/17_benchmarks.ipynb #e4acd7f1
 def two_passes(model, r=None, b=None):
     "Inside, the two halves of guidance go through the transformer one after the other."
     whole = model.predict
-    def halves(zt,t,cond):
-        n,t = len(zt)//2,t.expand(len(zt))
-        return torch.cat([whole(zt[i],t[i],cond[i]) for i in (slice(n),slice(n,None))])
-    return instead(model,predict=halves)
+
+    def halves(zt, t, cond):
+        n, t = len(zt) // 2, t.expand(len(zt))
+        return torch.cat(
+            [whole(zt[i], t[i], cond[i]) for i in (slice(n), slice(n, None))]
+        )
+
+    return instead(model, predict=halves)
+
 
 def t5_each_step(model, r, b):
     "Inside, each step of the solver encodes the captions anew, and its gradient goes through T5 anew."
     whole = model.predict
-    texts = [""]*len(b.texts)+list(b.texts)
-    def anew(zt,t,cond): return whole(zt,t,model.encode_text(texts,raw=not r.lowercase))
-    return instead(model,predict=anew)
+    texts = [""] * len(b.texts) + list(b.texts)
+
+    def anew(zt, t, cond):
+        return whole(zt, t, model.encode_text(texts, raw=not r.lowercase))
+
+    return instead(model, predict=anew)
 
 # %% ../nbs/17_benchmarks.ipynb #f27a417f
 @contextmanager
 def compiled(model, backend):
     "Inside, blocks are compiled."
-    compile_blocks(model,backend)
-    try: yield
+    compile_blocks(model, backend)
+    try:
+        yield
     finally:
-        for net in (model.transformer,model.text_encoder):
-            for m in net.modules(): m._compiled_call_impl = None
+        for net in (model.transformer, model.text_encoder):
+            for m in net.modules():
+                m._compiled_call_impl = None
         torch._dynamo.reset()
 
 # %% ../nbs/17_benchmarks.ipynb #6b4302be
-def opposites(r:Recipe) -> dict:
+def opposites(r: Recipe) -> dict:
     "What the other choice is called, of CUDA graphs and of LoRAs."
-    return dict(graphs="without CUDA graphs" if r.cuda_graphs else "with CUDA graphs",
-                loras="LoRAs as PEFT computes them" if r.lean_lora else "lean LoRAs")
+    return dict(
+        graphs="without CUDA graphs" if r.cuda_graphs else "with CUDA graphs",
+        loras="LoRAs as PEFT computes them" if r.lean_lora else "lean LoRAs",
+    )
 
 # %% ../nbs/17_benchmarks.ipynb #4678d6cf
 def cases(
-    r:Recipe,       # ours
-    backend:str     # that compiles
-) -> list:          # of Case, what matters most first
+    r: Recipe,  # ours
+    backend: str,  # that compiles
+) -> list:  # of Case, what matters most first
     "Everything that is timed."
-    r,other,k = replace(r,interval=0),opposites(r),max(1,r.solver_steps//4)
+    r, other, k = replace(r, interval=0), opposites(r), max(1, r.solver_steps // 4)
+
     def ours(what, variant, ready, **changes):
-        return Case(what,"ours" if variant=="ours" else "ours, but",variant,replace(r,**changes),changes,ready)
+        return Case(
+            what,
+            "ours" if variant == "ours" else "ours, but",
+            variant,
+            replace(r, **changes),
+            changes,
+            ready,
+        )
+
     def plain(what, variant, **kw):
-        return Case(what,"plain loop",variant,r,{},partial(plain_loop,event=what!="step",**kw))
-    def step(variant, ready=our_step, **changes): return ours("step",variant,ready,**changes)
-    def event(variant, ready=our_event, **changes): return ours("colour loss",variant,ready,**changes)
-    def optimizer(variant, **kw): return ours("optimizer",variant,partial(one_optimizer,**kw))
-    switched,padded = dict(cuda_graphs=not r.cuda_graphs),dict(pad_to=r.max_tokens)
+        return Case(
+            what,
+            "plain loop",
+            variant,
+            r,
+            {},
+            partial(plain_loop, event=what != "step", **kw),
+        )
+
+    def step(variant, ready=our_step, **changes):
+        return ours("step", variant, ready, **changes)
+
+    def event(variant, ready=our_event, **changes):
+        return ours("colour loss", variant, ready, **changes)
+
+    def optimizer(variant, **kw):
+        return ours("optimizer", variant, partial(one_optimizer, **kw))
+
+    switched, padded = dict(cuda_graphs=not r.cuda_graphs), dict(pad_to=r.max_tokens)
     return [
         step("ours"),
-        plain("step","as documented"),
-        plain("step","no checkpointing",recompute=False),
-        plain("step","latents given",cached=True),
-        plain("step","no checkpointing, latents given",recompute=False,cached=True),
+        plain("step", "as documented"),
+        plain("step", "no checkpointing", recompute=False),
+        plain("step", "latents given", cached=True),
+        plain("step", "no checkpointing, latents given", recompute=False, cached=True),
         event("ours"),
-        step(other["graphs"],**switched),
-        step(other["loras"],partial(our_step,inside=other_loras)),
-        step("in any order of sums",deterministic=False),
-        plain("colour loss","as documented"),
-        ours("painting","ours",our_painting),
-        step("captions padded to the end",**padded),
-        step("images encoded at each step",crop="random"),
-        step("everything recomputed",checkpoint_all=True),
-        step("loss read at each step",partial(our_step,read=True)),
-        step("two images at once",batch_size=2),
-        event("in any order of sums",deterministic=False),
-        event("guidance in two passes",partial(our_event,inside=two_passes)),
-        event(f"gradient of the last {k} only",backprop_last_k=k),
-        optimizer("ours",fused=True),
-        optimizer("lists of tensors",foreach=True),
-        optimizer("one by one",foreach=False),
-        step(f"blocks compiled ({backend})",partial(our_step,backend=backend),pad_to=min(40,r.max_tokens)),
-        event(other["graphs"],**switched),
-        plain("colour loss","no checkpointing",recompute=False),
-        event(f"without CUDA graphs, checkpointing {'off' if r.checkpointing else 'on'}",
-              cuda_graphs=False,checkpointing=not r.checkpointing),
-        event("T5 in main memory meanwhile",offload=True),
-        event("captions padded to the end",**padded),
-        event("T5 at each solver step, recomputed",partial(our_event,inside=t5_each_step),checkpoint_all=True),
+        step(other["graphs"], **switched),
+        step(other["loras"], partial(our_step, inside=other_loras)),
+        step("in any order of sums", deterministic=False),
+        plain("colour loss", "as documented"),
+        ours("painting", "ours", our_painting),
+        step("captions padded to the end", **padded),
+        step("images encoded at each step", crop="random"),
+        step("everything recomputed", checkpoint_all=True),
+        step("loss read at each step", partial(our_step, read=True)),
+        step("two images at once", batch_size=2),
+        event("in any order of sums", deterministic=False),
+        event("guidance in two passes", partial(our_event, inside=two_passes)),
+        event(f"gradient of the last {k} only", backprop_last_k=k),
+        optimizer("ours", fused=True),
+        optimizer("lists of tensors", foreach=True),
+        optimizer("one by one", foreach=False),
+        step(
+            f"blocks compiled ({backend})",
+            partial(our_step, backend=backend),
+            pad_to=min(40, r.max_tokens),
+        ),
+        event(other["graphs"], **switched),
+        plain("colour loss", "no checkpointing", recompute=False),
+        event(
+            f"without CUDA graphs, checkpointing {'off' if r.checkpointing else 'on'}",
+            cuda_graphs=False,
+            checkpointing=not r.checkpointing,
+        ),
+        event("T5 in main memory meanwhile", offload=True),
+        event("captions padded to the end", **padded),
+        event(
+            "T5 at each solver step, recomputed",
+            partial(our_event, inside=t5_each_step),
+            checkpoint_all=True,
+        ),
     ]
 
 # %% ../nbs/17_benchmarks.ipynb #353322aa
 def agreement(
-    model:Model,    # of `shaken`
-    r:Recipe,       # ours
-    event=False     # of a colour loss
-) -> list:          # of dicts: what, compared with, difference, same bytes
+    model: Model,  # of `shaken`
+    r: Recipe,  # ours
+    event=False,  # of a colour loss
+) -> list:  # of dicts: what, compared with, difference, same bytes
     "How far gradients differ when they are computed again, and in other ways."
-    b,params,other = draw_batch(model,r,bench_set(model,r),0),list(model.trainable().values()),opposites(r)
+    b, params, other = (
+        draw_batch(model, r, bench_set(model, r), 0),
+        list(model.trainable().values()),
+        opposites(r),
+    )
+
     def run(inside=lambda model: nullcontext(), **changes):
-        v = replace(r,**changes); model.forget()
-        with inside(model), deterministic(v,model.device):
-            return (color_gradients if event else diffusion_gradients)(model,v,b,params)[1]
-    ways = {"again":{}, other["graphs"]:dict(cuda_graphs=not r.cuda_graphs),
-            "sums in any order":dict(deterministic=False), other["loras"]:dict(inside=other_loras)}
-    ours,rows = run(),[]
-    for name,way in ways.items():
+        v = replace(r, **changes)
+        model.forget()
+        with inside(model), deterministic(v, model.device):
+            return (color_gradients if event else diffusion_gradients)(
+                model, v, b, params
+            )[1]
+
+    ways = {
+        "again": {},
+        other["graphs"]: dict(cuda_graphs=not r.cuda_graphs),
+        "sums in any order": dict(deterministic=False),
+        other["loras"]: dict(inside=other_loras),
+    }
+    ours, rows = run(), []
+    for name, way in ways.items():
         theirs = run(**way)
-        gap = get_total_norm([x-y for x,y in zip(ours,theirs)])/get_total_norm(ours)
-        rows.append(dict(what="colour loss" if event else "step",compared=name,difference=gap.item(),
-                         same_bytes=all(map(torch.equal,ours,theirs))))
+        gap = get_total_norm([x - y for x, y in zip(ours, theirs)]) / get_total_norm(
+            ours
+        )
+        rows.append(
+            dict(
+                what="colour loss" if event else "step",
+                compared=name,
+                difference=gap.item(),
+                same_bytes=all(map(torch.equal, ours, theirs)),
+            )
+        )
     model.forget()
     return rows
 
 # %% ../nbs/17_benchmarks.ipynb #7390aff1
 def time_case(
-    case:Case,    # what to time
-    model:Model,  # trained on noise, so of no use afterwards
-    repeats:int   # runs that count, of colour losses and of painting a quarter, at least two
-) -> dict:        # a row: seconds are the median
+    case: Case,  # what to time
+    model: Model,  # trained on noise, so of no use afterwards
+    repeats: int,  # runs that count, of colour losses and of painting a quarter, at least two
+) -> dict:  # a row: seconds are the median
     "Time one case."
-    slow,t,fault = case.what in ("colour loss","painting"),None,""; model.pad_to = case.r.pad_to
+    slow, t, fault = case.what in ("colour loss", "painting"), None, ""
+    model.pad_to = case.r.pad_to
     try:
-        with case.ready(model,case.r) as run:
-            t = timed(run,model.device,max(2,repeats//4) if slow else repeats,1 if slow else 2)
-    except torch.OutOfMemoryError: fault = "does not fit into memory"
-    except RuntimeError as e: fault = f"{type(e).__name__}: {e}".splitlines()[0]  # on to the next: time on a GPU is short
+        with case.ready(model, case.r) as run:
+            t = timed(
+                run,
+                model.device,
+                max(2, repeats // 4) if slow else repeats,
+                1 if slow else 2,
+            )
+    except torch.OutOfMemoryError:
+        fault = "does not fit into memory"
+    except RuntimeError as e:
+        fault = f"{type(e).__name__}: {e}".splitlines()[
+            0
+        ]  # on to the next: time on a GPU is short
     model.forget()
-    if model.device.type=="cuda": gc.collect(); torch.cuda.empty_cache()
-    more = isinstance(case.ready,partial)  # it takes more than settings
-    settings = None if more else ", ".join(f"{k}={v}" for k,v in case.changes.items())
-    images = case.r.gen_block if case.what=="painting" else case.r.batch_size*case.r.accumulate
-    s,t = (median(t["seconds"]),t) if t else (None,dict(seconds=[None],memory=None,reserved=None))
-    return dict(what=case.what,whose=case.whose,variant=case.variant,settings=settings,
-                seconds=s,fastest=s and min(t["seconds"]),seconds_per_image=s and s/images,
-                peak_gb=t["memory"],reserved_gb=t["reserved"],fits=s is not None,fault=fault)
+    if model.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    more = isinstance(case.ready, partial)  # it takes more than settings
+    settings = None if more else ", ".join(f"{k}={v}" for k, v in case.changes.items())
+    images = (
+        case.r.gen_block
+        if case.what == "painting"
+        else case.r.batch_size * case.r.accumulate
+    )
+    s, t = (
+        (median(t["seconds"]), t)
+        if t
+        else (None, dict(seconds=[None], memory=None, reserved=None))
+    )
+    return dict(
+        what=case.what,
+        whose=case.whose,
+        variant=case.variant,
+        settings=settings,
+        seconds=s,
+        fastest=s and min(t["seconds"]),
+        seconds_per_image=s and s / images,
+        peak_gb=t["memory"],
+        reserved_gb=t["reserved"],
+        fits=s is not None,
+        fault=fault,
+    )
 
 # %% ../nbs/17_benchmarks.ipynb #0600d633
-def header(model:Model, r:Recipe) -> dict:
+def header(model: Model, r: Recipe) -> dict:
     "What a reader must know of a measurement."
-    cuda = model.device.type=="cuda"; cpu = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    return dict(scale=r.scale, device=torch.cuda.get_device_name(model.device) if cuda else cpu, torch=torch.__version__,
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"), weights="random, built from configurations",
-                **{k:getattr(r,k) for k in ("dtype","batch_size","solver_steps","gen_steps","gen_block")},
-                note="" if cuda else "Timed on a CPU: these figures check that the benchmark runs, "
-                                     "its ratios say nothing about a GPU.")
+    cuda = model.device.type == "cuda"
+    cpu = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return dict(
+        scale=r.scale,
+        device=torch.cuda.get_device_name(model.device) if cuda else cpu,
+        torch=torch.__version__,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        weights="random, built from configurations",
+        **{
+            k: getattr(r, k)
+            for k in ("dtype", "batch_size", "solver_steps", "gen_steps", "gen_block")
+        },
+        note=""
+        if cuda
+        else "Timed on a CPU: these figures check that the benchmark runs, "
+        "its ratios say nothing about a GPU.",
+    )
 
 # %% ../nbs/17_benchmarks.ipynb #f1eaff00
 def benchmark(
-    r:Recipe,          # scale, precision, batch
-    repeats:int=10,    # timed runs of each step
-    minutes:float=60,  # after which what is left is left out
-    keep:bool=True     # write it to outputs/benchmark
-) -> dict:             # rows, floors, device
+    r: Recipe,  # scale, precision, batch
+    repeats: int = 10,  # timed runs of each step
+    minutes: float = 60,  # after which what is left is left out
+    keep: bool = True,  # write it to outputs/benchmark
+) -> dict:  # rows, floors, device
     "Time everything on this machine, each measurement on disk as it is made."
-    t0,device = time.monotonic(),Accelerator().device; late = lambda: time.monotonic()-t0>60*minutes
-    model = shaken(bench_model(r,device),.01); todo = cases(r,"inductor" if device.type=="cuda" else "aot_eager")
-    flops,rate = floor_flops(model,r,bench_set(model,r)),matmul_rate(device,model.dtype)
-    out = header(model,r)|dict(flops=flops, matmul_flops_per_second=rate, floor_seconds={k:f/rate for k,f in flops.items()},
-                               complete=False, left_out=[f"{c.what}: {c.variant}" for c in todo]+["colour loss: agreement"],
-                               rows=[], agreement=agreement(model,r))
+    t0, device = time.monotonic(), Accelerator().device
+    late = lambda: time.monotonic() - t0 > 60 * minutes
+    model = shaken(bench_model(r, device), 0.01)
+    todo = cases(r, "inductor" if device.type == "cuda" else "aot_eager")
+    flops, rate = (
+        floor_flops(model, r, bench_set(model, r)),
+        matmul_rate(device, model.dtype),
+    )
+    out = header(model, r) | dict(
+        flops=flops,
+        matmul_flops_per_second=rate,
+        floor_seconds={k: f / rate for k, f in flops.items()},
+        complete=False,
+        left_out=[f"{c.what}: {c.variant}" for c in todo] + ["colour loss: agreement"],
+        rows=[],
+        agreement=agreement(model, r),
+    )
+
     def done():
-        out["left_out"] = out["left_out"][1:]; out["complete"] = not out["left_out"]
-        path = outputs_dir()/"benchmark"/f"{r.scale}-{device.type}.json"
-        if keep: write_atomic(path,json.dumps(out,indent=1)+"\n")
+        out["left_out"] = out["left_out"][1:]
+        out["complete"] = not out["left_out"]
+        path = outputs_dir() / "benchmark" / f"{r.scale}-{device.type}.json"
+        if keep:
+            write_atomic(path, json.dumps(out, indent=1) + "\n")
+
     for c in todo:
-        if out["rows"] and late(): return out
-        out["rows"].append(time_case(c,model,repeats)); done()
-    if not late(): out["agreement"] += agreement(model,r,event=True); done()
+        if out["rows"] and late():
+            return out
+        out["rows"].append(time_case(c, model, repeats))
+        done()
+    if not late():
+        out["agreement"] += agreement(model, r, event=True)
+        done()
     return out
 
 # %% ../nbs/17_benchmarks.ipynb #271c45df
 def quoted(
-    out:dict # of `benchmark`
+    out: dict,  # of `benchmark`
 ) -> pd.DataFrame:
     "Ours beside the plain loop at its best, and beside the floor."
-    t,rows = pd.DataFrame(out["rows"]),{}
-    for what in ("step","colour loss"):
-        d = t[t.what==what].set_index("variant")
-        ours,plain = (d.seconds[d.whose==w].astype(float) for w in ("ours","plain loop"))
-        if not len(ours) or not plain.notna().any(): continue
-        ours,floor = ours.iloc[0],out["floor_seconds"][what]
-        rows[what] = {"ours, ms":1e3*ours, "plain loop as documented, ms":1e3*plain.get("as documented"),
-                      "at its best, ms":1e3*plain.min(), "which is":plain.idxmin(), "smallest ratio":plain.min()/ours,
-                      "floor, ms":1e3*floor, "times the floor":ours/floor}
-    return pd.DataFrame.from_dict(rows,orient="index").round(2)
+    t, rows = pd.DataFrame(out["rows"]), {}
+    for what in ("step", "colour loss"):
+        d = t[t.what == what].set_index("variant")
+        ours, plain = (
+            d.seconds[d.whose == w].astype(float) for w in ("ours", "plain loop")
+        )
+        if not len(ours) or not plain.notna().any():
+            continue
+        ours, floor = ours.iloc[0], out["floor_seconds"][what]
+        rows[what] = {
+            "ours, ms": 1e3 * ours,
+            "plain loop as documented, ms": 1e3 * plain.get("as documented"),
+            "at its best, ms": 1e3 * plain.min(),
+            "which is": plain.idxmin(),
+            "smallest ratio": plain.min() / ours,
+            "floor, ms": 1e3 * floor,
+            "times the floor": ours / floor,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(2)
 
 # %% ../nbs/17_benchmarks.ipynb #cbda37b8
 def benchmark_figure(
-    out:dict # of `benchmark`
-):           # figure
+    out: dict,  # of `benchmark`
+):  # figure
     "All variants of a step and of a colour loss, the floor as a line."
-    fig,axs = plt.subplots(1,2,figsize=(9.5,3.2),layout="constrained")
-    colors = {"ours":"#0072b2","ours, but":"#9ecae1","plain loop":"#d55e00"}
-    for ax,what in zip(axs,("step","colour loss")):
-        rows = sorted((x for x in out["rows"] if x["what"]==what),key=lambda x: list(colors).index(x["whose"]))[::-1]
-        names = [x["variant"] if x["whose"]!="plain loop" else f"plain loop, {x['variant']}" for x in rows]
-        ax.barh(names,[1e3*(x["seconds"] or 0) for x in rows],color=[colors[x["whose"]] for x in rows])
-        for i,x in enumerate(rows):
-            if not x["fits"]: ax.text(0,i,f" {x['fault'][:60]}",va="center",fontsize=6)
-        ax.axvline(1e3*out["floor_seconds"][what],color="black",ls=":",lw=1)
-        ax.set(xlabel=f"{what}, ms"); ax.tick_params(axis="y",labelsize=7)
+    fig, axs = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
+    colors = {"ours": "#0072b2", "ours, but": "#9ecae1", "plain loop": "#d55e00"}
+    for ax, what in zip(axs, ("step", "colour loss")):
+        rows = sorted(
+            (x for x in out["rows"] if x["what"] == what),
+            key=lambda x: list(colors).index(x["whose"]),
+        )[::-1]
+        names = [
+            x["variant"]
+            if x["whose"] != "plain loop"
+            else f"plain loop, {x['variant']}"
+            for x in rows
+        ]
+        ax.barh(
+            names,
+            [1e3 * (x["seconds"] or 0) for x in rows],
+            color=[colors[x["whose"]] for x in rows],
+        )
+        for i, x in enumerate(rows):
+            if not x["fits"]:
+                ax.text(0, i, f" {x['fault'][:60]}", va="center", fontsize=6)
+        ax.axvline(1e3 * out["floor_seconds"][what], color="black", ls=":", lw=1)
+        ax.set(xlabel=f"{what}, ms")
+        ax.tick_params(axis="y", labelsize=7)
     title = f"{out['device']}, {out['scale']} scale, random weights; dotted: the multiplications alone"
-    fig.suptitle(title+("\nTimed on a CPU: says nothing about a GPU" if out["note"] else ""),fontsize=8)
-    sns.despine(fig); plt.close(fig)
+    fig.suptitle(
+        title + ("\nTimed on a CPU: says nothing about a GPU" if out["note"] else ""),
+        fontsize=8,
+    )
+    sns.despine(fig)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/17_benchmarks.ipynb #84e21d6a
 def full_captions(
-    ts:TrainingSet # any
+    ts: TrainingSet,  # any
 ) -> TrainingSet:
     "The same images with captions of the greatest length."
-    return replace(ts,texts=tuple("red "*200 for _ in ts.texts))  # cut at max_tokens
+    return replace(ts, texts=tuple("red " * 200 for _ in ts.texts))  # cut at max_tokens
+
 
 def shapes(
-    r:Recipe # model, precision
-) -> dict:   # (blocks of the transformer, of T5) -> Model on the meta device
+    r: Recipe,  # model, precision
+) -> dict:  # (blocks of the transformer, of T5) -> Model on the meta device
     "Three small models of the same widths as the whole one."
-    return {n:bench_model(r,"meta",n) for n in ((2,2),(3,2),(2,3))}
+    return {n: bench_model(r, "meta", n) for n in ((2, 2), (3, 2), (2, 3))}
 
 # %% ../nbs/17_benchmarks.ipynb #b8da55ad
 def continued(
-    count,       # `count_flops`, or `alive_peak` below
-    run,         # what to count: a function of model, recipe and batch
-    r:Recipe,    # the whole model's
-    models:dict, # of `shapes`
-    event=False  # does it run the solver?
-):               # function of the solver's steps
+    count,  # `count_flops`, or `alive_peak` below
+    run,  # what to count: a function of model, recipe and batch
+    r: Recipe,  # the whole model's
+    models: dict,  # of `shapes`
+    event=False,  # does it run the solver?
+):  # function of the solver's steps
     "A count for the whole model, from models of two and of three blocks, and solvers of one step and of two."
+
     def at(image, text, m=1):
-        model = models[image,text]; b = draw_batch(model,r,full_captions(bench_set(model,r)),0)
-        return count(lambda: run(model,replace(r,solver_steps=m,backprop_last_k=0),b))
-    c = configs(r); image,text = (c[part]["num_layers"]-2 for part in ("transformer","text_encoder"))
-    one = at(2,2); per_image = at(3,2)-one
-    total = one+image*per_image+text*(at(2,3)-one)
-    if not event: return lambda steps=1: total
-    per_step = at(2,2,2)-one; per_both = at(3,2,2)-one-per_image-per_step
-    return lambda steps: total+(steps-1)*(per_step+image*per_both)
+        model = models[image, text]
+        b = draw_batch(model, r, full_captions(bench_set(model, r)), 0)
+        return count(
+            lambda: run(model, replace(r, solver_steps=m, backprop_last_k=0), b)
+        )
+
+    c = configs(r)
+    image, text = (
+        c[part]["num_layers"] - 2 for part in ("transformer", "text_encoder")
+    )
+    one = at(2, 2)
+    per_image = at(3, 2) - one
+    total = one + image * per_image + text * (at(2, 3) - one)
+    if not event:
+        return lambda steps=1: total
+    per_step = at(2, 2, 2) - one
+    per_both = at(3, 2, 2) - one - per_image - per_step
+    return lambda steps: total + (steps - 1) * (per_step + image * per_both)
 
 # %% ../nbs/17_benchmarks.ipynb #fdfcaeaa
-def one_image(model:Model, r:Recipe, b=None):
+def one_image(model: Model, r: Recipe, b=None):
     "A caption, and one image painted from it in `solver_steps`."
-    r = replace(r,gen_block=1,gen_steps=r.solver_steps)
-    return paint_block(model,r,encode_captions(model,r))
+    r = replace(r, gen_block=1, gen_steps=r.solver_steps)
+    return paint_block(model, r, encode_captions(model, r))
+
 
 def full_size_floors(
-    peak:dict=None # name of a device -> floating-point operations a second
+    peak: dict = None,  # name of a device -> floating-point operations a second
 ) -> pd.DataFrame:
     "What the arithmetic of a step, of a colour loss and of painting costs at full size."
-    peak = peak or {"A100, 75% of 312 TFLOP/s":.75*312e12,"H100 and H200, 790 TFLOP/s":790e12}
-    r = recipe("skin",scale="paper",batch_size=1,interval=0,cuda_graphs=False); models = shapes(r)
-    n = {"step":continued(count_flops,one_step,r,models)(),
-         "colour loss":continued(count_flops,one_event,r,models,event=True)(r.solver_steps),
-         "an image":continued(count_flops,one_image,r,models,event=True)(r.gen_steps)}
-    return pd.DataFrame({k:{"TFLOP":v/1e12}|{f"{d}, ms":1e3*v/p for d,p in peak.items()} for k,v in n.items()}).T.round(2)
+    peak = peak or {
+        "A100, 75% of 312 TFLOP/s": 0.75 * 312e12,
+        "H100 and H200, 790 TFLOP/s": 790e12,
+    }
+    r = recipe("skin", scale="paper", batch_size=1, interval=0, cuda_graphs=False)
+    models = shapes(r)
+    n = {
+        "step": continued(count_flops, one_step, r, models)(),
+        "colour loss": continued(count_flops, one_event, r, models, event=True)(
+            r.solver_steps
+        ),
+        "an image": continued(count_flops, one_image, r, models, event=True)(
+            r.gen_steps
+        ),
+    }
+    return pd.DataFrame(
+        {
+            k: {"TFLOP": v / 1e12} | {f"{d}, ms": 1e3 * v / p for d, p in peak.items()}
+            for k, v in n.items()
+        }
+    ).T.round(2)
 
 # %% ../nbs/17_benchmarks.ipynb #955574a0
 class Alive(TorchDispatchMode):
     "Inside, adds up the bytes of tensors that operations make, for as long as they live; `peak` is the most."
-    def __init__(self): super().__init__(); self.now = self.peak = 0; self.living = set()
-    def drop(self, key, n): self.living.discard(key); self.now -= n
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.living = set()
+
+    def drop(self, key, n):
+        self.living.discard(key)
+        self.now -= n
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args,**(kwargs or {}))
-        storages = lambda tree: [t.untyped_storage() for t in tree_leaves(tree) if isinstance(t,torch.Tensor)]
-        given = {s._cdata for s in storages((args,kwargs))}
+        out = func(*args, **(kwargs or {}))
+        storages = lambda tree: [
+            t.untyped_storage()
+            for t in tree_leaves(tree)
+            if isinstance(t, torch.Tensor)
+        ]
+        given = {s._cdata for s in storages((args, kwargs))}
         for s in storages(out):
-            key,n = s._cdata,s.nbytes()
-            if key in given or key in self.living: continue
-            self.living.add(key); self.now += n; self.peak = max(self.peak,self.now)
-            weakref.finalize(s,self.drop,key,n)
+            key, n = s._cdata, s.nbytes()
+            if key in given or key in self.living:
+                continue
+            self.living.add(key)
+            self.now += n
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(s, self.drop, key, n)
         return out
 
 # %% ../nbs/17_benchmarks.ipynb #89ad9ac3
 @contextmanager
 def fused_attention():
     "Inside, attention is one operation on every device, as it is where training runs."
-    F = torch.nn.functional; was = F.scaled_dot_product_attention
-    def fused(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+    F = torch.nn.functional
+    was = F.scaled_dot_product_attention
+
+    def fused(
+        q,
+        k,
+        v,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        scale=None,
+        enable_gqa=False,
+    ):
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return attention(q,k,v,dropout_p,is_causal,attn_mask=attn_mask,scale=scale)[0]
+        return attention(
+            q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+        )[0]
+
     F.scaled_dot_product_attention = fused
-    try: yield
-    finally: F.scaled_dot_product_attention = was
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = was
 
 # %% ../nbs/17_benchmarks.ipynb #fbc81814
 def alive_peak(
-    run # function of nothing
-) -> int: # bytes
+    run,  # function of nothing
+) -> int:  # bytes
     "Computed: the most that is alive at once while a function runs, beyond what was there before."
-    with Alive() as a,fused_attention(): run()
+    with Alive() as a, fused_attention():
+        run()
     return a.peak
 
 # %% ../nbs/17_benchmarks.ipynb #f122f25b
 @contextmanager
 def quiet():
     "Inside, what compiled code writes to the error stream is not shown: the profiler announces itself there."
-    with open(os.devnull,"w") as null:
-        kept = os.dup(2); os.dup2(null.fileno(),2)
-        try: yield
-        finally: os.dup2(kept,2); os.close(kept)
+    with open(os.devnull, "w") as null:
+        kept = os.dup(2)
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
 
 def allocated_peak(
-    run # function of nothing, on the CPU
-) -> int: # bytes
+    run,  # function of nothing, on the CPU
+) -> int:  # bytes
     "Measured: the most that the allocator had handed out while a function ran, beyond what was out before."
-    with quiet(),profile(activities=[ProfilerActivity.CPU],profile_memory=True) as p: run()
-    events = [e for e in p.profiler.kineto_results.events() if e.name()=="[memory]"]
-    return max(accumulate((e.nbytes() for e in sorted(events,key=lambda e: e.start_ns())),initial=0))
+    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+        run()
+    events = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(
+        accumulate(
+            (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0
+        )
+    )
 
 # %% ../nbs/17_benchmarks.ipynb #996b8c77
 def memory_check(
-    r:Recipe # at tiny scale
+    r: Recipe,  # at tiny scale
 ) -> pd.DataFrame:
     "Computed on shapes, and measured."
-    models,rows = dict(computed=bench_model(r,"meta"),measured=bench_model(r)),{}
-    peaks = dict(computed=alive_peak,measured=allocated_peak)
-    for what,run,kw in (("step",one_step,{}),("step",one_step,dict(checkpoint_all=True)),
-                        ("colour loss",one_event,dict(checkpointing=False)),("colour loss",one_event,dict(checkpointing=True)),
-                        ("colour loss",one_event,dict(checkpoint_all=True))):
-        v,row = replace(r,**kw),{}
-        for k,m in models.items():
-            b = draw_batch(m,v,bench_set(m,v),0)
-            row[f"{k}, MB"] = peaks[k](lambda: run(m,v,b))/1e6
-        rows[f"{what}, {', '.join(f'{k}={x}' for k,x in kw.items()) or 'as it is'}"] = row
+    models, rows = dict(computed=bench_model(r, "meta"), measured=bench_model(r)), {}
+    peaks = dict(computed=alive_peak, measured=allocated_peak)
+    for what, run, kw in (
+        ("step", one_step, {}),
+        ("step", one_step, dict(checkpoint_all=True)),
+        ("colour loss", one_event, dict(checkpointing=False)),
+        ("colour loss", one_event, dict(checkpointing=True)),
+        ("colour loss", one_event, dict(checkpoint_all=True)),
+    ):
+        v, row = replace(r, **kw), {}
+        for k, m in models.items():
+            b = draw_batch(m, v, bench_set(m, v), 0)
+            row[f"{k}, MB"] = peaks[k](lambda: run(m, v, b)) / 1e6
+        rows[
+            f"{what}, {', '.join(f'{k}={x}' for k, x in kw.items()) or 'as it is'}"
+        ] = row
     d = pd.DataFrame(rows).T
-    return d.assign(ratio=d["computed, MB"]/d["measured, MB"]).round(3)
+    return d.assign(ratio=d["computed, MB"] / d["measured, MB"]).round(3)
 
 # %% ../nbs/17_benchmarks.ipynb #92be9fb5
-def _apart(model,r,b): # captions without their way through T5, and what then gets a gradient
-    with torch.no_grad(): c = hldf_cond(model,r,b)
-    c = replace(c,emb=c.emb.detach().requires_grad_())
-    return c,[c.emb,*(p for p in model.transformer.parameters() if p.requires_grad)]
+def _apart(
+    model, r, b
+):  # captions without their way through T5, and what then gets a gradient
+    with torch.no_grad():
+        c = hldf_cond(model, r, b)
+    c = replace(c, emb=c.emb.detach().requires_grad_())
+    return c, [c.emb, *(p for p in model.transformer.parameters() if p.requires_grad)]
 
-def chain_alone(model:Model, r:Recipe, b:Batch):
+
+def chain_alone(model: Model, r: Recipe, b: Batch):
     "The first part of a colour loss with `offload`: T5 is away."
-    c,params = _apart(model,r,b)
-    with known_times(model): return torch.autograd.grad(hldf_loss(model,r,b,c),params)
+    c, params = _apart(model, r, b)
+    with known_times(model):
+        return torch.autograd.grad(hldf_loss(model, r, b, c), params)
 
-def one_pass(model:Model, r:Recipe, b:Batch):
+
+def one_pass(model: Model, r: Recipe, b: Batch):
     "One solver step of a colour loss with `cuda_graphs`, computed once more and gone back through."
-    c,params = _apart(model,r,b)
-    with recomputing(model): out = guided(model,b.noise,b.t[0],cat_cond(c[-1:].expand(len(b.texts)),c[:-1]),r.guidance)
-    return torch.autograd.grad(out.sum(),params)
+    c, params = _apart(model, r, b)
+    with recomputing(model):
+        out = guided(
+            model,
+            b.noise,
+            b.t[0],
+            cat_cond(c[-1:].expand(len(b.texts)), c[:-1]),
+            r.guidance,
+        )
+    return torch.autograd.grad(out.sum(), params)
 
-def text_alone(model:Model, r:Recipe, b:Batch):
+
+def text_alone(model: Model, r: Recipe, b: Batch):
     "The second part: T5's share of the gradient."
-    with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): emb = hldf_cond(model,r,b).emb
+    with checkpointing(model, r.checkpoint_all, text=r.checkpoint_all):
+        emb = hldf_cond(model, r, b).emb
     params = [p for p in model.text_encoder.parameters() if p.requires_grad]
-    return torch.autograd.grad(emb,params,torch.zeros_like(emb))
+    return torch.autograd.grad(emb, params, torch.zeros_like(emb))
 
 # %% ../nbs/17_benchmarks.ipynb #59faefe7
-def encode_images(model:Model, r:Recipe):
+def encode_images(model: Model, r: Recipe):
     "What is done once, before the first step: training images become latents."
-    n = vae_batch(r.size,16)
-    with torch.no_grad(): return model.encode_image(torch.zeros((n,3,r.size,r.size),device=model.device))
+    n = vae_batch(r.size, 16)
+    with torch.no_grad():
+        return model.encode_image(
+            torch.zeros((n, 3, r.size, r.size), device=model.device)
+        )
 
 # %% ../nbs/17_benchmarks.ipynb #31c65e38
 def weight_bytes(
-    net,        # with its LoRA
-    bits:int=16 # of frozen matrices
+    net,  # with its LoRA
+    bits: int = 16,  # of frozen matrices
 ) -> float:
     "Bytes of a network's weights."
-    frozen = lambda n,m: isinstance(m,torch.nn.Linear) and not m.weight.requires_grad and "wo" not in n.split(".")
-    small = {id(m.weight) for n,m in net.named_modules() if frozen(n,m)} if bits<16 else ()
-    return sum(p.numel()*({8:1,4:.5+4/64}[bits] if id(p) in small else p.element_size()) for p in net.parameters())
+    frozen = lambda n, m: (
+        isinstance(m, torch.nn.Linear)
+        and not m.weight.requires_grad
+        and "wo" not in n.split(".")
+    )
+    small = (
+        {id(m.weight) for n, m in net.named_modules() if frozen(n, m)}
+        if bits < 16
+        else ()
+    )
+    return sum(
+        p.numel()
+        * ({8: 1, 4: 0.5 + 4 / 64}[bits] if id(p) in small else p.element_size())
+        for p in net.parameters()
+    )
 
 # %% ../nbs/17_benchmarks.ipynb #f01a2373
 def activations(
-    r:Recipe,  # of full size, without cuda_graphs
-    lora:float # bytes of the LoRAs
-) -> list:     # (what, settings, bits of T5, bytes made on the way)
+    r: Recipe,  # of full size, without cuda_graphs
+    lora: float,  # bytes of the LoRAs
+) -> list:  # (what, settings, bits of T5, bytes made on the way)
     "What each part of training makes on the way and cannot drop yet, computed."
-    models,few = shapes(r),shapes(replace(r,text_bits=4))  # beside few bits T5's LoRAs are PEFT's
-    small = models[2,2]
+    models, few = (
+        shapes(r),
+        shapes(replace(r, text_bits=4)),
+    )  # beside few bits T5's LoRAs are PEFT's
+    small = models[2, 2]
+
     @cache
     def alive(run, beside_few=False, **kw):
-        return continued(alive_peak,run,replace(r,**kw),few if beside_few else models,run in (one_event,chain_alone))
-    def event(beside_few=False, **kw): return lora+alive(one_event,beside_few,**kw)(r.solver_steps)  # on top of a step's gradients
-    rows = [("step",s,bits,alive(one_step,bits<16,**kw)())
-            for s,kw in (("",{}),("checkpoint_all=True",dict(checkpoint_all=True))) for bits in (16,8,4)]
+        return continued(
+            alive_peak,
+            run,
+            replace(r, **kw),
+            few if beside_few else models,
+            run in (one_event, chain_alone),
+        )
+
+    def event(beside_few=False, **kw):
+        return lora + alive(one_event, beside_few, **kw)(
+            r.solver_steps
+        )  # on top of a step's gradients
+
+    rows = [
+        ("step", s, bits, alive(one_step, bits < 16, **kw)())
+        for s, kw in (("", {}), ("checkpoint_all=True", dict(checkpoint_all=True)))
+        for bits in (16, 8, 4)
+    ]
     # what recordings use is set aside for them, and the decoder's part comes on top
-    b = draw_batch(small,r,full_captions(bench_set(small,r)),0)
-    decoder = alive_peak(lambda: one_event(small,replace(r,cuda_graphs=True,solver_steps=2,backprop_last_k=0),b))
-    rows.append(("colour loss","",16,lora+decoder+max(alive(one_step)(),alive(one_pass)())))
-    rows += [("colour loss","cuda_graphs=False",16,event(checkpointing=True)),
-             ("colour loss","checkpoint_all=True",16,event(checkpoint_all=True)),
-             ("colour loss","cuda_graphs=False, checkpointing=False",16,event(checkpointing=False)),
-             ("colour loss","",4,event(True,checkpointing=True)),
-             ("colour loss","checkpoint_all=True",4,event(True,checkpoint_all=True)),
-             ("colour loss","offload=True",0,lora+alive(chain_alone,checkpointing=True)(r.solver_steps)),
-             ("colour loss","offload=True",16,2*lora+alive(text_alone)())]  # T5's share of the gradient, once it is back
+    b = draw_batch(small, r, full_captions(bench_set(small, r)), 0)
+    decoder = alive_peak(
+        lambda: one_event(
+            small, replace(r, cuda_graphs=True, solver_steps=2, backprop_last_k=0), b
+        )
+    )
+    rows.append(
+        (
+            "colour loss",
+            "",
+            16,
+            lora + decoder + max(alive(one_step)(), alive(one_pass)()),
+        )
+    )
+    rows += [
+        ("colour loss", "cuda_graphs=False", 16, event(checkpointing=True)),
+        ("colour loss", "checkpoint_all=True", 16, event(checkpoint_all=True)),
+        (
+            "colour loss",
+            "cuda_graphs=False, checkpointing=False",
+            16,
+            event(checkpointing=False),
+        ),
+        ("colour loss", "", 4, event(True, checkpointing=True)),
+        ("colour loss", "checkpoint_all=True", 4, event(True, checkpoint_all=True)),
+        (
+            "colour loss",
+            "offload=True",
+            0,
+            lora + alive(chain_alone, checkpointing=True)(r.solver_steps),
+        ),
+        ("colour loss", "offload=True", 16, 2 * lora + alive(text_alone)()),
+    ]  # T5's share of the gradient, once it is back
     # without a gradient a block is forgotten when the next begins: two are as good as all
-    both = encode_captions(small,r)
-    return rows+[("encoding images","",16,alive_peak(lambda: encode_images(small,r))),
-                 ("encoding captions","",16,alive_peak(lambda: encode_captions(small,r))),
-                 ("painting","",0,alive_peak(lambda: paint_block(small,replace(r,gen_steps=2),both)))]
+    both = encode_captions(small, r)
+    return rows + [
+        ("encoding images", "", 16, alive_peak(lambda: encode_images(small, r))),
+        ("encoding captions", "", 16, alive_peak(lambda: encode_captions(small, r))),
+        (
+            "painting",
+            "",
+            0,
+            alive_peak(lambda: paint_block(small, replace(r, gen_steps=2), both)),
+        ),
+    ]
 
 # %% ../nbs/17_benchmarks.ipynb #4588908b
 def memory_table(
-    r:Recipe=None, # of full size unless given
-    out:dict=None  # of `benchmark` on a GPU, if there is one
-) -> pd.DataFrame: # GB
+    r: Recipe = None,  # of full size unless given
+    out: dict = None,  # of `benchmark` on a GPU, if there is one
+) -> pd.DataFrame:  # GB
     "What each setting needs, computed; beside it what was measured."
-    r = replace(r or recipe("skin",scale="paper",batch_size=1,interval=0),cuda_graphs=False)
-    model = bench_model(r,"meta"); lora = sum(p.numel()*p.element_size() for p in model.trainable().values())
-    rest,text = weight_bytes(model.transformer)+weight_bytes(model.vae),cache(partial(weight_bytes,model.text_encoder))
-    rows = [dict(what=what, settings=", ".join(filter(None,(settings,f"text_bits={bits}" if 0<bits<16 else ""))),
-                 weights=rest+(text(bits) if bits else 0), optimizer=2*lora if what in ("step","colour loss") else 0, made=made)
-            for what,settings,bits,made in activations(r,lora)]
-    t = pd.DataFrame(rows); parts = ["weights","optimizer","made"]
-    t["total"] = t[parts].sum(axis=1); t[[*parts,"total"]] /= 1e9
-    t = t.loc[t.groupby(["what","settings"],sort=False).total.idxmax()].reset_index(drop=True)  # of offload's parts the larger
-    seen = {(x["what"],x["settings"]):x["reserved_gb"] for x in (out or dict(rows=[]))["rows"] if x["settings"] is not None}
-    measured = [seen.get(k) for k in zip(t.what,t.settings)]
-    t["measured"] = [round(gb,2) if gb else "not measured" for gb in measured]
-    return t.rename(columns={k:f"{'made on the way' if k=='made' else k}, computed" for k in (*parts,"total")}).round(2)
+    r = replace(
+        r or recipe("skin", scale="paper", batch_size=1, interval=0), cuda_graphs=False
+    )
+    model = bench_model(r, "meta")
+    lora = sum(p.numel() * p.element_size() for p in model.trainable().values())
+    rest, text = (
+        weight_bytes(model.transformer) + weight_bytes(model.vae),
+        cache(partial(weight_bytes, model.text_encoder)),
+    )
+    rows = [
+        dict(
+            what=what,
+            settings=", ".join(
+                filter(None, (settings, f"text_bits={bits}" if 0 < bits < 16 else ""))
+            ),
+            weights=rest + (text(bits) if bits else 0),
+            optimizer=2 * lora if what in ("step", "colour loss") else 0,
+            made=made,
+        )
+        for what, settings, bits, made in activations(r, lora)
+    ]
+    t = pd.DataFrame(rows)
+    parts = ["weights", "optimizer", "made"]
+    t["total"] = t[parts].sum(axis=1)
+    t[[*parts, "total"]] /= 1e9
+    t = t.loc[t.groupby(["what", "settings"], sort=False).total.idxmax()].reset_index(
+        drop=True
+    )  # of offload's parts the larger
+    seen = {
+        (x["what"], x["settings"]): x["reserved_gb"]
+        for x in (out or dict(rows=[]))["rows"]
+        if x["settings"] is not None
+    }
+    measured = [seen.get(k) for k in zip(t.what, t.settings)]
+    t["measured"] = [round(gb, 2) if gb else "not measured" for gb in measured]
+    return t.rename(
+        columns={
+            k: f"{'made on the way' if k == 'made' else k}, computed"
+            for k in (*parts, "total")
+        }
+    ).round(2)
 
 # %% ../nbs/17_benchmarks.ipynb #54824f9e
 def memory_figure(
-    t:pd.DataFrame # of `memory_table`
-):                 # figure
+    t: pd.DataFrame,  # of `memory_table`
+):  # figure
     "What each setting needs, stacked."
-    t = t[::-1]; names,left = t.what+t.settings.map(lambda s: f": {s}" if s else ""),0
-    fig,ax = plt.subplots(figsize=(7.5,3.6),layout="constrained")
-    for part,color in zip(("weights","optimizer","made on the way"),("#56b4e9","#009e73","#d55e00")):
-        gb = t[f"{part}, computed"]; ax.barh(names,gb,left=left,color=color,label=part); left = left+gb
-    ax.plot(pd.to_numeric(t.measured,errors="coerce"),range(len(t)),"kD",ms=4,label="measured")
-    for gb in (12,16,24,40,80): ax.axvline(gb,color="black",ls=":",lw=.8)
-    ax.set(xlabel="GB (dotted: cards of 12, 16, 24, 40 and 80 GB)"); ax.tick_params(axis="y",labelsize=7)
-    ax.legend(frameon=False,fontsize=7); sns.despine(fig); plt.close(fig)
+    t = t[::-1]
+    names, left = t.what + t.settings.map(lambda s: f": {s}" if s else ""), 0
+    fig, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    for part, color in zip(
+        ("weights", "optimizer", "made on the way"), ("#56b4e9", "#009e73", "#d55e00")
+    ):
+        gb = t[f"{part}, computed"]
+        ax.barh(names, gb, left=left, color=color, label=part)
+        left = left + gb
+    ax.plot(
+        pd.to_numeric(t.measured, errors="coerce"),
+        range(len(t)),
+        "kD",
+        ms=4,
+        label="measured",
+    )
+    for gb in (12, 16, 24, 40, 80):
+        ax.axvline(gb, color="black", ls=":", lw=0.8)
+    ax.set(xlabel="GB (dotted: cards of 12, 16, 24, 40 and 80 GB)")
+    ax.tick_params(axis="y", labelsize=7)
+    ax.legend(frameon=False, fontsize=7)
+    sns.despine(fig)
+    plt.close(fig)
     return fig

@@ -12,7 +12,7 @@ __all__ = ['GROUPS', 'ATTRIBUTES', 'SCORES', 'KINDS', 'VERSION', 'Net', 'load_vi
 
 # %% ../nbs/12_classifier.ipynb #9c7d511d
 import io
-from dataclasses import dataclass,replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,139 +24,211 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 
-from .core import (alone, built, mark_built, np_rng, progress, read_kept, read_names, read_record,
-                         record_fault, save_pretrained, seed_of, shareable, stable_hash,
-                         unmark, write_atomic, write_kept, write_record)
-from .data import Split,crop,load_split,read_pixels
+from medart.core import (
+    alone,
+    built,
+    mark_built,
+    np_rng,
+    progress,
+    read_kept,
+    read_names,
+    read_record,
+    record_fault,
+    save_pretrained,
+    seed_of,
+    shareable,
+    stable_hash,
+    unmark,
+    write_atomic,
+    write_kept,
+    write_record,
+)
+from .data import Split, crop, load_split, read_pixels
 from .generation import check_painted
-from .metrics import find_measure,origin,pixel_hash,weights_hash
-from .phantom import BORDERS,BRIGHT,OUTLINES,TEXTURES,Shape,draw_shape,random_shape
-from .recipes import Recipe,category,classifier_dir,command,locate,recipe_hash,run_dir,samples_dir
-from .weights import load_image_processor,load_network,loading
+from .metrics import find_measure, origin, pixel_hash, weights_hash
+from medart.phantom import (
+    BORDERS,
+    BRIGHT,
+    OUTLINES,
+    TEXTURES,
+    Shape,
+    draw_shape,
+    random_shape,
+)
+from medart.recipes import (
+    Recipe,
+    category,
+    classifier_dir,
+    command,
+    locate,
+    recipe_hash,
+    run_dir,
+    samples_dir,
+)
+from .weights import load_image_processor, load_network, loading
 
 # %% ../nbs/12_classifier.ipynb #47c3b5ed
 @dataclass
 class Net:
     "A vision transformer and how it wants its images."
-    vit:object   # torch module, images (n,3,side,side) -> logits (n,k)
-    pre:object   # image processor
-    classes:tuple
-    key:str      # hash of its weights and preprocessing
+
+    vit: object  # torch module, images (n,3,side,side) -> logits (n,k)
+    pre: object  # image processor
+    classes: tuple
+    key: str  # hash of its weights and preprocessing
 
     @property
-    def side(self): return self.pre.size.get("height") or self.pre.size["shortest_edge"]
+    def side(self):
+        return self.pre.size.get("height") or self.pre.size["shortest_edge"]
 
 # %% ../nbs/12_classifier.ipynb #5019fc9a
 def load_vit(
-    name:str,      # folder or hub id of a pretrained ViT
-    classes,       # class folders, in order
-    seed:int=0,    # of the last layer
-    device="cpu"   # where to
+    name: str,  # folder or hub id of a pretrained ViT
+    classes,  # class folders, in order
+    seed: int = 0,  # of the last layer
+    device="cpu",  # where to
 ) -> Net:
     "A pretrained ViT with a new last layer."
     import transformers
-    where,names,say = locate(name),dict(enumerate(classes)),transformers.utils.logging
-    level = say.get_verbosity(); say.set_verbosity_error(); say.disable_progress_bar()
+
+    where, names, say = (
+        locate(name),
+        dict(enumerate(classes)),
+        transformers.utils.logging,
+    )
+    level = say.get_verbosity()
+    say.set_verbosity_error()
+    say.disable_progress_bar()
     try:
-        with loading("pretrained ViT",name,"classifier"), torch.random.fork_rng():
-            torch.manual_seed(seed_of(seed,"classifier's last layer"))
+        with loading("pretrained ViT", name, "classifier"), torch.random.fork_rng():
+            torch.manual_seed(seed_of(seed, "classifier's last layer"))
             vit = load_network(
-                transformers.AutoModelForImageClassification,where,new=("classifier.",),
-                id2label=names,label2id={c:i for i,c in names.items()},ignore_mismatched_sizes=True,dtype=torch.float32)
+                transformers.AutoModelForImageClassification,
+                where,
+                new=("classifier.",),
+                id2label=names,
+                label2id={c: i for i, c in names.items()},
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+            )
             pre = load_image_processor(where)
-    finally: say.set_verbosity(level)
-    return Net(vit.to(device),pre,tuple(classes),
-               weights_hash(vit,str(pre.resample),dict(pre.size),pre.image_mean,pre.image_std))
+    finally:
+        say.set_verbosity(level)
+    return Net(
+        vit.to(device),
+        pre,
+        tuple(classes),
+        weights_hash(
+            vit, str(pre.resample), dict(pre.size), pre.image_mean, pre.image_std
+        ),
+    )
 
 # %% ../nbs/12_classifier.ipynb #0b01ecdb
 def sized(
-    s:Split,      # images on disk
-    size:int,     # pixels a side of training and generation
-    net:Net,      # wants them in its own size
-    batch:int=256 # read at once
-) -> Tensor:      # uint8 (n,3,side,side)
+    s: Split,  # images on disk
+    size: int,  # pixels a side of training and generation
+    net: Net,  # wants them in its own size
+    batch: int = 256,  # read at once
+) -> Tensor:  # uint8 (n,3,side,side)
     "Read images, crop them square, resize them as the network wants."
-    small = lambda b: net.pre([crop(p,size) for p in read_pixels(b,size)],
-                              do_rescale=False,do_normalize=False,return_tensors="pt").pixel_values.byte()
-    return torch.cat([small(s[range(i,min(len(s),i+batch))])
-                      for i in progress(range(0,len(s),batch),desc="reading images",leave=False)])
+    small = lambda b: net.pre(
+        [crop(p, size) for p in read_pixels(b, size)],
+        do_rescale=False,
+        do_normalize=False,
+        return_tensors="pt",
+    ).pixel_values.byte()
+    return torch.cat(
+        [
+            small(s[range(i, min(len(s), i + batch))])
+            for i in progress(
+                range(0, len(s), batch), desc="reading images", leave=False
+            )
+        ]
+    )
 
 # %% ../nbs/12_classifier.ipynb #628ff47f
 def normal(
-    x:Tensor, # uint8 (n,3,side,side)
-    pre,      # image processor
-    device    # where to
+    x: Tensor,  # uint8 (n,3,side,side)
+    pre,  # image processor
+    device,  # where to
 ) -> Tensor:
     "Pixels as the network wants them: the processor's values, its switches among them."
     x = x.to(device).float()
-    if pre.do_rescale: x = x/(1/pre.rescale_factor)
-    if not pre.do_normalize: return x
-    mean,std = (torch.tensor(v,device=device)[:,None,None] for v in (pre.image_mean,pre.image_std))
-    return (x-mean)/std
+    if pre.do_rescale:
+        x = x / (1 / pre.rescale_factor)
+    if not pre.do_normalize:
+        return x
+    mean, std = (
+        torch.tensor(v, device=device)[:, None, None]
+        for v in (pre.image_mean, pre.image_std)
+    )
+    return (x - mean) / std
 
 # %% ../nbs/12_classifier.ipynb #5373e14c
 def count_updates(
-    n:int,       # images
-    epochs:int,  # passes over them
-    batch:int    # images an update
+    n: int,  # images
+    epochs: int,  # passes over them
+    batch: int,  # images an update
 ) -> int:
     "How many updates so many passes take; the last batch of a pass may be small."
-    return epochs*-(-n//batch)
+    return epochs * -(-n // batch)
 
 # %% ../nbs/12_classifier.ipynb #53427fca
 def training_batches(
-    n:int,       # images
-    batch:int,   # images an update
-    updates:int, # how many
-    seed:int=0   # of the orders
-) -> list:       # an array of indices each
+    n: int,  # images
+    batch: int,  # images an update
+    updates: int,  # how many
+    seed: int = 0,  # of the orders
+) -> list:  # an array of indices each
     "Which images each update sees."
     out, epoch = [], 0
     while len(out) < updates:
         order = np_rng(seed, "classifier order", epoch).permutation(n)
-        out += [order[i:i+batch] for i in range(0, n, batch)]
+        out += [order[i : i + batch] for i in range(0, n, batch)]
         epoch += 1
     return out[:updates]
 
 # %% ../nbs/12_classifier.ipynb #9af550b9
 def check_finite(
-    losses:list, # a loss an update
-    lr:float     # the rate that made them
+    losses: list,  # a loss an update
+    lr: float,  # the rate that made them
 ) -> None:
     "Refuse a training that has diverged."
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
-        raise ValueError(f"the classifier diverged: its loss is {losses[bad[0]]} at update {bad[0]+1}. "
-                         f"Lower classifier_lr={lr:g}; the paper's is 2e-05.")
+        raise ValueError(
+            f"the classifier diverged: its loss is {losses[bad[0]]} at update {bad[0] + 1}. "
+            f"Lower classifier_lr={lr:g}; the paper's is 2e-05."
+        )
 
 # %% ../nbs/12_classifier.ipynb #3506842b
 def train_classifier(
-    net:Net,      # trained in place
-    x:Tensor,     # uint8 (n,3,side,side)
-    y:Tensor,     # classes (n,), or shares of k attributes (n,k)
-    epochs:int=5, # passes over the images
-    lr:float=2e-5,# AdamW
-    batch:int=32, # images an update
-    seed:int=0,   # of their order
-    updates:int=0 # how many; 0 for those of the epochs
-) -> list:        # a loss an update
+    net: Net,  # trained in place
+    x: Tensor,  # uint8 (n,3,side,side)
+    y: Tensor,  # classes (n,), or shares of k attributes (n,k)
+    epochs: int = 5,  # passes over the images
+    lr: float = 2e-5,  # AdamW
+    batch: int = 32,  # images an update
+    seed: int = 0,  # of their order
+    updates: int = 0,  # how many; 0 for those of the epochs
+) -> list:  # a loss an update
     "Teach a network its labels."
     vit, dev = net.vit.train(), net.vit.device
     opt = torch.optim.AdamW(vit.parameters(), lr=lr)
     updates = updates or count_updates(len(x), epochs, batch)
     todo, losses = training_batches(len(x), batch, updates, seed), []
     with torch.random.fork_rng():
-        for step,j in enumerate(bar := progress(todo, desc="classifier", leave=False)):
+        for step, j in enumerate(bar := progress(todo, desc="classifier", leave=False)):
             torch.manual_seed(seed_of(seed, "classifier dropout", step))
-            with torch.autocast(dev.type, torch.bfloat16, enabled=dev.type=="cuda"):
+            with torch.autocast(dev.type, torch.bfloat16, enabled=dev.type == "cuda"):
                 logits = vit(normal(x[j], net.pre, dev)).logits
             loss = F.cross_entropy(logits.float(), y[j].to(dev))
             loss.backward()
             opt.step()
             opt.zero_grad()
             losses.append(loss.detach())
-            if step%20==0:
-                bar.set_postfix(loss=f"{loss.item():.3f}",refresh=False)
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 check_finite(torch.stack(losses).tolist(), lr)
     vit.eval()
     losses = torch.stack(losses).tolist()
@@ -166,226 +238,337 @@ def train_classifier(
 # %% ../nbs/12_classifier.ipynb #a4333781
 @torch.no_grad()
 def predict(
-    net:Net,       # trained
-    x:Tensor,      # uint8 (n,3,side,side)
-    batch:int=128  # images at once
-) -> np.ndarray:   # probabilities (n,k), float64
+    net: Net,  # trained
+    x: Tensor,  # uint8 (n,3,side,side)
+    batch: int = 128,  # images at once
+) -> np.ndarray:  # probabilities (n,k), float64
     "What a network thinks of images."
     dev = net.vit.device
-    return torch.cat([net.vit.eval()(normal(x[i:i+batch],net.pre,dev)).logits.double().softmax(1).cpu()
-                      for i in range(0,len(x),batch)]).numpy()
+    return torch.cat(
+        [
+            net.vit.eval()(normal(x[i : i + batch], net.pre, dev))
+            .logits.double()
+            .softmax(1)
+            .cpu()
+            for i in range(0, len(x), batch)
+        ]
+    ).numpy()
 
 # %% ../nbs/12_classifier.ipynb #4dc0a6cb
-GROUPS = dict(shape=tuple(BRIGHT), on=tuple(BRIGHT), outline=OUTLINES, border=BORDERS, texture=TEXTURES, ground=TEXTURES,
-              size=("small","medium","large"), count=("1","2","3"),
-              spots=("no","yes"), ring=("no","yes"), lines=("no","yes"), center=("no","yes"), shiny=("no","yes"))
+GROUPS = dict(
+    shape=tuple(BRIGHT),
+    on=tuple(BRIGHT),
+    outline=OUTLINES,
+    border=BORDERS,
+    texture=TEXTURES,
+    ground=TEXTURES,
+    size=("small", "medium", "large"),
+    count=("1", "2", "3"),
+    spots=("no", "yes"),
+    ring=("no", "yes"),
+    lines=("no", "yes"),
+    center=("no", "yes"),
+    shiny=("no", "yes"),
+)
 "What can be said of a picture of the drawn web, one word of each group."
-ATTRIBUTES = tuple(f"{g} {v}" for g,vs in GROUPS.items() for v in vs)
+ATTRIBUTES = tuple(f"{g} {v}" for g, vs in GROUPS.items() for v in vs)
 
 # %% ../nbs/12_classifier.ipynb #b2b2cd3c
 def attributes(
-    s:Shape   # what was drawn
-) -> list:    # indices into ATTRIBUTES, one of each group
+    s: Shape,  # what was drawn
+) -> list:  # indices into ATTRIBUTES, one of each group
     "What is true of a picture."
     yes = lambda v: "yes" if v else "no"
     base = lambda c: c.split()[-1]
-    said = dict(shape=base(s.color),on=base(s.background),outline=s.outline,border=s.border,texture=s.texture,ground=s.ground,
-                size=s.size,count=str(s.count),
-                spots=yes(s.spots),ring=yes(s.ring),lines=yes(s.lines),center=yes(s.center),shiny=yes(s.shiny))
+    said = dict(
+        shape=base(s.color),
+        on=base(s.background),
+        outline=s.outline,
+        border=s.border,
+        texture=s.texture,
+        ground=s.ground,
+        size=s.size,
+        count=str(s.count),
+        spots=yes(s.spots),
+        ring=yes(s.ring),
+        lines=yes(s.lines),
+        center=yes(s.center),
+        shiny=yes(s.shiny),
+    )
     return [ATTRIBUTES.index(f"{g} {said[g]}") for g in GROUPS]
 
 # %% ../nbs/12_classifier.ipynb #d3f83fa9
 def shape_pictures(
-    n:int,       # how many
-    seed:int=0,  # of the collection
-    size:int=64  # pixels a side
-) -> tuple:      # uint8 (n,3,size,size), shares of attributes (n,k)
+    n: int,  # how many
+    seed: int = 0,  # of the collection
+    size: int = 64,  # pixels a side
+) -> tuple:  # uint8 (n,3,size,size), shares of attributes (n,k)
     "Bright shapes and what is true of them."
-    x,y = np.empty((n,size,size,3),np.uint8),torch.zeros(n,len(ATTRIBUTES))
-    for i in progress(range(n),desc="drawing shapes",leave=False):
-        g = np_rng(seed,"shapes",i); s = random_shape(g)
-        x[i] = draw_shape(g,s,size); y[i,attributes(s)] = 1/len(GROUPS)
-    return torch.from_numpy(x).permute(0,3,1,2).contiguous(),y
+    x, y = np.empty((n, size, size, 3), np.uint8), torch.zeros(n, len(ATTRIBUTES))
+    for i in progress(range(n), desc="drawing shapes", leave=False):
+        g = np_rng(seed, "shapes", i)
+        s = random_shape(g)
+        x[i] = draw_shape(g, s, size)
+        y[i, attributes(s)] = 1 / len(GROUPS)
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), y
 
 # %% ../nbs/12_classifier.ipynb #c55c9588
 def small_vit(
-    classes,         # names of what it tells apart
-    size:int=64,     # pixels a side
-    width:int=96,    # of its layers
-    layers:int=4,    # how many
-    seed:int=0       # of its weights
+    classes,  # names of what it tells apart
+    size: int = 64,  # pixels a side
+    width: int = 96,  # of its layers
+    layers: int = 4,  # how many
+    seed: int = 0,  # of its weights
 ) -> Net:
     "An untrained ViT with patches of 16 pixels."
-    from transformers import ViTConfig,ViTForImageClassification
+    from transformers import ViTConfig, ViTForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-    names = dict(enumerate(classes)); pre = ViTImageProcessorPil(size=dict(height=size,width=size))
+
+    names = dict(enumerate(classes))
+    pre = ViTImageProcessorPil(size=dict(height=size, width=size))
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed,"small vit"))
-        vit = ViTForImageClassification(ViTConfig(
-            hidden_size=width,num_hidden_layers=layers,num_attention_heads=4,intermediate_size=2*width,
-            image_size=size,patch_size=16,hidden_dropout_prob=0.,attention_probs_dropout_prob=0.,
-            id2label=names,label2id={c:i for i,c in names.items()}))
-    return Net(vit,pre,tuple(classes),weights_hash(vit))
+        torch.manual_seed(seed_of(seed, "small vit"))
+        vit = ViTForImageClassification(
+            ViTConfig(
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                intermediate_size=2 * width,
+                image_size=size,
+                patch_size=16,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                id2label=names,
+                label2id={c: i for i, c in names.items()},
+            )
+        )
+    return Net(vit, pre, tuple(classes), weights_hash(vit))
 
 # %% ../nbs/12_classifier.ipynb #2741c7d9
 def named_rightly(
-    p:np.ndarray, # probabilities of ATTRIBUTES, (n,k)
-    y:Tensor      # shares of attributes (n,k)
-) -> dict:        # group -> share of pictures
+    p: np.ndarray,  # probabilities of ATTRIBUTES, (n,k)
+    y: Tensor,  # shares of attributes (n,k)
+) -> dict:  # group -> share of pictures
     "How often the likeliest word of each group is the true one."
-    out,i = {},0
-    for g,vs in GROUPS.items():
-        s = slice(i,i+len(vs)); i += len(vs)
-        out[g] = float((p[:,s].argmax(1)==y[:,s].argmax(1).numpy()).mean())
+    out, i = {}, 0
+    for g, vs in GROUPS.items():
+        s = slice(i, i + len(vs))
+        i += len(vs)
+        out[g] = float((p[:, s].argmax(1) == y[:, s].argmax(1).numpy()).mean())
     return out
 
 # %% ../nbs/12_classifier.ipynb #4005b0f0
 def build_shapes_vit(
-    folder,           # receives the network
-    pictures:int=4000,# bright shapes
-    epochs:int=12,    # passes over them
-    seed:int=0,       # of everything
-    lr:float=1e-3     # at the start; a third and a tenth of it later
-) -> dict:            # group -> share of unseen pictures whose word it finds
+    folder,  # receives the network
+    pictures: int = 4000,  # bright shapes
+    epochs: int = 12,  # passes over them
+    seed: int = 0,  # of everything
+    lr: float = 1e-3,  # at the start; a third and a tenth of it later
+) -> dict:  # group -> share of unseen pictures whose word it finds
     "Pretrain the small ViT on bright shapes alone, and write it without its last layer."
-    folder = Path(folder); wanted = dict(pictures=pictures,epochs=epochs,seed=seed,lr=lr)
-    if done := built(folder,wanted): return done["found"]
-    net = small_vit(ATTRIBUTES,seed=seed); x,y = shape_pictures(pictures,seed); losses = []
-    for k,(part,by) in enumerate(((.5,1.),(.25,.3),(.25,.1))):
-        losses += train_classifier(net,x,y,max(1,round(part*epochs)),by*lr,64,seed_of(seed,"shapes",k))
-    far,truth = shape_pictures(500,seed+1); found = named_rightly(predict(net,far),truth)
-    unmark(folder); save_pretrained(net.vit.vit.half(),folder); save_pretrained(net.pre,folder)
-    write_atomic(folder/"losses.csv",
-        "step,loss\n"+"".join(f"{i+20},{np.mean(losses[i:i+20]):.5f}\n" for i in range(0,len(losses)-19,20)))
-    write_atomic(folder/"README.md","# A small ViT for shapes\n\n"
+    folder = Path(folder)
+    wanted = dict(pictures=pictures, epochs=epochs, seed=seed, lr=lr)
+    if done := built(folder, wanted):
+        return done["found"]
+    net = small_vit(ATTRIBUTES, seed=seed)
+    x, y = shape_pictures(pictures, seed)
+    losses = []
+    for k, (part, by) in enumerate(((0.5, 1.0), (0.25, 0.3), (0.25, 0.1))):
+        losses += train_classifier(
+            net,
+            x,
+            y,
+            max(1, round(part * epochs)),
+            by * lr,
+            64,
+            seed_of(seed, "shapes", k),
+        )
+    far, truth = shape_pictures(500, seed + 1)
+    found = named_rightly(predict(net, far), truth)
+    unmark(folder)
+    save_pretrained(net.vit.vit.half(), folder)
+    save_pretrained(net.pre, folder)
+    write_atomic(
+        folder / "losses.csv",
+        "step,loss\n"
+        + "".join(
+            f"{i + 20},{np.mean(losses[i : i + 20]):.5f}\n"
+            for i in range(0, len(losses) - 19, 20)
+        ),
+    )
+    write_atomic(
+        folder / "README.md",
+        "# A small ViT for shapes\n\n"
         "A `ViTModel` for 64-pixel images, pretrained on drawn, brightly coloured shapes to name their attributes: "
         "the stand-in of a ViT-B/16 pretrained on everyday images. It has never seen a phantom or a medical image.\n\n"
-        "| attribute | found in unseen pictures |\n|---|---|\n"+"".join(f"| {k} | {v:.0%} |\n" for k,v in found.items())+
-        f"\n{sum(p.numel() for p in net.vit.vit.parameters())/1e6:.2f} M parameters, {pictures} pictures, {epochs} epochs, "
-        f"seed {seed}. For teaching and tests; it means nothing medically. Apache-2.0.\n")
-    mark_built(folder,wanted,found=found)
+        "| attribute | found in unseen pictures |\n|---|---|\n"
+        + "".join(f"| {k} | {v:.0%} |\n" for k, v in found.items())
+        + f"\n{sum(p.numel() for p in net.vit.vit.parameters()) / 1e6:.2f} M parameters, {pictures} pictures, {epochs} epochs, "
+        f"seed {seed}. For teaching and tests; it means nothing medically. Apache-2.0.\n",
+    )
+    mark_built(folder, wanted, found=found)
     return found
 
 # %% ../nbs/12_classifier.ipynb #c983086f
 def check_answers(
-    y:np.ndarray, # true classes (n,)
-    p:np.ndarray  # probabilities (n,k)
+    y: np.ndarray,  # true classes (n,)
+    p: np.ndarray,  # probabilities (n,k)
 ) -> None:
     "Refuse what has no scores."
     n, k = np.shape(p)
     if k < 2:
-        raise ValueError("one class only: there is nothing to tell it from. "
-                         "A classifier needs two classes or more.")
+        raise ValueError(
+            "one class only: there is nothing to tell it from. "
+            "A classifier needs two classes or more."
+        )
     if len(y) != n or not set(np.asarray(y).tolist()) <= set(range(k)):
-        raise ValueError(f"{len(y)} true classes for {n} answers about classes 0 to {k-1}: "
-                         "give one of these classes for each answer.")
-    if missing := sorted(set(range(k))-set(np.asarray(y).tolist())):
-        raise ValueError(f"no test image of class {', '.join(map(str, missing))} of {k}: recall "
-                         "and AUC of that class are undefined. Leave the class out, or add test images.")
+        raise ValueError(
+            f"{len(y)} true classes for {n} answers about classes 0 to {k - 1}: "
+            "give one of these classes for each answer."
+        )
+    if missing := sorted(set(range(k)) - set(np.asarray(y).tolist())):
+        raise ValueError(
+            f"no test image of class {', '.join(map(str, missing))} of {k}: recall "
+            "and AUC of that class are undefined. Leave the class out, or add test images."
+        )
     if bad := int((~np.isfinite(p)).any(1).sum()):
-        raise ValueError(f"{bad} of {n} answers are no numbers: the classifier has diverged. "
-                         "Train it with a lower classifier_lr.")
+        raise ValueError(
+            f"{bad} of {n} answers are no numbers: the classifier has diverged. "
+            "Train it with a lower classifier_lr."
+        )
 
 # %% ../nbs/12_classifier.ipynb #a8310302
-SCORES = ("weighted_f1","macro_f1","bacc","auc")
+SCORES = ("weighted_f1", "macro_f1", "bacc", "auc")
 "What is said of a classifier."
 
+
 def scores(
-    y:np.ndarray, # true classes (n,)
-    p:np.ndarray  # probabilities (n,k), rows of sum 1
-) -> dict:        # of SCORES
+    y: np.ndarray,  # true classes (n,)
+    p: np.ndarray,  # probabilities (n,k), rows of sum 1
+) -> dict:  # of SCORES
     "Weighted and macro F1, balanced accuracy, one-vs-rest macro AUC."
-    from sklearn.metrics import balanced_accuracy_score,f1_score,roc_auc_score
+    from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
     check_answers(y, p)
     k, d = p.shape[1], p.argmax(1)
     f1 = lambda how: f1_score(y, d, labels=range(k), average=how, zero_division=0)
-    auc = roc_auc_score(y, p[:,1]) if k==2 else \
-        roc_auc_score(y, p, multi_class="ovr", average="macro", labels=range(k))
+    auc = (
+        roc_auc_score(y, p[:, 1])
+        if k == 2
+        else roc_auc_score(y, p, multi_class="ovr", average="macro", labels=range(k))
+    )
     values = f1("weighted"), f1("macro"), balanced_accuracy_score(y, d), auc
     return dict(zip(SCORES, map(float, values)))
 
 # %% ../nbs/12_classifier.ipynb #0e7cdf3b
 def synthetic_recipe(
-    r:Recipe  # a trained run
+    r: Recipe,  # a trained run
 ) -> Recipe:  # with one image for each training caption
     "The images that a classifier learns from."
-    return replace(r,gen_split="train",gen_count=0,per_class=0)
+    return replace(r, gen_split="train", gen_count=0, per_class=0)
 
 # %% ../nbs/12_classifier.ipynb #17886174
 def synthetic_images(
-    r:Recipe,   # a trained run
-    real:Split  # its training images
+    r: Recipe,  # a trained run
+    real: Split,  # its training images
 ) -> Split:
     "One generated image for each training image's caption, checked."
     s = synthetic_recipe(r)
-    folder,again = samples_dir(s),f"Paint one image for each training caption: {command(s,'generate')}"
-    if not (folder/"metadata.csv").exists():
-        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). {again}")
-    m = read_names(folder/"metadata.csv")
-    if list(m["class"])!=list(real.classes):
-        raise ValueError(f"{folder} holds {len(m)} images, and there are {len(real)} training captions: "
-                         f"it must be one image for each, in their order. {again}")
-    gone = [f for f in m.file_name if not (folder/f).exists()]
-    if gone: raise FileNotFoundError(f"{folder} lacks {len(gone)} of its {len(m)} images, {gone[0]} first. {again}")
-    return Split(folder,tuple(m.file_name),tuple(m["class"]),tuple(m.text))
+    folder, again = (
+        samples_dir(s),
+        f"Paint one image for each training caption: {command(s, 'generate')}",
+    )
+    if not (folder / "metadata.csv").exists():
+        raise FileNotFoundError(
+            f"{folder} holds no generated images (no metadata.csv). {again}"
+        )
+    m = read_names(folder / "metadata.csv")
+    if list(m["class"]) != list(real.classes):
+        raise ValueError(
+            f"{folder} holds {len(m)} images, and there are {len(real)} training captions: "
+            f"it must be one image for each, in their order. {again}"
+        )
+    gone = [f for f in m.file_name if not (folder / f).exists()]
+    if gone:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(gone)} of its {len(m)} images, {gone[0]} first. {again}"
+        )
+    return Split(folder, tuple(m.file_name), tuple(m["class"]), tuple(m.text))
 
 # %% ../nbs/12_classifier.ipynb #0cb6d669
 @dataclass(frozen=True)
 class Labelled:
     "Images and their classes."
-    x:Tensor  # uint8 (n,3,side,side)
-    y:Tensor  # (n,)
 
-    def __len__(self): return len(self.x)
-    def __add__(self, o): return Labelled(torch.cat([self.x,o.x]),torch.cat([self.y,o.y]))
+    x: Tensor  # uint8 (n,3,side,side)
+    y: Tensor  # (n,)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __add__(self, o):
+        return Labelled(torch.cat([self.x, o.x]), torch.cat([self.y, o.y]))
 
 # %% ../nbs/12_classifier.ipynb #43264d45
 def check_classes_known(
-    train:Split, # images to learn from
-    test:Split   # images to be asked about
+    train: Split,  # images to learn from
+    test: Split,  # images to be asked about
 ) -> None:
     "Refuse a task that has no scores, before anything is trained."
     known, asked = set(train.classes), set(test.classes)
     names = lambda classes: ", ".join(sorted(classes))
     if not len(test):
-        raise ValueError(f"{test.folder} holds no images: a classifier needs a test set. "
-                         "Add test images of each class.")
-    if odd := asked-known:
-        raise ValueError(f"{test.folder} holds classes that the training set lacks: {names(odd)}. "
-                         f"Known are {names(known)}.")
+        raise ValueError(
+            f"{test.folder} holds no images: a classifier needs a test set. "
+            "Add test images of each class."
+        )
+    if odd := asked - known:
+        raise ValueError(
+            f"{test.folder} holds classes that the training set lacks: {names(odd)}. "
+            f"Known are {names(known)}."
+        )
     if len(known) < 2:
-        raise ValueError(f"{train.folder} holds one class only ({names(known)}): a classifier "
-                         "has nothing to tell it from. Leave out this stage, or add a class.")
-    if lacks := known-asked:
-        raise ValueError(f"{test.folder} holds no image of {names(lacks)}: its recall and AUC are "
-                         "undefined. Leave the class out, or add test images of it.")
+        raise ValueError(
+            f"{train.folder} holds one class only ({names(known)}): a classifier "
+            "has nothing to tell it from. Leave out this stage, or add a class."
+        )
+    if lacks := known - asked:
+        raise ValueError(
+            f"{test.folder} holds no image of {names(lacks)}: its recall and AUC are "
+            "undefined. Leave the class out, or add test images of it."
+        )
 
 # %% ../nbs/12_classifier.ipynb #05a30acf
 def labelled(
-    s:Split,    # images on disk, of classes that the network knows
-    size:int,   # pixels a side of training and generation
-    net:Net     # names the classes and the size
+    s: Split,  # images on disk, of classes that the network knows
+    size: int,  # pixels a side of training and generation
+    net: Net,  # names the classes and the size
 ) -> Labelled:
     "Read images with their classes."
-    return Labelled(sized(s,size,net),torch.tensor([net.classes.index(c) for c in s.classes]))
+    return Labelled(
+        sized(s, size, net), torch.tensor([net.classes.index(c) for c in s.classes])
+    )
 
 # %% ../nbs/12_classifier.ipynb #9b7c1123
-KINDS = ("synthetic","real","both")
+KINDS = ("synthetic", "real", "both")
 "What classifiers are trained on."
 
+
 def training_sets(
-    r:Recipe  # a run whose images are painted
-) -> tuple:   # kind -> Labelled, the test set, and an untrained Net
+    r: Recipe,  # a run whose images are painted
+) -> tuple:  # kind -> Labelled, the test set, and an untrained Net
     "Everything that classifiers learn from and are examined on."
-    real,test = load_split(r,"train"),load_split(r,"test")
+    real, test = load_split(r, "train"), load_split(r, "test")
     check_classes_known(real, test)
-    net = load_vit(r.classifier,tuple(dict.fromkeys(real.classes)))
-    gen = synthetic_images(r,real)
-    a,b,t = (labelled(s,r.size,net) for s in (gen,real,test))
-    return dict(zip(KINDS,(a,b,a+b))),t,net
+    net = load_vit(r.classifier, tuple(dict.fromkeys(real.classes)))
+    gen = synthetic_images(r, real)
+    a, b, t = (labelled(s, r.size, net) for s in (gen, real, test))
+    return dict(zip(KINDS, (a, b, a + b))), t, net
 
 # %% ../nbs/12_classifier.ipynb #1a539037
-def _read_opinion(path): # (probabilities, loss), or None where there is none or it is damaged
+def _read_opinion(
+    path,
+):  # (probabilities, loss), or None where there is none or it is damaged
     if not (kept := read_kept(path)):
         return None
     with np.load(io.BytesIO(kept)) as z:
@@ -395,26 +578,36 @@ def _read_opinion(path): # (probabilities, loss), or None where there is none or
 VERSION = 2
 "Raised when training changes, so that old results are not taken for new ones."
 
+
 def opinion(
-    r:Recipe,       # rate, batch, the pretrained network
-    train:Labelled, # what it learns
-    test:Labelled,  # what it is asked
-    classes:tuple,  # names
-    updates:int,    # of its weights
-    seed:int=0,     # of its last layer and of the order of images
-    device=None     # where it runs
-) -> tuple:         # probabilities (n,k), loss at the end
+    r: Recipe,  # rate, batch, the pretrained network
+    train: Labelled,  # what it learns
+    test: Labelled,  # what it is asked
+    classes: tuple,  # names
+    updates: int,  # of its weights
+    seed: int = 0,  # of its last layer and of the order of images
+    device=None,  # where it runs
+) -> tuple:  # probabilities (n,k), loss at the end
     "Train a classifier and ask it about the test images; asked again, the answer is read."
     device = device or PartialState().device
     net = load_vit(r.classifier, classes, seed, device)
     data = [(pixel_hash(s.x), s.y.tolist()) for s in (train, test)]
-    key = stable_hash([VERSION, net.key, data, r.classifier_lr, updates, r.classifier_batch, seed])
-    path = run_dir(r).parent/"classifiers"/f"{key}.npz"
+    key = stable_hash(
+        [VERSION, net.key, data, r.classifier_lr, updates, r.classifier_batch, seed]
+    )
+    path = run_dir(r).parent / "classifiers" / f"{key}.npz"
     if kept := _read_opinion(path):
         return kept
-    losses = train_classifier(net, train.x, train.y, lr=r.classifier_lr,
-                              batch=r.classifier_batch, seed=seed, updates=updates)
-    last = losses[-count_updates(len(train), 1, r.classifier_batch):]
+    losses = train_classifier(
+        net,
+        train.x,
+        train.y,
+        lr=r.classifier_lr,
+        batch=r.classifier_batch,
+        seed=seed,
+        updates=updates,
+    )
+    last = losses[-count_updates(len(train), 1, r.classifier_batch) :]
     buf = io.BytesIO()
     p, loss = predict(net, test.x), float(np.mean(last))
     np.savez(buf, p=p, loss=loss)
@@ -423,35 +616,40 @@ def opinion(
 
 # %% ../nbs/12_classifier.ipynb #f5383623
 def guessing_loss(
-    y:Tensor # classes (n,)
+    y: Tensor,  # classes (n,)
 ) -> float:
     "Cross-entropy of one who knows how often each class comes, and does not look."
-    share = torch.bincount(y).double()/len(y)
+    share = torch.bincount(y).double() / len(y)
     share = share[share > 0]
-    return float(-(share*share.log()).sum())
+    return float(-(share * share.log()).sum())
 
 # %% ../nbs/12_classifier.ipynb #b54ff011
 def remark(
-    y:Tensor,     # classes it learned (n,)
-    p:np.ndarray, # its answers to the test images (n,k)
-    loss:float    # on its own images, at the end
-) -> str:         # empty where there is nothing to say
+    y: Tensor,  # classes it learned (n,)
+    p: np.ndarray,  # its answers to the test images (n,k)
+    loss: float,  # on its own images, at the end
+) -> str:  # empty where there is nothing to say
     "What a classifier's scores do not say of it."
     said = []
     if loss >= (guess := guessing_loss(y)):
-        said.append(f"learned nothing (loss {loss:.2f} at the end, {guess:.2f} by guessing)")
+        said.append(
+            f"learned nothing (loss {loss:.2f} at the end, {guess:.2f} by guessing)"
+        )
     if len(set(p.argmax(1))) == 1:
         said.append("gives one answer to all test images")
     return ", ".join(said)
 
 # %% ../nbs/12_classifier.ipynb #b3b0c89d
 def learned_from(
-    r:Recipe,       # a run
-    data:bool=True  # with the data set; a table needs only results
-) -> dict:          # name -> key
+    r: Recipe,  # a run
+    data: bool = True,  # with the data set; a table needs only results
+) -> dict:  # name -> key
     "All that a run's classifiers depend on."
-    images = read_record(samples_dir(synthetic_recipe(r))/"key.json").get("key", "")
-    now = {"the settings": recipe_hash(r, "train", "caption", "classify"), "the images": images}
+    images = read_record(samples_dir(synthetic_recipe(r)) / "key.json").get("key", "")
+    now = {
+        "the settings": recipe_hash(r, "train", "caption", "classify"),
+        "the images": images,
+    }
     if data:
         files = [load_split(r, s).files for s in ("train", "test")]
         now["the real images"] = stable_hash(files)
@@ -459,116 +657,204 @@ def learned_from(
 
 # %% ../nbs/12_classifier.ipynb #c1a5593f
 def classifier_fault(
-    r:Recipe,       # a run
-    data:bool=True  # compare with the data set; a table needs only results
-) -> str:           # why its scores cannot be used; empty when they can
+    r: Recipe,  # a run
+    data: bool = True,  # compare with the data set; a table needs only results
+) -> str:  # why its scores cannot be used; empty when they can
     "Are the scores those that classifiers would get now?"
-    return record_fault(classifier_dir(r)/"classifier.json", learned_from(r, data))
+    return record_fault(classifier_dir(r) / "classifier.json", learned_from(r, data))
 
 # %% ../nbs/12_classifier.ipynb #9a7ac150
 def classify(
-    r:Recipe,          # a run with one image painted for each training caption
-    seeds=(0,1,2),     # of the classifiers
-    device=None        # where they run
-) -> pd.DataFrame:     # training, seed, measure, value
+    r: Recipe,  # a run with one image painted for each training caption
+    seeds=(0, 1, 2),  # of the classifiers
+    device=None,  # where they run
+) -> pd.DataFrame:  # training, seed, measure, value
     "Train and examine all classifiers of a run: classifier.json and classifier.csv in its folder."
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"classifiers' seeds={seeds}: give one or more, each once, as in 0 1 2.")
+        raise ValueError(
+            f"classifiers' seeds={seeds}: give one or more, each once, as in 0 1 2."
+        )
     with alone(run_dir(r), classifier_dir(r).name):
         return _classify(r, seeds, device)
 
+
 def _classify(r, seeds, device):
     if r.per_class:
-        print(f"per_class={r.per_class} is left aside: classifiers learn from one image for each training caption.")
+        print(
+            f"per_class={r.per_class} is left aside: classifiers learn from one image for each training caption."
+        )
     sets, test, net = training_sets(r)
     check_painted(synthetic_recipe(r))
-    updates = count_updates(len(sets["synthetic"]), r.classifier_epochs, r.classifier_batch)
+    updates = count_updates(
+        len(sets["synthetic"]), r.classifier_epochs, r.classifier_batch
+    )
     y, k = test.y.numpy(), len(net.classes)
     rows, remarks, confusion = [], [], {}
     for kind in KINDS:
-        confusion[kind] = np.zeros((k,k), int)
+        confusion[kind] = np.zeros((k, k), int)
         for seed in progress(seeds, desc=f"trained on {kind}"):
             p, loss = opinion(r, sets[kind], test, net.classes, updates, seed, device)
-            rows += [dict(training=kind,seed=seed,measure=m,value=v) for m,v in scores(y,p).items()]
+            rows += [
+                dict(training=kind, seed=seed, measure=m, value=v)
+                for m, v in scores(y, p).items()
+            ]
             if said := remark(sets[kind].y, p, loss):
                 remarks.append(dict(training=kind, seed=seed, remark=said))
-            np.add.at(confusion[kind], (y,p.argmax(1)), 1)
-    out = dict(about=origin(r), network=shareable(r.classifier),
-               settings=dict(lr=r.classifier_lr, epochs=r.classifier_epochs, batch=r.classifier_batch),
-               updates=updates, classes=net.classes, seeds=seeds,
-               n={k:len(s) for k,s in sets.items()}, n_test=len(test),
-               rows=rows, remarks=remarks, confusion={k:c.tolist() for k,c in confusion.items()})
+            np.add.at(confusion[kind], (y, p.argmax(1)), 1)
+    out = dict(
+        about=origin(r),
+        network=shareable(r.classifier),
+        settings=dict(
+            lr=r.classifier_lr, epochs=r.classifier_epochs, batch=r.classifier_batch
+        ),
+        updates=updates,
+        classes=net.classes,
+        seeds=seeds,
+        n={k: len(s) for k, s in sets.items()},
+        n_test=len(test),
+        rows=rows,
+        remarks=remarks,
+        confusion={k: c.tolist() for k, c in confusion.items()},
+    )
     table, folder = pd.DataFrame(rows), classifier_dir(r)
-    write_atomic(folder/"classifier.csv", table.to_csv(index=False))
-    write_record(folder/"classifier.json", learned_from(r), ["classifier.csv"], **out)
+    write_atomic(folder / "classifier.csv", table.to_csv(index=False))
+    write_record(folder / "classifier.json", learned_from(r), ["classifier.csv"], **out)
     return table
 
 # %% ../nbs/12_classifier.ipynb #32125e42
 def classified(
-    r:Recipe # a run whose classifiers are trained
-) -> dict:   # classifier.json
+    r: Recipe,  # a run whose classifiers are trained
+) -> dict:  # classifier.json
     "Read what classifiers learned from a run's images."
-    path = classifier_dir(r)/"classifier.json"
+    path = classifier_dir(r) / "classifier.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Train the classifiers first: {command(r,'classify')}")
+        raise FileNotFoundError(
+            f"{path} does not exist. Train the classifiers first: {command(r, 'classify')}"
+        )
     res = read_record(path)
     if not res:
-        raise ValueError(f"{path} is damaged, or of an earlier version. Train the classifiers again: {command(r,'classify')}")
+        raise ValueError(
+            f"{path} is damaged, or of an earlier version. Train the classifiers again: {command(r, 'classify')}"
+        )
     return res
 
 # %% ../nbs/12_classifier.ipynb #b05eb33f
 def scores_table(
-    res:dict # of `classified`
-) -> pd.DataFrame: # a row a training set
+    res: dict,  # of `classified`
+) -> pd.DataFrame:  # a row a training set
     "Scores as mean ± standard deviation over seeds; larger is better."
-    t = pd.DataFrame(res["rows"]).groupby(["training","measure"],sort=False).value.agg(["mean","std","size"])
-    text = t.apply(lambda v: f"{v['mean']:.3f} ± {v['std']:.3f}" if v["size"]>1 else f"{v['mean']:.3f}",axis=1)\
-            .unstack("measure")[list(SCORES)].rename(columns=lambda m: find_measure(m).title)
-    text.insert(0,"training images",[res["n"][k] for k in text.index])
-    text.insert(1,"updates",res["updates"])
-    text.insert(2,"test images",res["n_test"])
+    t = (
+        pd.DataFrame(res["rows"])
+        .groupby(["training", "measure"], sort=False)
+        .value.agg(["mean", "std", "size"])
+    )
+    text = (
+        t.apply(
+            lambda v: (
+                f"{v['mean']:.3f} ± {v['std']:.3f}"
+                if v["size"] > 1
+                else f"{v['mean']:.3f}"
+            ),
+            axis=1,
+        )
+        .unstack("measure")[list(SCORES)]
+        .rename(columns=lambda m: find_measure(m).title)
+    )
+    text.insert(0, "training images", [res["n"][k] for k in text.index])
+    text.insert(1, "updates", res["updates"])
+    text.insert(2, "test images", res["n_test"])
     if res["remarks"]:
-        said = pd.DataFrame(res["remarks"]).assign(text=lambda d: [f"seed {s}: {m}" for s,m in zip(d.seed,d.remark)])
-        text["remarks"] = said.groupby("training").text.agg("; ".join).reindex(text.index).fillna("")
-    return text.rename_axis(None,axis=1)
+        said = pd.DataFrame(res["remarks"]).assign(
+            text=lambda d: [f"seed {s}: {m}" for s, m in zip(d.seed, d.remark)]
+        )
+        text["remarks"] = (
+            said.groupby("training").text.agg("; ".join).reindex(text.index).fillna("")
+        )
+    return text.rename_axis(None, axis=1)
 
 # %% ../nbs/12_classifier.ipynb #9c01a525
 def recalls(
-    res:dict # of `classified`
-) -> pd.DataFrame: # a row a class, a column a training set
+    res: dict,  # of `classified`
+) -> pd.DataFrame:  # a row a class, a column a training set
     "Share of each class's test images that were recognised, mean over seeds."
-    return pd.DataFrame({k:np.diag(c)/np.sum(c,1) for k,c in res["confusion"].items()},
-                        index=[category(c) for c in res["classes"]]).rename_axis("recall")
+    return pd.DataFrame(
+        {k: np.diag(c) / np.sum(c, 1) for k, c in res["confusion"].items()},
+        index=[category(c) for c in res["classes"]],
+    ).rename_axis("recall")
 
 # %% ../nbs/12_classifier.ipynb #67c1119e
 def confusion_figure(
-    res:dict # of `classified`
-):           # figure
+    res: dict,  # of `classified`
+):  # figure
     "What each class's test images were taken for, a panel a training set."
-    names = [category(c) for c in res["classes"]]; k = len(names)
-    note = f"% of each class's test images; {len(res['seeds'])} seed{'s'*(len(res['seeds'])>1)}. {res['about']}"
-    fig,axs = plt.subplots(1,3,figsize=(2+max(6,.9*k),1.6+.3*k),sharey=True,layout="constrained")
-    for ax,(kind,c) in zip(axs,res["confusion"].items()):
-        share = np.array(c)/np.sum(c,1,keepdims=True)
-        sns.heatmap(share,vmin=0,vmax=1,cmap="mako_r",square=True,cbar=False,ax=ax,
-                    annot=np.vectorize(lambda v: f"{v:.0%}"[:-1] if v>=.005 else "")(share),fmt="",annot_kws=dict(size=6),
-                    xticklabels=names,yticklabels=names)
-        ax.set_title((note if ax is axs[1] else "")+f"\ntrained on {kind} ({res['n'][kind]} images)",fontsize=8)
-        ax.tick_params(labelsize=6.5,length=0); ax.set_xlabel("taken for",fontsize=8)
-    axs[0].set_ylabel("true class",fontsize=8); plt.close(fig)
+    names = [category(c) for c in res["classes"]]
+    k = len(names)
+    note = f"% of each class's test images; {len(res['seeds'])} seed{'s' * (len(res['seeds']) > 1)}. {res['about']}"
+    fig, axs = plt.subplots(
+        1,
+        3,
+        figsize=(2 + max(6, 0.9 * k), 1.6 + 0.3 * k),
+        sharey=True,
+        layout="constrained",
+    )
+    for ax, (kind, c) in zip(axs, res["confusion"].items()):
+        share = np.array(c) / np.sum(c, 1, keepdims=True)
+        sns.heatmap(
+            share,
+            vmin=0,
+            vmax=1,
+            cmap="mako_r",
+            square=True,
+            cbar=False,
+            ax=ax,
+            annot=np.vectorize(lambda v: f"{v:.0%}"[:-1] if v >= 0.005 else "")(share),
+            fmt="",
+            annot_kws=dict(size=6),
+            xticklabels=names,
+            yticklabels=names,
+        )
+        ax.set_title(
+            (note if ax is axs[1] else "")
+            + f"\ntrained on {kind} ({res['n'][kind]} images)",
+            fontsize=8,
+        )
+        ax.tick_params(labelsize=6.5, length=0)
+        ax.set_xlabel("taken for", fontsize=8)
+    axs[0].set_ylabel("true class", fontsize=8)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/12_classifier.ipynb #1f5d2071
 def recall_figure(
-    res:dict # of `classified`
-):           # figure
+    res: dict,  # of `classified`
+):  # figure
     "Recall of each class, a bar a training set."
-    n,t = len(res["seeds"]),recalls(res).reset_index(names="class").melt("class",var_name="trained on",value_name="recall")
-    fig,ax = plt.subplots(figsize=(6.5,.6+.34*len(res["classes"])),layout="constrained")
-    sns.barplot(t,y="class",x="recall",hue="trained on",palette="colorblind",ax=ax)
-    ax.axvline(1/len(res["classes"]),c="k",ls=":",lw=1)
-    ax.set(xlabel=f"recall, real test images, mean of {n} seed{'s'*(n>1)} (dotted: guessing)",ylabel="",xlim=(0,1))
-    ax.legend(frameon=False,fontsize=7,title="trained on",title_fontsize=7,loc="upper left",bbox_to_anchor=(1,1))
-    ax.set_title(res["about"],fontsize=8); sns.despine(fig); plt.close(fig)
+    n, t = (
+        len(res["seeds"]),
+        recalls(res)
+        .reset_index(names="class")
+        .melt("class", var_name="trained on", value_name="recall"),
+    )
+    fig, ax = plt.subplots(
+        figsize=(6.5, 0.6 + 0.34 * len(res["classes"])), layout="constrained"
+    )
+    sns.barplot(t, y="class", x="recall", hue="trained on", palette="colorblind", ax=ax)
+    ax.axvline(1 / len(res["classes"]), c="k", ls=":", lw=1)
+    ax.set(
+        xlabel=f"recall, real test images, mean of {n} seed{'s' * (n > 1)} (dotted: guessing)",
+        ylabel="",
+        xlim=(0, 1),
+    )
+    ax.legend(
+        frameon=False,
+        fontsize=7,
+        title="trained on",
+        title_fontsize=7,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
+    ax.set_title(res["about"], fontsize=8)
+    sns.despine(fig)
+    plt.close(fig)
     return fig

@@ -36,13 +36,15 @@ from tqdm import tqdm
 # %% ../nbs/00_core.ipynb #b22fdfb0
 def _is_ours(folder):  # does its settings.ini name this project?
     try:
-        text = (folder/"settings.ini").read_text(encoding="utf-8", errors="replace")
+        text = (folder / "settings.ini").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False  # no such file, a folder of that name, or not ours to read
-    return re.search(r"^\s*lib_name\s*[=:]\s*medart\s*$", text, re.MULTILINE) is not None
+    return (
+        re.search(r"^\s*lib_name\s*[=:]\s*medart\s*$", text, re.MULTILINE) is not None
+    )
 
-def root(
-) -> Path: # the folder whose settings.ini names this project
+
+def root() -> Path:  # the folder whose settings.ini names this project
     "The repository: searched upward from here, else the installed checkout, else here."
     here = Path.cwd()
     installed = [Path(__file__).resolve().parents[1]] if "__file__" in globals() else []
@@ -52,29 +54,32 @@ def root(
 def _folder_of(variable, default):  # what an environment variable says, or a default
     told = os.environ.get(variable, "").strip()
     if not told:
-        return root()/default
+        return root() / default
     try:
-        path = root()/Path(told).expanduser()
+        path = root() / Path(told).expanduser()
     except RuntimeError as e:
         raise ValueError(f"{variable}={told!r} names no home folder: {e}") from None
     try:
         there = next((p for p in (path, *path.parents) if p.exists()), path)
     except OSError as e:
-        raise ValueError(f"{variable}={told[:60]!r} cannot be a folder: {e.strerror}. "
-                         f"Set {variable} to another folder.") from None
+        raise ValueError(
+            f"{variable}={told[:60]!r} cannot be a folder: {e.strerror}. "
+            f"Set {variable} to another folder."
+        ) from None
     if there.exists() and not there.is_dir():
-        raise NotADirectoryError(f"{variable}={told!r} cannot be a folder: {there} is a "
-                                 f"file. Set {variable} to another folder.")
+        raise NotADirectoryError(
+            f"{variable}={told!r} cannot be a folder: {there} is a "
+            f"file. Set {variable} to another folder."
+        )
     return path
 
 # %% ../nbs/00_core.ipynb #0dc26549
-def data_dir(
-) -> Path: # MEDART_DATA if set, else data/ in the repository
+def data_dir() -> Path:  # MEDART_DATA if set, else data/ in the repository
     "Where data sets and bundled models live."
     return _folder_of("MEDART_DATA", "data")
 
-def outputs_dir(
-) -> Path: # MEDART_OUTPUTS if set, else outputs/ in the repository
+
+def outputs_dir() -> Path:  # MEDART_OUTPUTS if set, else outputs/ in the repository
     "Where runs leave what they make."
     return _folder_of("MEDART_OUTPUTS", "outputs")
 
@@ -85,68 +90,88 @@ def passing_outputs():
     before = os.environ.get("MEDART_OUTPUTS")
     with tempfile.TemporaryDirectory() as d:
         os.environ["MEDART_OUTPUTS"] = d
-        try: yield Path(d)
-        finally: os.environ.pop("MEDART_OUTPUTS") if before is None else os.environ.update(MEDART_OUTPUTS=before)
+        try:
+            yield Path(d)
+        finally:
+            os.environ.pop("MEDART_OUTPUTS") if before is None else os.environ.update(
+                MEDART_OUTPUTS=before
+            )
 
 # %% ../nbs/00_core.ipynb #1ba503f5
 _FOLDERS = re.compile(r"(?<![\w.~/:\\])(?:[A-Za-z]:|~)?[\\/]+(?:[^\s\\/'\"]+[\\/]+)+")
 
+
 def shareable(
-    text,    # a setting, a message
-    *folders # further absolute paths that may stand in it
+    text,  # a setting, a message
+    *folders,  # further absolute paths that may stand in it
 ) -> str:
     "Text without the folders of this machine."
     text = str(text)
-    known = [(outputs_dir(), "outputs/"), (data_dir(), "data/"), (root(), ""), (Path.home(), "~/")]
+    known = [
+        (outputs_dir(), "outputs/"),
+        (data_dir(), "data/"),
+        (root(), ""),
+        (Path.home(), "~/"),
+    ]
     known += [(Path(f).parent, "path/to/") for f in folders if Path(f).is_absolute()]
     for folder, short in known:
         for path in (folder.resolve(), folder):
-            text = re.sub(re.escape(str(path))+r"[\\/]", lambda _: short, text)
+            text = re.sub(re.escape(str(path)) + r"[\\/]", lambda _: short, text)
     if Path(text).is_absolute() and "\n" not in text:
         return f"path/to/{Path(text).name}"  # one path, blanks and all
     return _FOLDERS.sub("path/to/", text)
 
 # %% ../nbs/00_core.ipynb #80a6b26b
 def seed_of(
-    seed:int,   # the run's seed
-    stream:str, # what is drawn, e.g. "noise"
-    *index:int  # step, image index, ...
-) -> int:       # 63 bits
+    seed: int,  # the run's seed
+    stream: str,  # what is drawn, e.g. "noise"
+    *index: int,  # step, image index, ...
+) -> int:  # 63 bits
     "One number for each (seed, stream, index), unrelated to all others."
-    h = hashlib.blake2b(repr((int(seed),stream,*map(int,index))).encode(), digest_size=8)
-    return int.from_bytes(h.digest(),"big")>>1
+    h = hashlib.blake2b(
+        repr((int(seed), stream, *map(int, index))).encode(), digest_size=8
+    )
+    return int.from_bytes(h.digest(), "big") >> 1
 
 # %% ../nbs/00_core.ipynb #63b32227
 def rng(
-    seed:int,    # the run's seed
-    stream:str,  # what is drawn
-    *index:int,  # step, image index, ...
-    device="cpu" # where the numbers are drawn
+    seed: int,  # the run's seed
+    stream: str,  # what is drawn
+    *index: int,  # step, image index, ...
+    device="cpu",  # where the numbers are drawn
 ) -> torch.Generator:
     "A fresh torch generator for one draw."
-    return torch.Generator(device).manual_seed(seed_of(seed,stream,*index))
+    return torch.Generator(device).manual_seed(seed_of(seed, stream, *index))
+
 
 def np_rng(
-    seed:int,    # the run's seed
-    stream:str,  # what is drawn
-    *index:int   # step, image index, ...
+    seed: int,  # the run's seed
+    stream: str,  # what is drawn
+    *index: int,  # step, image index, ...
 ) -> np.random.Generator:
     "A fresh numpy generator for one draw."
-    return np.random.default_rng(seed_of(seed,stream,*index))
+    return np.random.default_rng(seed_of(seed, stream, *index))
 
 # %% ../nbs/00_core.ipynb #4cc354ec
 class DiskFault(OSError):
     "A disk is full, or fails: what could not be written, and what to do."
+
     def __str__(self):
         ours = Path(self.filename).absolute().is_relative_to(data_dir().absolute())
         variable = "MEDART_DATA" if ours else "MEDART_OUTPUTS"
-        return (f"{self.strerror}: {self.filename} could not be written. Make room there, "
-                f"or set {variable} to a folder on another disk, and run the same command "
-                "again: what was finished before is kept, and nothing half-written is used.")
+        return (
+            f"{self.strerror}: {self.filename} could not be written. Make room there, "
+            f"or set {variable} to a folder on another disk, and run the same command "
+            "again: what was finished before is kept, and nothing half-written is used."
+        )
 
 # %% ../nbs/00_core.ipynb #3106dd08
-_DISK = {getattr(errno, k) for k in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")
-         if hasattr(errno, k)}
+_DISK = {
+    getattr(errno, k)
+    for k in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")
+    if hasattr(errno, k)
+}
+
 
 def _disk_errno(e):  # of an error, or 0; safetensors and tokenizers say it in words
     if isinstance(e, OSError):
@@ -154,9 +179,10 @@ def _disk_errno(e):  # of an error, or 0; safetensors and tokenizers say it in w
     said = re.search(r"(?:os error|code:) (\d+)", str(e))
     return int(said[1]) if said and int(said[1]) in _DISK else 0
 
+
 @contextmanager
 def disk_faults(
-    path # that is being written, a file or a folder
+    path,  # that is being written, a file or a folder
 ):
     "Inside, an error of the disk says what could not be written, and what to do."
     try:
@@ -171,12 +197,16 @@ def disk_faults(
 # %% ../nbs/00_core.ipynb #5c39a286
 _MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
+
 @cache
-def _sweep_parts(folder, _):  # what killed processes of this machine left; once a process
+def _sweep_parts(
+    folder, _
+):  # what killed processes of this machine left; once a process
     for f in folder.glob(f".*.{_MACHINE}-*.part"):
         pid = f.stem.rpartition("-")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             f.unlink(missing_ok=True)
+
 
 def _put_in_place(path, tmp, data):
     try:
@@ -187,13 +217,15 @@ def _put_in_place(path, tmp, data):
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError:
-        with suppress(OSError): tmp.unlink()  # it takes room, and nobody reads it
+        with suppress(OSError):
+            tmp.unlink()  # it takes room, and nobody reads it
         raise
 
+
 def write_atomic(
-    path,            # final name
-    data:bytes|str   # whole contents
-) -> Path:           # the same name
+    path,  # final name
+    data: bytes | str,  # whole contents
+) -> Path:  # the same name
     "Write a file so that a kill at any moment leaves the old one or the new one."
     path = Path(path)
     tmp = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.part")
@@ -203,17 +235,20 @@ def write_atomic(
     return path
 
 # %% ../nbs/00_core.ipynb #b884161b
-def _digest(data): return hashlib.blake2b(data, digest_size=16).digest()
+def _digest(data):
+    return hashlib.blake2b(data, digest_size=16).digest()
+
 
 def write_kept(
-    path,      # final name
-    data:bytes # to be read by `read_kept`
-) -> Path:     # the same name
+    path,  # final name
+    data: bytes,  # to be read by `read_kept`
+) -> Path:  # the same name
     "Keep what could be computed again, behind a hash of it."
-    return write_atomic(path, _digest(data)+data)
+    return write_atomic(path, _digest(data) + data)
+
 
 def read_kept(
-    path     # of `write_kept`
+    path,  # of `write_kept`
 ) -> bytes:  # empty where there is no such file, or a damaged one
     "What was kept, if all of it is as it was written."
     try:
@@ -224,7 +259,7 @@ def read_kept(
 
 # %% ../nbs/00_core.ipynb #659885a2
 def sync_folder(
-    folder # in which names were added or changed
+    folder,  # in which names were added or changed
 ) -> None:
     "See a folder's names to the disk; Windows opens no folder, and needs none."
     if os.name == "nt":
@@ -237,10 +272,10 @@ def sync_folder(
 
 # %% ../nbs/00_core.ipynb #aa105033
 def share_files(
-    folder # a file, or a folder with everything below it
+    folder,  # a file, or a folder with everything below it
 ) -> None:
     "Give files the mode that the umask asks for; one that is more open stays so."
-    probe = Path(tempfile.mkdtemp())/"probe"
+    probe = Path(tempfile.mkdtemp()) / "probe"
     probe.touch()
     mode = probe.stat().st_mode & 0o666
     probe.unlink()
@@ -253,9 +288,9 @@ def share_files(
 
 # %% ../nbs/00_core.ipynb #7078e287
 def save_pretrained(
-    what,   # a network, tokenizer, processor or pipeline with this method
-    folder, # to write
-    **how   # what else that method takes
+    what,  # a network, tokenizer, processor or pipeline with this method
+    folder,  # to write
+    **how,  # what else that method takes
 ) -> Path:  # the same
     "Save as the libraries do, for everyone whom the umask lets read."
     with disk_faults(folder):
@@ -266,10 +301,11 @@ def save_pretrained(
 # %% ../nbs/00_core.ipynb #c831ed91
 class NotAFile(ValueError):
     "Something has a file's name and cannot be read as one."
+
     def __init__(
         self,
-        path,     # its name
-        what:str  # what it is
+        path,  # its name
+        what: str,  # what it is
     ):
         super().__init__(path, what)
         self.what = what
@@ -278,117 +314,139 @@ class NotAFile(ValueError):
         return f"{self.args[0]} is {self.what}. Put an ordinary file in its place."
 
 # %% ../nbs/00_core.ipynb #5f453728
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device",
-          stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
 
 def _file_size(path, s, most):  # bytes of an ordinary file
     if not stat.S_ISREG(s.st_mode):
         kind = _KINDS.get(stat.S_IFMT(s.st_mode), "something unknown")
         raise NotAFile(path, f"{kind}, not a file")
     if s.st_size > most:
-        raise NotAFile(path, f"a file of {s.st_size/1e9:,.1f} GB, and {most/1e9:,.1f} are read")
+        raise NotAFile(
+            path, f"a file of {s.st_size / 1e9:,.1f} GB, and {most / 1e9:,.1f} are read"
+        )
     return s.st_size
+
 
 def _open_at_once(name, flags):  # never waits for the other end of a pipe
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 # %% ../nbs/00_core.ipynb #64dde0f3
 def read_file(
-    path,          # of a file that somebody else put there; links are followed
-    most:int=1<<30 # bytes
-) -> bytes:        # all of it
+    path,  # of a file that somebody else put there; links are followed
+    most: int = 1 << 30,  # bytes
+) -> bytes:  # all of it
     "Read an ordinary file; a pipe, a device or a folder is refused by name."
     if os.path.islink(path) and not os.path.exists(path):
         raise NotAFile(path, "a link that leads nowhere")
     _file_size(path, os.stat(path), most)
     with open(path, "rb", opener=_open_at_once) as f:
         size = _file_size(path, os.fstat(f.fileno()), most)
-        data = f.read(size+1) if size else b""
+        data = f.read(size + 1) if size else b""
     if len(data) != size:
         raise NotAFile(path, "a file that changes while it is read")
     return data
 
 # %% ../nbs/00_core.ipynb #e51a8487
 def file_hash(
-    path     # any file
-) -> str:    # 64 hexadecimal digits
+    path,  # any file
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file's bytes."
-    with open(path,"rb") as f: return hashlib.file_digest(f,"sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
 
 def stable_hash(
-    obj      # anything JSON can hold
-) -> str:    # 16 hexadecimal digits
+    obj,  # anything JSON can hold
+) -> str:  # 16 hexadecimal digits
     "A hash that depends on content alone, not on key order or process."
-    return hashlib.blake2b(json.dumps(obj,sort_keys=True,default=str).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(obj, sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
 
 # %% ../nbs/00_core.ipynb #150580a9
 def file_word(
-    text:str,     # any text
-    most:int=40   # readable characters
-) -> str:         # another word for each text, in any letter case
+    text: str,  # any text
+    most: int = 40,  # readable characters
+) -> str:  # another word for each text, in any letter case
     "A text as part of a file's name: itself, or a readable part of it and a hash."
     plain = re.sub(r"[^A-Za-z0-9._,-]+", "-", text)[:most]
     if plain == text and text == text.lower() and text[-1:] not in ("", "."):
         return text
     return f"{plain}~{stable_hash(text)[:12]}"
 
+
 def short_name(
-    name:str,     # part of a file's name, made of such words
-    most:int=120  # characters
-) -> str:         # itself, or its beginning and a hash
+    name: str,  # part of a file's name, made of such words
+    most: int = 120,  # characters
+) -> str:  # itself, or its beginning and a hash
     "A name that every file system takes: most allow 255 bytes, endings included."
-    return name if len(name) <= most else f"{name[:most-13]}~{stable_hash(name)[:12]}"
+    return (
+        name if len(name) <= most else f"{name[: most - 13]}~{stable_hash(name)[:12]}"
+    )
 
 # %% ../nbs/00_core.ipynb #3f2293ad
 def built(
-    folder,       # of a small model
-    settings:dict # that it should have been built with
-):                # what was noted when it was, or None: not there, or built otherwise
+    folder,  # of a small model
+    settings: dict,  # that it should have been built with
+):  # what was noted when it was, or None: not there, or built otherwise
     "Is a small model there, built with these settings?"
-    f = Path(folder)/"built.json"; done = json.loads(f.read_text()) if f.exists() else {}
-    return done if done.get("settings")==json.loads(json.dumps(settings)) else None
+    f = Path(folder) / "built.json"
+    done = json.loads(f.read_text()) if f.exists() else {}
+    return done if done.get("settings") == json.loads(json.dumps(settings)) else None
+
 
 def mark_built(
-    folder,        # of a small model
-    settings:dict, # that it was built with
-    **marks        # to note beside them
+    folder,  # of a small model
+    settings: dict,  # that it was built with
+    **marks,  # to note beside them
 ) -> Path:
     "Note that a small model is complete."
-    return write_atomic(Path(folder)/"built.json",json.dumps(dict(settings=settings,**marks),indent=1)+"\n")
+    return write_atomic(
+        Path(folder) / "built.json",
+        json.dumps(dict(settings=settings, **marks), indent=1) + "\n",
+    )
+
 
 def unmark(
-    folder # of a small model, there or not
+    folder,  # of a small model, there or not
 ):
     "Take the note away, before other weights are written."
-    (Path(folder)/"built.json").unlink(missing_ok=True)
+    (Path(folder) / "built.json").unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #1e1a4019
 def seal_of(
-    record:dict # that JSON can hold, sealed or not
-) -> str:       # 16 hexadecimal digits
+    record: dict,  # that JSON can hold, sealed or not
+) -> str:  # 16 hexadecimal digits
     "A hash of all that a record says: after any change another one belongs to it."
     return stable_hash({k: v for k, v in record.items() if k != "seal"})
 
 # %% ../nbs/00_core.ipynb #312b1451
 def write_record(
-    path,       # of the record; the files lie beside or below it
-    read:dict,  # what the stage read: name -> key
-    files=(),   # names of what it wrote, from the record's folder on
-    **about     # what else is worth noting
-) -> dict:      # the record
+    path,  # of the record; the files lie beside or below it
+    read: dict,  # what the stage read: name -> key
+    files=(),  # names of what it wrote, from the record's folder on
+    **about,  # what else is worth noting
+) -> dict:  # the record
     "Note what a stage read and what it wrote."
     path = Path(path)
-    hashes = {f: file_hash(path.parent/f) for f in files}
+    hashes = {f: file_hash(path.parent / f) for f in files}
     record = about | dict(read=read, files=hashes, key=stable_hash([read, hashes]))
     record = json.loads(json.dumps(record))
     record["seal"] = seal_of(record)
-    write_atomic(path, json.dumps(record, indent=1)+"\n")
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
     return record
 
 # %% ../nbs/00_core.ipynb #1fa58a1a
 def read_record(
-    path     # of the record
-) -> dict:   # empty where there is none, or a damaged one
+    path,  # of the record
+) -> dict:  # empty where there is none, or a damaged one
     "What a stage noted."
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -398,10 +456,10 @@ def read_record(
 
 # %% ../nbs/00_core.ipynb #509497af
 def record_fault(
-    path,            # of the record
-    now:dict,        # what the stage would read now: name -> key
-    whole:bool=True  # compare the files' bytes; else only the keys
-) -> str:            # what is wrong; empty when nothing is
+    path,  # of the record
+    now: dict,  # what the stage would read now: name -> key
+    whole: bool = True,  # compare the files' bytes; else only the keys
+) -> str:  # what is wrong; empty when nothing is
     "Is a stage's work still there, and made from what there is now?"
     path, record = Path(path), read_record(path)
     if not path.exists():
@@ -412,21 +470,21 @@ def record_fault(
     if changed:
         return f"{' and '.join(changed)} changed since"
     for name, sha in record["files"].items() if whole else ():
-        if not (path.parent/name).is_file():
+        if not (path.parent / name).is_file():
             return f"{name} is missing"
-        if file_hash(path.parent/name) != sha:
+        if file_hash(path.parent / name) != sha:
             return f"{name} is not the file that was written"
     return ""
 
 # %% ../nbs/00_core.ipynb #3174b8c0
 def set_aside(
-    path,       # a file or folder that must not be used
-    home,       # the folder above it that holds set-aside/
-    tag:str=""  # a folder in there, for what must not make room for others
-) -> Path:      # where it is now
+    path,  # a file or folder that must not be used
+    home,  # the folder above it that holds set-aside/
+    tag: str = "",  # a folder in there, for what must not make room for others
+) -> Path:  # where it is now
     "Move something out of the way."
     path, home = Path(path), Path(home)
-    to = home/"set-aside"/tag/path.relative_to(home)
+    to = home / "set-aside" / tag / path.relative_to(home)
     with disk_faults(to):
         to.parent.mkdir(parents=True, exist_ok=True)
         if to.is_dir():
@@ -437,22 +495,25 @@ def set_aside(
 # %% ../nbs/00_core.ipynb #7b5b0d8e
 @contextmanager
 def alone(
-    folder,         # that is worked on
-    stage:str,      # train, generate, evaluate or classify
-    wait:float=5.   # seconds
+    folder,  # that is worked on
+    stage: str,  # train, generate, evaluate or classify
+    wait: float = 5.0,  # seconds
 ):
     "Inside, no other process runs this stage on this folder."
     folder = Path(folder)
-    lock, holder = FileLock(folder/f".{stage}.lock"), folder/f".{stage}.pid"
+    lock, holder = FileLock(folder / f".{stage}.lock"), folder / f".{stage}.pid"
     try:
         with disk_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=wait)
     except Timeout:
         pid = "unknown"
-        with suppress(OSError): pid = holder.read_text()  # it may just have ended
-        raise BlockingIOError(f"Another process (number {pid}) is at work: {stage} in {folder}. Wait until it has "
-                              "ended, or stop it, and run the same command again.") from None
+        with suppress(OSError):
+            pid = holder.read_text()  # it may just have ended
+        raise BlockingIOError(
+            f"Another process (number {pid}) is at work: {stage} in {folder}. Wait until it has "
+            "ended, or stop it, and run the same command again."
+        ) from None
     try:
         write_atomic(holder, str(os.getpid()))
         yield
@@ -470,12 +531,19 @@ def _notebook():  # the shell of the notebook that runs this, if one does
 # %% ../nbs/00_core.ipynb #84be1854
 class _LiveLine:
     "A file for tqdm that shows the last line written to it, in one place below the cell."
+
     encoding = "utf-8"
     places = {}  # (cell, name of the bar) -> display handle
-    def __init__(self, cell, name): self.key = cell, name
-    def flush(self): "Nothing is held back."
+
+    def __init__(self, cell, name):
+        self.key = cell, name
+
+    def flush(self):
+        "Nothing is held back."
+
     def write(self, text):
         from IPython.display import display
+
         line = {"text/plain": text.strip()}
         if self.key in self.places and text.strip():
             self.places[self.key].update(line, raw=True)
@@ -485,8 +553,8 @@ class _LiveLine:
 # %% ../nbs/00_core.ipynb #3e8f0403
 def progress(
     items=None,  # what to go through; None for a bar that is moved by hand
-    **settings   # of tqdm: desc, total, initial, disable, ...
-) -> tqdm:       # go through it as through the items
+    **settings,  # of tqdm: desc, total, initial, disable, ...
+) -> tqdm:  # go through it as through the items
     "A progress bar that appears when work takes two seconds, and leaves one line."
     usual = dict(delay=2, mininterval=1, dynamic_ncols=False, ncols=100)
     if (shell := _notebook()) and "file" not in settings:
@@ -495,8 +563,7 @@ def progress(
     return tqdm(items, **usual | settings)
 
 # %% ../nbs/00_core.ipynb #5c367256
-def peak_rss(
-) -> int: # bytes
+def peak_rss() -> int:  # bytes
     "The most main memory that this process has held."
     try:
         import resource
@@ -504,81 +571,120 @@ def peak_rss(
         info = psutil.Process().memory_info()
         return getattr(info, "peak_wset", info.rss)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024*peak
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 # %% ../nbs/00_core.ipynb #a9f515b0
 def to_array(
-    img          # PIL image, uint8 or 0..1 array (h,w,3), or tensor (3,h,w) in -1..1
-) -> np.ndarray: # float (h,w,3) in 0..1
+    img,  # PIL image, uint8 or 0..1 array (h,w,3), or tensor (3,h,w) in -1..1
+) -> np.ndarray:  # float (h,w,3) in 0..1
     "Any of our images, ready to show."
-    if isinstance(img,torch.Tensor): return ((img.detach().float().cpu().permute(1,2,0)+1)/2).clamp(0,1).numpy()
+    if isinstance(img, torch.Tensor):
+        return (
+            ((img.detach().float().cpu().permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy()
+        )
     a = np.asarray(img)
-    return a/255. if a.dtype==np.uint8 else np.clip(a,0,1)
+    return a / 255.0 if a.dtype == np.uint8 else np.clip(a, 0, 1)
 
 # %% ../nbs/00_core.ipynb #613fd287
 def image_grid(
-    images,          # sequence of images, see `to_array`
-    captions=None,   # one string an image
-    ncol:int=8,      # columns
-    cell:float=1.4,  # inches a side
-    width:int=26,    # characters a caption line
-    rows=None        # one label a row
-):                   # matplotlib figure
+    images,  # sequence of images, see `to_array`
+    captions=None,  # one string an image
+    ncol: int = 8,  # columns
+    cell: float = 1.4,  # inches a side
+    width: int = 26,  # characters a caption line
+    rows=None,  # one label a row
+):  # matplotlib figure
     "Images in rows and columns, captions wrapped below them."
     import textwrap
-    images = list(images); nrow = -(-len(images)//ncol)
-    wrapped = ["\n".join(textwrap.wrap(c,width)) for c in captions] if captions is not None else [""]*len(images)
-    lines = sum(max(w.count("\n")+1 if w else 0 for w in wrapped[i:i+ncol]) for i in range(0,len(images),ncol))
-    fig,axs = plt.subplots(nrow, ncol, figsize=(ncol*cell, nrow*cell+.115*lines), squeeze=False, layout="constrained")
-    for ax in axs.flat: ax.axis("off")
-    for ax,img,w in zip(axs.flat,images,wrapped):
+
+    images = list(images)
+    nrow = -(-len(images) // ncol)
+    wrapped = (
+        ["\n".join(textwrap.wrap(c, width)) for c in captions]
+        if captions is not None
+        else [""] * len(images)
+    )
+    lines = sum(
+        max(w.count("\n") + 1 if w else 0 for w in wrapped[i : i + ncol])
+        for i in range(0, len(images), ncol)
+    )
+    fig, axs = plt.subplots(
+        nrow,
+        ncol,
+        figsize=(ncol * cell, nrow * cell + 0.115 * lines),
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in axs.flat:
+        ax.axis("off")
+    for ax, img, w in zip(axs.flat, images, wrapped):
         ax.imshow(to_array(img), interpolation="nearest")
-        ax.text(.5,-.03,w,transform=ax.transAxes,ha="center",va="top",fontsize=6)
-    for ax,label in zip(axs[:,0], rows or []):
-        ax.text(-.06,.5,label,transform=ax.transAxes,ha="right",va="center",fontsize=8)
+        ax.text(
+            0.5, -0.03, w, transform=ax.transAxes, ha="center", va="top", fontsize=6
+        )
+    for ax, label in zip(axs[:, 0], rows or []):
+        ax.text(
+            -0.06,
+            0.5,
+            label,
+            transform=ax.transAxes,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
     plt.close(fig)
     return fig
 
 # %% ../nbs/00_core.ipynb #f438c432
 def save_figure(
-    fig,        # matplotlib figure
-    path,       # PNG to write, folders are made
-    dpi:int=110 # dots per inch
-):              # the figure, to show it as the cell's value
+    fig,  # matplotlib figure
+    path,  # PNG to write, folders are made
+    dpi: int = 110,  # dots per inch
+):  # the figure, to show it as the cell's value
     "Put a figure on disk and hand it on."
     buf = io.BytesIO()
-    fig.savefig(buf, format="png", dpi=dpi, bbox_inches="tight", metadata=dict(Software=None))
+    fig.savefig(
+        buf, format="png", dpi=dpi, bbox_inches="tight", metadata=dict(Software=None)
+    )
     write_atomic(path, buf.getvalue())
     plt.close(fig)
     return fig
 
 # %% ../nbs/00_core.ipynb #e28308ff
 def save_table(
-    df,    # pandas DataFrame
-    path   # CSV to write, folders are made
-):         # the table, to show it as the cell's value
+    df,  # pandas DataFrame
+    path,  # CSV to write, folders are made
+):  # the table, to show it as the cell's value
     "Put a table on disk and hand it on."
     write_atomic(path, df.to_csv(index=False))
     return df
 
 # %% ../nbs/00_core.ipynb #de33b91c
-NAMES = dict.fromkeys(("file_name", "file", "class", "category", "source", "text", "name"), str)
+NAMES = dict.fromkeys(
+    ("file_name", "file", "class", "category", "source", "text", "name"), str
+)
 "Columns that hold what somebody has named."
 
+
 def read_names(
-    path # CSV of ours
+    path,  # CSV of ours
 ) -> pd.DataFrame:
     "A table in which every name is the text that was written."
     return pd.read_csv(path, keep_default_na=False, dtype=NAMES)
 
 # %% ../nbs/00_core.ipynb #59c23804
 def check_answer(
-    got,             # what you found
-    want,            # what is right
-    hint:str,        # shown when it is wrong
-    tol:float=1e-6   # allowed gap, relative
-) -> str:            # a word of praise
+    got,  # what you found
+    want,  # what is right
+    hint: str,  # shown when it is wrong
+    tol: float = 1e-6,  # allowed gap, relative
+) -> str:  # a word of praise
     "Compare an answer with the right one; raise with a hint when they differ."
-    ok = np.allclose(got,want,rtol=tol,atol=tol) if isinstance(want,(int,float,np.ndarray)) else got==want
-    if not ok: raise AssertionError(f"{got} is not it. Hint: {hint}")
+    ok = (
+        np.allclose(got, want, rtol=tol, atol=tol)
+        if isinstance(want, (int, float, np.ndarray))
+        else got == want
+    )
+    if not ok:
+        raise AssertionError(f"{got} is not it. Hint: {hint}")
     return "Right."

@@ -16,18 +16,18 @@ __all__ = ['SOURCES', 'IMAGES', 'TABLES', 'SHEETS', 'BESIDE', 'LABELS', 'STAND_I
            'to_tensor', 'read_pixels', 'unit', 'contact_sheet', 'split_bars', 'speed']
 
 # %% ../nbs/03_data.ipynb #4995f873
-import ast,codecs,csv,errno,hashlib,io,json,os,re,shutil,stat,tempfile,threading,time,unicodedata,warnings,zipfile
+import ast, codecs, csv, errno, hashlib, io, json, os, re, shutil, stat, tempfile, threading, time, unicodedata, warnings, zipfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor,ThreadPoolExecutor
-from contextlib import ExitStack,contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
-from multiprocessing import get_all_start_methods,get_context
-from pathlib import Path,PurePosixPath
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 from urllib.error import HTTPError
-from urllib.request import Request,urlopen
+from urllib.request import Request, urlopen
 
 import imagehash
 import matplotlib.pyplot as plt
@@ -36,32 +36,60 @@ import pandas as pd
 import seaborn as sns
 import torch
 from fastcore.basics import patch
-from filelock import FileLock,Timeout
-from PIL import Image,ImageCms,ImageOps,UnidentifiedImageError
+from filelock import FileLock, Timeout
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from .core import (NotAFile,alone,data_dir,file_hash,image_grid,progress,read_file,read_names,read_record,
-                         record_fault,stable_hash,write_atomic,write_record)
-from .phantom import simple_caption,write_phantoms
-from .recipes import DATASETS,Dataset,Recipe,as_folder,category,class_folder,dataset_of,label_key,test_count,visible_text
+from medart.core import (
+    NotAFile,
+    alone,
+    data_dir,
+    file_hash,
+    image_grid,
+    progress,
+    read_file,
+    read_names,
+    read_record,
+    record_fault,
+    stable_hash,
+    write_atomic,
+    write_record,
+)
+from .phantom import simple_caption, write_phantoms
+from medart.recipes import (
+    DATASETS,
+    Dataset,
+    Recipe,
+    as_folder,
+    category,
+    class_folder,
+    dataset_of,
+    label_key,
+    test_count,
+    visible_text,
+)
 
 # %% ../nbs/03_data.ipynb #01124e9e
-def _tag(headers): # what tells one version of a file from another
-    etag = headers.get("ETag","")
-    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified","")
+def _tag(headers):  # what tells one version of a file from another
+    etag = headers.get("ETag", "")
+    return (
+        etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
+    )
 
 # %% ../nbs/03_data.ipynb #93ba7ab2
 @contextmanager
-def _turn(path, wait=3600.): # one process at a time fetches or unpacks this
+def _turn(path, wait=3600.0):  # one process at a time fetches or unpacks this
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait)
     try:
         lock.acquire()
     except Timeout:
-        raise BlockingIOError(f"Another process has been fetching or unpacking {path.name} for {wait/60:.0f} minutes: "
-                              "wait until it has ended, or stop it, and run again.") from None
+        raise BlockingIOError(
+            f"Another process has been fetching or unpacking {path.name} for {wait / 60:.0f} minutes: "
+            "wait until it has ended, or stop it, and run again."
+        ) from None
     try:
         yield
     finally:
@@ -69,228 +97,346 @@ def _turn(path, wait=3600.): # one process at a time fetches or unpacks this
 
 # %% ../nbs/03_data.ipynb #fcd3f7e7
 def stream(
-    url:str,      # what to get
-    part:Path,    # where it grows
-    timeout:float # seconds without a byte
-) -> int:         # bytes of the whole, 0 where the server does not say
+    url: str,  # what to get
+    part: Path,  # where it grows
+    timeout: float,  # seconds without a byte
+) -> int:  # bytes of the whole, 0 where the server does not say
     "One connection: append what is still missing."
-    note = part.with_name(part.name+".json"); known = json.loads(note.read_text()) if note.exists() else {}
-    start = part.stat().st_size if part.exists() and known.get("url")==url else 0
-    ask = ({"User-Agent":"medart"}|({"Range":f"bytes={start}-"} if start else {})
-           |({"If-Range":known["tag"]} if start and known["tag"] else {}))
-    try: r = urlopen(Request(url,headers=ask),timeout=timeout)
+    note = part.with_name(part.name + ".json")
+    known = json.loads(note.read_text()) if note.exists() else {}
+    start = part.stat().st_size if part.exists() and known.get("url") == url else 0
+    ask = (
+        {"User-Agent": "medart"}
+        | ({"Range": f"bytes={start}-"} if start else {})
+        | ({"If-Range": known["tag"]} if start and known["tag"] else {})
+    )
+    try:
+        r = urlopen(Request(url, headers=ask), timeout=timeout)
     except HTTPError as e:
-        if e.code!=416: raise
-        if e.headers.get("Content-Range","").endswith(f"/{start}"): return start
-        part.unlink(); raise OSError("the server holds less than what has come already; beginning anew") from e
+        if e.code != 416:
+            raise
+        if e.headers.get("Content-Range", "").endswith(f"/{start}"):
+            return start
+        part.unlink()
+        raise OSError(
+            "the server holds less than what has come already; beginning anew"
+        ) from e
     with r:
-        resumed = r.status==206 and r.headers.get("Content-Range","").startswith(f"bytes {start}-")
-        if r.status==206 and not resumed:
+        resumed = r.status == 206 and r.headers.get("Content-Range", "").startswith(
+            f"bytes {start}-"
+        )
+        if r.status == 206 and not resumed:
             part.unlink(missing_ok=True)
-            raise OSError("the server sent another range than asked for; beginning anew")
-        total = int(r.headers.get("Content-Length") or 0); total += start if resumed and total else 0
+            raise OSError(
+                "the server sent another range than asked for; beginning anew"
+            )
+        total = int(r.headers.get("Content-Length") or 0)
+        total += start if resumed and total else 0
         free = shutil.disk_usage(part.parent).free
-        if total-start*resumed>free:
-            raise MemoryError(f"{url} needs {(total-start*resumed)/1e9:.1f} GB more and {part.parent} has {free/1e9:.1f} GB free. "
-                              "Set MEDART_DATA to a folder on a larger disk.")
-        write_atomic(note,json.dumps(dict(url=url,tag=_tag(r.headers))))
-        with open(part,"ab" if resumed else "wb") as f, progress(total=total or None,initial=start*resumed,unit="B",
-                                                             unit_scale=True,desc=part.stem) as bar:
-            while chunk := r.read(1<<20): f.write(chunk); bar.update(len(chunk))
+        if total - start * resumed > free:
+            raise MemoryError(
+                f"{url} needs {(total - start * resumed) / 1e9:.1f} GB more and {part.parent} has {free / 1e9:.1f} GB free. "
+                "Set MEDART_DATA to a folder on a larger disk."
+            )
+        write_atomic(note, json.dumps(dict(url=url, tag=_tag(r.headers))))
+        with (
+            open(part, "ab" if resumed else "wb") as f,
+            progress(
+                total=total or None,
+                initial=start * resumed,
+                unit="B",
+                unit_scale=True,
+                desc=part.stem,
+            ) as bar,
+        ):
+            while chunk := r.read(1 << 20):
+                f.write(chunk)
+                bar.update(len(chunk))
     return total
 
 # %% ../nbs/03_data.ipynb #a6d1ee34
-def _bring(url,part,tries,wait,timeout): # until it is whole, or nothing came so many times in a row
+def _bring(
+    url, part, tries, wait, timeout
+):  # until it is whole, or nothing came so many times in a row
     size = lambda: part.stat().st_size if part.exists() else 0
-    failed,why = 0,""
-    while failed<tries:
+    failed, why = 0, ""
+    while failed < tries:
         before = size()
         try:
-            total = stream(url,part,timeout)
-            if not total or size()==total: return
+            total = stream(url, part, timeout)
+            if not total or size() == total:
+                return
             why = f"the connection closed at {size():,} of {total:,} bytes"
         except HTTPError as e:
             why = f"HTTP {e.code} {e.reason}"
-            if e.code<500 and e.code not in (408,429): failed = tries
-        except (OSError,HTTPException) as e: why = f"{type(e).__name__}: {e}"
-        failed = 0 if size()>before else failed+1
-        if 0<failed<tries: time.sleep(wait*2**(failed-1))
-    raise ConnectionError(f"{url} could not be fetched ({why}). "
-                          +(f"The {size():,} bytes that came are kept: run again to continue." if size() else ""))
+            if e.code < 500 and e.code not in (408, 429):
+                failed = tries
+        except (OSError, HTTPException) as e:
+            why = f"{type(e).__name__}: {e}"
+        failed = 0 if size() > before else failed + 1
+        if 0 < failed < tries:
+            time.sleep(wait * 2 ** (failed - 1))
+    raise ConnectionError(
+        f"{url} could not be fetched ({why}). "
+        + (
+            f"The {size():,} bytes that came are kept: run again to continue."
+            if size()
+            else ""
+        )
+    )
 
 # %% ../nbs/03_data.ipynb #46b1ae41
 def fetch(
-    url:str,          # what to get
-    path,             # where it goes
-    sha256:str="",    # what it must be, if known
-    tries:int=5,      # in a row without a byte
-    wait:float=2.,    # seconds before the second try, doubled each time
-    timeout:float=30. # seconds without a byte
-) -> Path:            # the file, with size and SHA-256 in a .json beside it
+    url: str,  # what to get
+    path,  # where it goes
+    sha256: str = "",  # what it must be, if known
+    tries: int = 5,  # in a row without a byte
+    wait: float = 2.0,  # seconds before the second try, doubled each time
+    timeout: float = 30.0,  # seconds without a byte
+) -> Path:  # the file, with size and SHA-256 in a .json beside it
     "Download a file. Run again to continue."
-    path = Path(path); note,part = path.with_name(path.name+".json"),path.with_name(path.name+".part")
-    path.parent.mkdir(parents=True,exist_ok=True)
+    path = Path(path)
+    note, part = (
+        path.with_name(path.name + ".json"),
+        path.with_name(path.name + ".part"),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _turn(path):
         if path.exists() and note.exists():
             m = json.loads(note.read_text())
-            if m["bytes"]==path.stat().st_size and sha256 in ("",m["sha256"]): return path
-        _bring(url,part,tries,wait,timeout); got = file_hash(part)
-        if sha256 and got!=sha256:
+            if m["bytes"] == path.stat().st_size and sha256 in ("", m["sha256"]):
+                return path
+        _bring(url, part, tries, wait, timeout)
+        got = file_hash(part)
+        if sha256 and got != sha256:
             part.unlink()
-            raise ValueError(f"{url} has SHA-256 {got}, expected {sha256}: it is not the file it should be and was removed. "
-                             "Run again; if it stays so, do not use this source.")
-        write_atomic(note,json.dumps(dict(url=url,bytes=part.stat().st_size,sha256=got),indent=1)+"\n")
-        os.replace(part,path); part.with_name(part.name+".json").unlink(missing_ok=True)
+            raise ValueError(
+                f"{url} has SHA-256 {got}, expected {sha256}: it is not the file it should be and was removed. "
+                "Run again; if it stays so, do not use this source."
+            )
+        write_atomic(
+            note,
+            json.dumps(dict(url=url, bytes=part.stat().st_size, sha256=got), indent=1)
+            + "\n",
+        )
+        os.replace(part, path)
+        part.with_name(part.name + ".json").unlink(missing_ok=True)
     return path
 
 # %% ../nbs/03_data.ipynb #779e3879
 def archive_fault(
-    z:zipfile.ZipFile, # open archive
-    packed:int,        # its bytes
-    most:int=100<<30,  # allowed bytes, unpacked
-    ratio:int=20       # allowed growth; images hardly grow
-) -> str:              # what is wrong with it, empty when nothing is
+    z: zipfile.ZipFile,  # open archive
+    packed: int,  # its bytes
+    most: int = 100 << 30,  # allowed bytes, unpacked
+    ratio: int = 20,  # allowed growth; images hardly grow
+) -> str:  # what is wrong with it, empty when nothing is
     "Look through an archive's table of contents."
     seen = {}
     for i in z.infolist():
-        name = i.filename.replace("\\","/"); parts = PurePosixPath(name).parts; kind = stat.S_IFMT(i.external_attr>>16)
-        if name.startswith("/") or re.match("[A-Za-z]:",name) or ".." in parts:
+        name = i.filename.replace("\\", "/")
+        parts = PurePosixPath(name).parts
+        kind = stat.S_IFMT(i.external_attr >> 16)
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
             return f"{i.filename!r} would be written outside the folder"
-        if kind not in (0,stat.S_IFREG,stat.S_IFDIR): return f"{i.filename!r} is a link or a device, not a file"
-        if i.flag_bits&1: return f"{i.filename!r} is encrypted"
-        key = unicodedata.normalize("NFC","/".join(parts)).casefold()
-        if key in seen and not (i.is_dir() and seen[key]): return f"{i.filename!r} appears twice"
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            return f"{i.filename!r} is a link or a device, not a file"
+        if i.flag_bits & 1:
+            return f"{i.filename!r} is encrypted"
+        key = unicodedata.normalize("NFC", "/".join(parts)).casefold()
+        if key in seen and not (i.is_dir() and seen[key]):
+            return f"{i.filename!r} appears twice"
         seen[key] = i.is_dir()
     for k in seen:
         for p in PurePosixPath(k).parents:
-            if seen.get(str(p)) is False: return f"{str(p)!r} is both a file and a folder"
+            if seen.get(str(p)) is False:
+                return f"{str(p)!r} is both a file and a folder"
     size = sum(i.file_size for i in z.infolist())
-    return f"it would grow from {packed/1e6:,.1f} to {size/1e6:,.1f} MB, as a bomb does" if size>min(most,max(64<<20,ratio*packed)) else ""
+    return (
+        f"it would grow from {packed / 1e6:,.1f} to {size / 1e6:,.1f} MB, as a bomb does"
+        if size > min(most, max(64 << 20, ratio * packed))
+        else ""
+    )
 
 # %% ../nbs/03_data.ipynb #7851e9a0
 def unpack(
-    archive, # a zip file
+    archive,  # a zip file
     folder,  # where it goes; appears whole or not at all
-    **limits # of archive_fault
+    **limits,  # of archive_fault
 ) -> Path:
     "Unpack an archive that behaves, and refuse one that does not."
-    archive,folder = Path(archive),Path(folder); tmp = folder.with_name(f".{folder.name}.unpacking")
+    archive, folder = Path(archive), Path(folder)
+    tmp = folder.with_name(f".{folder.name}.unpacking")
     with _turn(folder):
-        if folder.exists(): return folder
-        shutil.rmtree(tmp,ignore_errors=True)
+        if folder.exists():
+            return folder
+        shutil.rmtree(tmp, ignore_errors=True)
         try:
             with zipfile.ZipFile(archive) as z:
-                if fault := archive_fault(z,archive.stat().st_size,**limits): raise ValueError(f"{archive} was not unpacked: {fault}.")
-                for i in progress(z.infolist(),desc=f"unpacking {archive.name}",disable=len(z.infolist())<1000):
-                    parts = PurePosixPath(i.filename.replace("\\","/")).parts
-                    if i.is_dir() or any(p.startswith((".","__MACOSX")) for p in parts): continue
-                    to = tmp.joinpath(*parts); to.parent.mkdir(parents=True,exist_ok=True)
-                    with z.open(i) as a, open(to,"xb") as b: shutil.copyfileobj(a,b,1<<20)
-        except (zipfile.BadZipFile,NotImplementedError,EOFError) as e:
-            shutil.rmtree(tmp,ignore_errors=True)
-            raise ValueError(f"{archive} is damaged ({e}). Remove it and download it again.") from e
-        tmp.mkdir(exist_ok=True); os.replace(tmp,folder)
+                if fault := archive_fault(z, archive.stat().st_size, **limits):
+                    raise ValueError(f"{archive} was not unpacked: {fault}.")
+                for i in progress(
+                    z.infolist(),
+                    desc=f"unpacking {archive.name}",
+                    disable=len(z.infolist()) < 1000,
+                ):
+                    parts = PurePosixPath(i.filename.replace("\\", "/")).parts
+                    if i.is_dir() or any(
+                        p.startswith((".", "__MACOSX")) for p in parts
+                    ):
+                        continue
+                    to = tmp.joinpath(*parts)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    with z.open(i) as a, open(to, "xb") as b:
+                        shutil.copyfileobj(a, b, 1 << 20)
+        except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise ValueError(
+                f"{archive} is damaged ({e}). Remove it and download it again."
+            ) from e
+        tmp.mkdir(exist_ok=True)
+        os.replace(tmp, folder)
     return folder
 
 # %% ../nbs/03_data.ipynb #3adb6cf5
 SOURCES = dict(
-    kvasir=dict(url="https://datasets.simula.no/downloads/kvasir/kvasir-dataset-v2.zip",
+    kvasir=dict(
+        url="https://datasets.simula.no/downloads/kvasir/kvasir-dataset-v2.zip",
         text="Kvasir v2 (8,000 endoscopic images, 2.3 GB): download {url}\n"
-             "  (see https://datasets.simula.no/kvasir/) and put the zip file, or its class folders, into {folder}\n"
-             "  Licence: research and education only; cite Pogorelov et al., Proc. ACM MMSys 2017."),
-    skin=dict(url="",
+        "  (see https://datasets.simula.no/kvasir/) and put the zip file, or its class folders, into {folder}\n"
+        "  Licence: research and education only; cite Pogorelov et al., Proc. ACM MMSys 2017.",
+    ),
+    skin=dict(
+        url="",
         text="The paper's skin images (Hannemose et al. 2022) are not known to be public. Two collections stand in for them:\n"
-             "- the ISIC Archive: pip install isic-cli, then "
-             "isic image download --search 'image_type:dermoscopic' --limit 10000 {folder}\n"
-             "  (see https://www.isic-archive.com). Licence: one for each image, CC0, CC BY or CC BY-NC, in its metadata.csv.\n"
-             "- HAM10000: download https://doi.org/10.7910/DVN/DBW86T and put HAM10000_metadata and both image archives into {folder}\n"
-             "  Licence: CC BY-NC 4.0; cite Tschandl et al., Scientific Data 5:180161 (2018)."))
+        "- the ISIC Archive: pip install isic-cli, then "
+        "isic image download --search 'image_type:dermoscopic' --limit 10000 {folder}\n"
+        "  (see https://www.isic-archive.com). Licence: one for each image, CC0, CC BY or CC BY-NC, in its metadata.csv.\n"
+        "- HAM10000: download https://doi.org/10.7910/DVN/DBW86T and put HAM10000_metadata and both image archives into {folder}\n"
+        "  Licence: CC BY-NC 4.0; cite Tschandl et al., Scientific Data 5:180161 (2018).",
+    ),
+)
 "Where images can be had, and under which terms."
 
 # %% ../nbs/03_data.ipynb #3bbe5cd4
 def how_to_get(
-    d:Dataset, # what is wanted
-    folder     # where it should be
+    d: Dataset,  # what is wanted
+    folder,  # where it should be
 ) -> str:
     "What to download, from where, under which licence, and where to put it."
     s = SOURCES.get(d.name)
-    return (s["text"].format(folder=folder,**s) if s
-            else f"{d.name} is a data set of your own: its images belong into class folders in {folder}.")
+    return (
+        s["text"].format(folder=folder, **s)
+        if s
+        else f"{d.name} is a data set of your own: its images belong into class folders in {folder}."
+    )
 
 # %% ../nbs/03_data.ipynb #e84e04bd
 def get_source(
-    d:Dataset, # what is wanted
-    folder     # where it should be
-) -> Path:     # the folder, with whatever archives lie there unpacked
+    d: Dataset,  # what is wanted
+    folder,  # where it should be
+) -> Path:  # the folder, with whatever archives lie there unpacked
     "Download where that is possible, then unpack."
-    folder = Path(folder); url = SOURCES.get(d.name,{}).get("url","")
-    if not folder.is_dir() and url and folder.name==d.name:
-        print(how_to_get(d,folder.name)+"\nDownloading it now.")
-        fetch(url,folder/Path(url).name,tries=3)
+    folder = Path(folder)
+    url = SOURCES.get(d.name, {}).get("url", "")
+    if not folder.is_dir() and url and folder.name == d.name:
+        print(how_to_get(d, folder.name) + "\nDownloading it now.")
+        fetch(url, folder / Path(url).name, tries=3)
     for z in sorted(folder.glob("*.zip")) if folder.is_dir() else []:
-        if z.with_suffix("").exists(): continue
-        if not z.is_file(): raise NotAFile(z,"no ordinary file")
-        unpack(z,z.with_suffix(""))
+        if z.with_suffix("").exists():
+            continue
+        if not z.is_file():
+            raise NotAFile(z, "no ordinary file")
+        unpack(z, z.with_suffix(""))
     return folder
 
 # %% ../nbs/03_data.ipynb #2955d229
-IMAGES = (".png",".jpg",".jpeg",".bmp",".tif",".tiff",".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 "What counts as an image file."
-TABLES = (".csv",".tsv",".tab",".psv",".jsonl",".ndjson",".json",".txt")
+TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson", ".json", ".txt")
 "What may be a table."
-SHEETS = (".xls",".xlsx",".xlsm",".ods")
+SHEETS = (".xls", ".xlsx", ".xlsm", ".ods")
 "Tables that must be saved as text first."
-BESIDE = (*TABLES,*SHEETS,".md",".yaml",".yml",".zip",".html",".pdf",".db",".ini",".lock",".part")
+BESIDE = (
+    *TABLES,
+    *SHEETS,
+    ".md",
+    ".yaml",
+    ".yml",
+    ".zip",
+    ".html",
+    ".pdf",
+    ".db",
+    ".ini",
+    ".lock",
+    ".part",
+)
 "What may lie beside images and is none."
 
 # %% ../nbs/03_data.ipynb #532e1f8f
-def _names(names,cls): return {label_key(n):cls for n in names.split(", ")}
+def _names(names, cls):
+    return {label_key(n): cls for n in names.split(", ")}
 
 # %% ../nbs/03_data.ipynb #484fbbd4
-LABELS = dict(skin=
-    _names("nv, nevus, melanocytic nevus, nevus nos junctional, nevus nos compound, nevus nos dermal","common_nevus")|
-    _names("mel, melanoma nos, melanoma invasive, melanoma in situ","melanoma")|
-    _names("bcc, scc, basal cell carcinoma, squamous cell carcinoma, squamous cell carcinoma nos, "
-           "squamous cell carcinoma invasive, squamous cell carcinoma in situ","carcinoma")|
-    _names("sk, seborrheic keratosis","seborrheic_keratosis")|_names("solar lentigo","lentigo_solaris")|_names("df","dermatofibroma")|
-    _names("vasc, angioma, hemangioma, angiokeratoma, benign soft tissue proliferations vascular","vascular_lesion")|
-    _names("ak, akiec, solar or actinic keratosis","actinic_keratosis")|_names("bkl, pigmented benign keratosis","benign_keratosis"))
+LABELS = dict(
+    skin=_names(
+        "nv, nevus, melanocytic nevus, nevus nos junctional, nevus nos compound, nevus nos dermal",
+        "common_nevus",
+    )
+    | _names("mel, melanoma nos, melanoma invasive, melanoma in situ", "melanoma")
+    | _names(
+        "bcc, scc, basal cell carcinoma, squamous cell carcinoma, squamous cell carcinoma nos, "
+        "squamous cell carcinoma invasive, squamous cell carcinoma in situ",
+        "carcinoma",
+    )
+    | _names("sk, seborrheic keratosis", "seborrheic_keratosis")
+    | _names("solar lentigo", "lentigo_solaris")
+    | _names("df", "dermatofibroma")
+    | _names(
+        "vasc, angioma, hemangioma, angiokeratoma, benign soft tissue proliferations vascular",
+        "vascular_lesion",
+    )
+    | _names("ak, akiec, solar or actinic keratosis", "actinic_keratosis")
+    | _names("bkl, pigmented benign keratosis", "benign_keratosis")
+)
 "What the ISIC Archive and HAM10000 call the paper's classes. `benign_keratosis` is none of them."
 
 # %% ../nbs/03_data.ipynb #4a871153
 STAND_INS = dict(
     bkl="HAM10000's bkl mixes seborrheic keratoses, solar lentigines and lichen-planus-like keratoses: "
-        "kept as benign_keratosis, not a class of the paper",
-    akiec="HAM10000's akiec mixes actinic keratoses and Bowen's disease: taken as actinic_keratosis")
+    "kept as benign_keratosis, not a class of the paper",
+    akiec="HAM10000's akiec mixes actinic keratoses and Bowen's disease: taken as actinic_keratosis",
+)
 "Labels that do not quite mean what the paper's class means."
 
 # %% ../nbs/03_data.ipynb #e3330bd0
 def known_labels(
-    d:Dataset # its name, classes and labels
-) -> dict:    # label -> class folder
+    d: Dataset,  # its name, classes and labels
+) -> dict:  # label -> class folder
     "Every label of which it is known what it means."
     return LABELS.get(d.name, {}) | {c: c for c in d.counts} | d.labels
 
 # %% ../nbs/03_data.ipynb #3668ae6d
 def known_classes(
-    labels,   # any, as written
-    d:Dataset # knows the classes
-) -> dict:    # label -> class folder, empty for none
+    labels,  # any, as written
+    d: Dataset,  # knows the classes
+) -> dict:  # label -> class folder, empty for none
     "Which known class each label means: exactly as written, or by the normal form."
     known, alike = known_labels(d), {}
     for label, cls in known.items():
         alike.setdefault(label_key(label), set()).add(cls)
+
     def meant(label):
         close = alike.get(label_key(label) or None, set())
-        return known.get(label) or (min(close) if len(close)==1 else "")
+        return known.get(label) or (min(close) if len(close) == 1 else "")
+
     return {label: meant(label) for label in set(labels)}
 
 # %% ../nbs/03_data.ipynb #0648bd74
 def class_of(
-    label:str,    # in a table, or a folder's name
-    d:Dataset,    # knows the classes
-    folder:bool=False
-) -> str:         # class folder, empty for none
+    label: str,  # in a table, or a folder's name
+    d: Dataset,  # knows the classes
+    folder: bool = False,
+) -> str:  # class folder, empty for none
     "Which class a label stands for."
     cls = known_classes([label], d)[label]
     if cls or (known_labels(d) and not (folder and d.name in DATASETS)):
@@ -298,144 +444,187 @@ def class_of(
     return as_folder(label) if folder else class_folder(label)
 
 # %% ../nbs/03_data.ipynb #da1b6f5c
-def _loose(t, d): # (class, label) of labels that nobody has mapped expressly
+def _loose(t, d):  # (class, label) of labels that nobody has mapped expressly
     known = known_labels(d)
     forms = set(map(label_key, known)) if d.name in DATASETS else set()
-    pairs = t[t.why==""][["cls", "label"]].drop_duplicates()
-    return [(c, s) for c, s in pairs.itertuples(index=False)
-            if not (s in known or label_key(s) in forms)]
+    pairs = t[t.why == ""][["cls", "label"]].drop_duplicates()
+    return [
+        (c, s)
+        for c, s in pairs.itertuples(index=False)
+        if not (s in known or label_key(s) in forms)
+    ]
 
 # %% ../nbs/03_data.ipynb #f0408db6
 def refuse_collisions(
-    t:pd.DataFrame, # the list
-    d:Dataset       # what the user has said of labels
+    t: pd.DataFrame,  # the list
+    d: Dataset,  # what the user has said of labels
 ):
     "Stop where two labels would become one class, or two classes one caption."
-    pairs = t[t.why==""][["cls", "label"]].drop_duplicates()
+    pairs = t[t.why == ""][["cls", "label"]].drop_duplicates()
     first, loose = {}, _loose(t, d)
     for cls, label in sorted(pairs.itertuples(index=False), key=lambda x: x in loose):
-        if len(os.fsencode(cls))>200:
-            raise ValueError(f"The label {label[:50]+'...'!r} has {len(os.fsencode(cls))} bytes, and a class is "
-                             "called by 200 at most. Give it a shorter name: in its place, or in dataset.yaml "
-                             "under `categories`, as LABEL: NAME.")
+        if len(os.fsencode(cls)) > 200:
+            raise ValueError(
+                f"The label {label[:50] + '...'!r} has {len(os.fsencode(cls))} bytes, and a class is "
+                "called by 200 at most. Give it a shorter name: in its place, or in dataset.yaml "
+                "under `categories`, as LABEL: NAME."
+            )
         other = first.setdefault(label_key(cls), (cls, label))
-        if other[1]==label or (other[0]==cls and (cls, label) not in loose):
+        if other[1] == label or (other[0] == cls and (cls, label) not in loose):
             continue
-        alike = len({visible_text(x) for x in (other[1], label)})==1
+        alike = len({visible_text(x) for x in (other[1], label)}) == 1
         a, b = (json.dumps(x, ensure_ascii=alike) for x in (other[1], label))
         raise ValueError(
             f"The labels {a} and {b} would both be called {category(cls)!r}. If they mean "
             "the same, say so in dataset.yaml, with one name for both:\ncategories:\n"
             f"  {a}: NAME\n  {b}: NAME\nIf not, give each a name of its own there"
-            +(" (or rename them: dataset.yaml is not for the paper's data sets)."
-              if d.name in DATASETS else "."))
+            + (
+                " (or rename them: dataset.yaml is not for the paper's data sets)."
+                if d.name in DATASETS
+                else "."
+            )
+        )
 
 # %% ../nbs/03_data.ipynb #9d5f1108
-def _closed(e): # a folder that may not be opened can hold a whole class
-    if isinstance(e,FileNotFoundError): return
+def _closed(e):  # a folder that may not be opened can hold a whole class
+    if isinstance(e, FileNotFoundError):
+        return
     raise PermissionError(
         f"A folder among the images may not be opened ({e.strerror}), and it may hold a whole class. "
-        "`find FOLDER ! -readable` names it: give yourself the right to read it, or move it away.") from e
+        "`find FOLDER ! -readable` names it: give yourself the right to read it, or move it away."
+    ) from e
 
-def _visible(folder): # everything that is not hidden, sorted, relative to it, with "/"
-    out,been = [],{}
-    for at,dirs,files in os.walk(folder,followlinks=True,onerror=_closed):
+
+def _visible(folder):  # everything that is not hidden, sorted, relative to it, with "/"
+    out, been = [], {}
+    for at, dirs, files in os.walk(folder, followlinks=True, onerror=_closed):
         here = os.path.realpath(at)
-        start = os.path.join(os.path.relpath(at, folder), "").replace(os.sep, "/").removeprefix("./")
+        start = (
+            os.path.join(os.path.relpath(at, folder), "")
+            .replace(os.sep, "/")
+            .removeprefix("./")
+        )
         first = been.setdefault(here, start)
-        if first!=start:
+        if first != start:
             dirs[:] = []
-            if start.startswith(first): # a link that leads back
+            if start.startswith(first):  # a link that leads back
                 continue
-            raise ValueError(f"{first} and {start} are one folder, by a link: which class its images "
-                             "have is not clear. Remove the link.")
-        solid = [x for x in dirs if x.lower().endswith(IMAGES)] # a folder in an image's place
-        dirs[:] = [x for x in dirs if not x.startswith((".","__MACOSX")) and x not in solid]
-        out += [start+f for f in files+solid if not f.startswith(".")]
+            raise ValueError(
+                f"{first} and {start} are one folder, by a link: which class its images "
+                "have is not clear. Remove the link."
+            )
+        solid = [
+            x for x in dirs if x.lower().endswith(IMAGES)
+        ]  # a folder in an image's place
+        dirs[:] = [
+            x for x in dirs if not x.startswith((".", "__MACOSX")) and x not in solid
+        ]
+        out += [start + f for f in files + solid if not f.startswith(".")]
     return sorted(out)
 
+
 def files_below(
-    folder # anywhere
-) -> list: # sorted paths relative to it, with "/"
+    folder,  # anywhere
+) -> list:  # sorted paths relative to it, with "/"
     "Every file that may be an image. Hidden ones, tables and notes are none."
     return [f for f in _visible(folder) if not f.lower().endswith(BESIDE)]
 
 # %% ../nbs/03_data.ipynb #d244e9ad
-COLUMNS = ["file","label","cls","group","split","text","why"]
+COLUMNS = ["file", "label", "cls", "group", "split", "text", "why"]
 
-def _table(rows): return pd.DataFrame(rows,columns=COLUMNS,dtype=str)
+
+def _table(rows):
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=str)
 
 # %% ../nbs/03_data.ipynb #72e45616
-WRAPPERS = set("image images img imgs photo photos picture pictures pics jpg jpeg png "
-               "jpegimages data dataset input".split())
+WRAPPERS = set(
+    "image images img imgs photo photos picture pictures pics jpg jpeg png "
+    "jpegimages data dataset input".split()
+)
 "Folders that say nothing of their images."
-NO_CLASS = re.compile("(^|_)(images?|imgs?|masks|input|segmentations|annotations)(_|$)"
-                      "|^(mask|labels?|annotation|segmentation|gt|ground_?truth"
-                      f"|bounding_boxes|{'|'.join(sorted(WRAPPERS))})$")
+NO_CLASS = re.compile(
+    "(^|_)(images?|imgs?|masks|input|segmentations|annotations)(_|$)"
+    "|^(mask|labels?|annotation|segmentation|gt|ground_?truth"
+    f"|bounding_boxes|{'|'.join(sorted(WRAPPERS))})$"
+)
 "What folders are called that are no class."
 
 # %% ../nbs/03_data.ipynb #4c50c027
-MASK = re.compile(r"(.+?)[ _.-](mask|segmentation|seg|gt|ground_?truth|superpixels)([_-]?\d+)?")
+MASK = re.compile(
+    r"(.+?)[ _.-](mask|segmentation|seg|gt|ground_?truth|superpixels)([_-]?\d+)?"
+)
 
-def _stem(file): return file.rsplit("/", 1)[-1].rsplit(".", 1)[0].lower()
+
+def _stem(file):
+    return file.rsplit("/", 1)[-1].rsplit(".", 1)[0].lower()
+
 
 def masks(
-    files:list # paths
-) -> dict:     # those that are masks -> the picture they belong to
+    files: list,  # paths
+) -> dict:  # those that are masks -> the picture they belong to
     "Masks lie beside pictures and are named after them."
     pictures = {_stem(f): f for f in files}
     found = {f: MASK.fullmatch(_stem(f)) for f in files}
     return {f: pictures[m[1]] for f, m in found.items() if m and m[1] in pictures}
 
 # %% ../nbs/03_data.ipynb #ac4e9c01
-def _informative(paths): # tuples of folders -> the same without what says nothing
-    while min(map(len, paths))>1 and len({p[0] for p in paths})==1:
+def _informative(paths):  # tuples of folders -> the same without what says nothing
+    while min(map(len, paths)) > 1 and len({p[0] for p in paths}) == 1:
         paths = [p[1:] for p in paths]
     bare = [tuple(x for x in p if x.lower() not in WRAPPERS) or p[-1:] for p in paths]
     depth = set(map(len, bare))
-    if depth=={1} or len(depth)>1:
+    if depth == {1} or len(depth) > 1:
         return bare
-    keep = [i for i in range(min(depth)) if len({p[i] for p in bare})>1]
+    keep = [i for i in range(min(depth)) if len({p[i] for p in bare}) > 1]
     return [tuple(p[i] for i in keep) for p in bare]
 
 # %% ../nbs/03_data.ipynb #c25705d9
-def _class_level(paths): # tuples of folders -> the one of each that is its class
+def _class_level(paths):  # tuples of folders -> the one of each that is its class
     left = _informative(paths)
-    if any(len(p)>1 for p in left):
+    if any(len(p) > 1 for p in left):
         some = ", ".join(sorted({"/".join(p) for p in left})[:3])
         levels = [sorted({p[i] for p in left}) for i in range(min(map(len, left)))]
         fewest = min(levels, key=len)
         raise ValueError(
             f"Images lie in folders within folders ({some}, ...), and which of them is the "
             "class is not clear. Name the classes in dataset.yaml, for example `categories: "
-            f"[{', '.join(fewest[:2])}, ...]`, or put the images into one folder a class.")
+            f"[{', '.join(fewest[:2])}, ...]`, or put the images into one folder a class."
+        )
     names = [p[0] for p in left]
     odd = sorted({n for n in names if NO_CLASS.search(label_key(n))})
     if odd:
         raise ValueError(
-            f"{', '.join(x+'/' for x in odd)}: such a name says what lies in a folder, not "
+            f"{', '.join(x + '/' for x in odd)}: such a name says what lies in a folder, not "
             "which class its images are (masks are no images of a class). Put the images "
             "into folders named after their classes, or beside them a table with the "
-            "columns file_name and label.")
+            "columns file_name and label."
+        )
     return names
 
 # %% ../nbs/03_data.ipynb #26926cce
 def class_folders(
-    files:list, # paths relative to the folder
-    d:Dataset   # knows the classes
-) -> dict:      # file -> (label, class folder, why it has none)
+    files: list,  # paths relative to the folder
+    d: Dataset,  # knows the classes
+) -> dict:  # file -> (label, class folder, why it has none)
     "The class of each file by the folders it lies in."
-    words = _split_words(d) # what is called so is no class
-    paths = {f: tuple(x for x in f.split("/")[:-1] if x.lower() not in words) for f in files}
+    words = _split_words(d)  # what is called so is no class
+    paths = {
+        f: tuple(x for x in f.split("/")[:-1] if x.lower() not in words) for f in files
+    }
     known = known_classes({x for p in paths.values() for x in p}, d)
     out = {f: ("", "", "in no class folder") for f in files}
     for f, p in paths.items():
         hits = [x for x in p if known[x]]
-        if len({known[x] for x in hits})==1:
+        if len({known[x] for x in hits}) == 1:
             out[f] = hits[-1], known[hits[-1]], ""
         elif p:
-            out[f] = p[0], "", " and ".join(hits)+" are both classes" if hits else (
-                f"{'/'.join(p)} is not among the categories of dataset.yaml")
+            out[f] = (
+                p[0],
+                "",
+                " and ".join(hits) + " are both classes"
+                if hits
+                else (f"{'/'.join(p)} is not among the categories of dataset.yaml"),
+            )
     rest = [f for f in files if paths[f] and not any(known[x] for x in paths[f])]
     if rest and (d.name in DATASETS or not known_labels(d)):
         names = _class_level([paths[f] for f in rest])
@@ -445,10 +634,10 @@ def class_folders(
 
 # %% ../nbs/03_data.ipynb #660b6ee4
 def list_tree(
-    files:list,  # paths in class folders
-    d:Dataset,   # knows the classes
-    split_of,    # file -> split
-    below:str="" # the folder's own name, to put before each file
+    files: list,  # paths in class folders
+    d: Dataset,  # knows the classes
+    split_of,  # file -> split
+    below: str = "",  # the folder's own name, to put before each file
 ) -> pd.DataFrame:
     "Images in class folders."
     files = [f for f in files if "/" in f or "." in f]
@@ -457,141 +646,196 @@ def list_tree(
     rows = []
     for f in files:
         label, cls, why = sorted_in.get(f) or ("", "", f"a mask of {covers[f]}")
-        rows.append((below+f, label, cls, "", split_of(f), "", why))
+        rows.append((below + f, label, cls, "", split_of(f), "", why))
     return _table(rows)
 
 # %% ../nbs/03_data.ipynb #f61fbed2
-def _column(name): return re.sub(r"[\W_]+", "", name).lower()
+def _column(name):
+    return re.sub(r"[\W_]+", "", name).lower()
+
 
 CALLED = dict(
     file="file_name file filename path image_id isic_id image image_name img img_id id_code "
-         "image_file image_path img_path file_path image_index video_file img_name".split(),
+    "image_file image_path img_path file_path image_index video_file img_name".split(),
     label="dx diagnosis_5 diagnosis_4 diagnosis_3 diagnosis_2 diagnosis_1 diagnosis label "
-          "class category diagnostic finding class_name class_label retinopathy_grade".split(),
+    "class category diagnostic finding class_name class_label retinopathy_grade".split(),
     group="lesion_id patient_id lesion patient subject_id subject case_id group "
-          "pid patient_no patient_number patient_code study_id participant_id participant person_id".split(),
-    text=["text", "caption"], kind=["image_type"], split=["split", "partition"])
+    "pid patient_no patient_number patient_code study_id participant_id participant person_id".split(),
+    text=["text", "caption"],
+    kind=["image_type"],
+    split=["split", "partition"],
+)
 "What columns are called."
 
 # %% ../nbs/03_data.ipynb #bb976028
 def decode(
-    data:bytes, # a text file
-    name:str    # what to call it
+    data: bytes,  # a text file
+    name: str,  # what to call it
 ) -> str:
     "The text of a file, if there is no doubt about it."
     wide = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     code = "utf-16" if data.startswith(wide) else "utf-8-sig"
-    if data[1:200:2].count(0)>40 or data[:200:2].count(0)>40: # every other byte is empty
-        code = "utf-16" if data.startswith(wide) else "utf-16-le" if data[1]==0 else "utf-16-be"
+    if (
+        data[1:200:2].count(0) > 40 or data[:200:2].count(0) > 40
+    ):  # every other byte is empty
+        code = (
+            "utf-16"
+            if data.startswith(wide)
+            else "utf-16-le"
+            if data[1] == 0
+            else "utf-16-be"
+        )
     try:
         text = data.decode(code)
     except UnicodeDecodeError as e:
-        line = data[:e.start].count(b"\n")+1
-        raise ValueError(f"{name}, line {line}: not {code.removesuffix('-sig').upper()} text. "
-                         "Save it in UTF-8 (in Excel: CSV UTF-8).") from e
+        line = data[: e.start].count(b"\n") + 1
+        raise ValueError(
+            f"{name}, line {line}: not {code.removesuffix('-sig').upper()} text. "
+            "Save it in UTF-8 (in Excel: CSV UTF-8)."
+        ) from e
     if "\ufffd" in text or "\0" in text:
-        raise ValueError(f"{name} holds characters that stand for lost ones (\ufffd or NUL): "
-                         "export it anew from its source, in UTF-8.")
-    if twice := re.search("Ã[\x80-\xaa\xac-\xba\xbc-\xbf\u0152-\u2122]|Â[\xa0°µ±²³·]", text):
-        raise ValueError(f"{name} holds {twice[0]!r}: its text was decoded in a wrong encoding, and saved. "
-                         "Export it anew from its source, in UTF-8.")
+        raise ValueError(
+            f"{name} holds characters that stand for lost ones (\ufffd or NUL): "
+            "export it anew from its source, in UTF-8."
+        )
+    if twice := re.search(
+        "Ã[\x80-\xaa\xac-\xba\xbc-\xbf\u0152-\u2122]|Â[\xa0°µ±²³·]", text
+    ):
+        raise ValueError(
+            f"{name} holds {twice[0]!r}: its text was decoded in a wrong encoding, and saved. "
+            "Export it anew from its source, in UTF-8."
+        )
     return text
 
 # %% ../nbs/03_data.ipynb #9d3bbbe5
-def _written(value): # of JSON, as text; a list of one is its item
-    if isinstance(value, list) and len(value)<2:
+def _written(value):  # of JSON, as text; a list of one is its item
+    if isinstance(value, list) and len(value) < 2:
         return _written(value[0]) if value else ""
     if value is None or isinstance(value, str):
         return (value or "").strip()
     return json.dumps(value, ensure_ascii=False)
 
-def _records(text, name, rows): # JSON: one object a line, or a list of them
+
+def _records(text, name, rows):  # JSON: one object a line, or a list of them
     load = partial(json.loads, parse_int=str, parse_float=str, parse_constant=str)
     lines = [x.strip() for x in text.split("\n") if x.strip()]
     one_a_line = not name.lower().endswith(".json") or (
-        len(lines)>1 and all(x[0]+x[-1]=="{}" for x in lines))
+        len(lines) > 1 and all(x[0] + x[-1] == "{}" for x in lines)
+    )
     try:
         found = [load(x) for x in lines[:rows]] if one_a_line else load(text)
     except ValueError as e:
         raise ValueError(f"{name} holds what is not JSON: {e}.") from e
     if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
-        raise ValueError(f"{name} must be a list of objects, one an image, such as "
-                         '{"file_name": "1.jpg", "label": "polyp"}.')
-    return pd.DataFrame([{k: _written(v) for k, v in x.items()} for x in found]).fillna("")
+        raise ValueError(
+            f"{name} must be a list of objects, one an image, such as "
+            '{"file_name": "1.jpg", "label": "polyp"}.'
+        )
+    return pd.DataFrame([{k: _written(v) for k, v in x.items()} for x in found]).fillna(
+        ""
+    )
 
 # %% ../nbs/03_data.ipynb #7543be73
-def _separator(header): # of columns: the one that shows most known names, then most names
+def _separator(
+    header,
+):  # of columns: the one that shows most known names, then most names
     def score(s):
         names = next(csv.reader([header], delimiter=s), [])
         known = {_column(n) for n in sum(CALLED.values(), [])}
         return len(known & set(map(_column, names))), len(names)
+
     return max(",;\t|", key=score)
 
 # %% ../nbs/03_data.ipynb #e98dfecc
-def _delimited(text, name, rows): # comma, semicolon, tab or bar
-    said = re.match('"?sep=(.)"?[\r\n]+', text) # Excel's own first line
-    text = text[said.end():] if said else text.lstrip("\r\n")
+def _delimited(text, name, rows):  # comma, semicolon, tab or bar
+    said = re.match('"?sep=(.)"?[\r\n]+', text)  # Excel's own first line
+    text = text[said.end() :] if said else text.lstrip("\r\n")
     sep = said[1] if said else _separator(re.split("[\r\n]", text, maxsplit=1)[0])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, skipinitialspace=True,
-                        strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=sep, skipinitialspace=True, strict=True
+    )
     out = []
     try:
         header = [x.strip() for x in next(reader, [])]
         for row in reader:
             row = [x.strip() for x in row]
-            row = [x[2:-1] if x.startswith('="') else x for x in row] # as Excel keeps text
-            if any(row[len(header):]):
+            row = [
+                x[2:-1] if x.startswith('="') else x for x in row
+            ]  # as Excel keeps text
+            if any(row[len(header) :]):
                 raise csv.Error(f"{len(row)} fields instead of {len(header)}")
             if any(row):
-                out.append((row+[""]*len(header))[:len(header)])
-            if rows and len(out)==rows:
+                out.append((row + [""] * len(header))[: len(header)])
+            if rows and len(out) == rows:
                 break
     except csv.Error as e:
-        raise ValueError(f"{name}, line {reader.line_num+bool(said)}: {e}. Put texts that hold "
-                         f"{sep!r} or line breaks in double quotes; the first line names the columns.") from e
+        raise ValueError(
+            f"{name}, line {reader.line_num + bool(said)}: {e}. Put texts that hold "
+            f"{sep!r} or line breaks in double quotes; the first line names the columns."
+        ) from e
     return pd.DataFrame(out, columns=header, dtype=str)
 
 # %% ../nbs/03_data.ipynb #ebc12988
 def read_table(
-    path,         # separated by commas, semicolons, tabs or bars; or JSON
-    rows:int=None # only the first so many
-) -> pd.DataFrame: # everything as text
+    path,  # separated by commas, semicolons, tabs or bars; or JSON
+    rows: int = None,  # only the first so many
+) -> pd.DataFrame:  # everything as text
     "A table, whatever its dialect."
     path = Path(path)
     text = decode(read_file(path), path.name)
-    read = _records if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else _delimited
+    read = (
+        _records
+        if path.suffix.lower() in (".json", ".jsonl", ".ndjson")
+        else _delimited
+    )
     t = read(text, path.name, rows)
-    twice = [k for k, n in Counter(map(_column, t.columns)).items() if n>1 and k in {
-        _column(n) for n in sum(CALLED.values(), [])}]
+    twice = [
+        k
+        for k, n in Counter(map(_column, t.columns)).items()
+        if n > 1 and k in {_column(n) for n in sum(CALLED.values(), [])}
+    ]
     if twice:
         raise ValueError(f"{path.name} has two columns called {twice[0]}: keep one.")
     return t
 
 # %% ../nbs/03_data.ipynb #f9043381
 def columns_of(
-    t:pd.DataFrame # a table
-) -> dict:         # kind -> the table's own names, in the order of CALLED
+    t: pd.DataFrame,  # a table
+) -> dict:  # kind -> the table's own names, in the order of CALLED
     "Which column is what."
     own = {_column(c): c for c in t.columns}
-    return {kind: [own[_column(n)] for n in names if _column(n) in own]
-            for kind, names in CALLED.items()}
+    return {
+        kind: [own[_column(n)] for n in names if _column(n) in own]
+        for kind, names in CALLED.items()
+    }
 
 # %% ../nbs/03_data.ipynb #69d34b16
-ENDING = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp|gif|dcm|dicom|heic|nii|svs|jp2|p[gp]m)$", re.I)
+ENDING = re.compile(
+    r"\.(png|jpe?g|bmp|tiff?|webp|gif|dcm|dicom|heic|nii|svs|jp2|p[gp]m)$", re.I
+)
 
-def _composed(text): return unicodedata.normalize("NFC", text)
 
-def _folded(text): return _composed(text).casefold()
+def _composed(text):
+    return unicodedata.normalize("NFC", text)
 
-def _bare(file): # without its ending
+
+def _folded(text):
+    return _composed(text).casefold()
+
+
+def _bare(file):  # without its ending
     return file.rsplit(".", 1)[0] if "." in file.rsplit("/", 1)[-1] else file
+
 
 class FileIndex:
     "Finds the files that a table means."
-    def __init__(self, files:list): # paths
+
+    def __init__(self, files: list):  # paths
         self.files, self.ends, self.found = files, {}, {}
 
-    def alike(self, name, bare): # files whose path ends so, in any case and form of accents
+    def alike(
+        self, name, bare
+    ):  # files whose path ends so, in any case and form of accents
         if bare not in self.ends:
             ends = self.ends[bare] = {}
             for f in self.files:
@@ -600,17 +844,19 @@ class FileIndex:
                     ends.setdefault("/".join(parts[i:]), []).append(f)
         return self.ends[bare].get(_folded(name), [])
 
-    def fits(self, name, bare): # the same, as exactly as it goes
+    def fits(self, name, bare):  # the same, as exactly as it goes
         found = self.alike(name, bare)
         for fold in (str, _composed, _folded) if found else ():
-            exact = [f for f in found if ("/"+fold(bare(f))).endswith("/"+fold(name))]
+            exact = [
+                f for f in found if ("/" + fold(bare(f))).endswith("/" + fold(name))
+            ]
             if exact:
-                return [f for f in exact if f.count("/")==name.count("/")] or exact
+                return [f for f in exact if f.count("/") == name.count("/")] or exact
         return []
 
 # %% ../nbs/03_data.ipynb #cebb55e4
 @patch
-def search(self:FileIndex, name): # what `find` has not looked for yet
+def search(self: FileIndex, name):  # what `find` has not looked for yet
     text = name.strip().replace("\\", "/")
     parts = [x for x in text.split("/") if x not in ("", ".")]
     if ".." in parts:
@@ -618,7 +864,11 @@ def search(self:FileIndex, name): # what `find` has not looked for yet
     for i in range(len(parts)):
         end = "/".join(parts[i:])
         for form in dict.fromkeys((end, unquote(end))):
-            for query, bare in ((form, str), (form, _bare), (ENDING.sub("", form), _bare)):
+            for query, bare in (
+                (form, str),
+                (form, _bare),
+                (ENDING.sub("", form), _bare),
+            ):
                 if found := self.fits(query, bare):
                     return found
     return []
@@ -626,45 +876,58 @@ def search(self:FileIndex, name): # what `find` has not looked for yet
 # %% ../nbs/03_data.ipynb #a15d78c1
 @patch
 def find(
-    self:FileIndex,
-    name:str # as a table writes it
-) -> list:   # the one file it means, several if that is not clear, or none
+    self: FileIndex,
+    name: str,  # as a table writes it
+) -> list:  # the one file it means, several if that is not clear, or none
     "The files that fit the longest end of a name's path."
     if name not in self.found:
         self.found[name] = self.search(name)
     return self.found[name]
 
 # %% ../nbs/03_data.ipynb #52999480
-NOBODY = set("unknown unk none nan na n_a null nil minus minus_minus not_available missing "
-             "unspecified anonymous anon undefined no_id".split())
+NOBODY = set(
+    "unknown unk none nan na n_a null nil minus minus_minus not_available missing "
+    "unspecified anonymous anon undefined no_id".split()
+)
 "Values that name nobody, as `label_key` writes them."
 
+
 def stand_ins(
-    values:list # of a column of patients or lesions
-) -> dict:      # those that name nobody -> rows
+    values: list,  # of a column of patients or lesions
+) -> dict:  # those that name nobody -> rows
     "Which values mean that nothing is known."
     n = Counter(v for v in values if v)
-    nobody = {v for v in n if not re.search(r"\d", v) and label_key(v) in NOBODY|{""}}
-    most = [(None, 0), *sorted(((v, n[v]) for v in n if v not in nobody), key=lambda x: x[1])]
-    for v in set(n)-nobody:
-        others = most[-2][1] if v==most[-1][0] else most[-1][1]
-        if n[v]>max(1, len(values)/2, 5*others): # one for all, or nearly
+    nobody = {v for v in n if not re.search(r"\d", v) and label_key(v) in NOBODY | {""}}
+    most = [
+        (None, 0),
+        *sorted(((v, n[v]) for v in n if v not in nobody), key=lambda x: x[1]),
+    ]
+    for v in set(n) - nobody:
+        others = most[-2][1] if v == most[-1][0] else most[-1][1]
+        if n[v] > max(1, len(values) / 2, 5 * others):  # one for all, or nearly
             nobody.add(v)
-        elif re.fullmatch(r"-?(0+|1|9{3,})(\.0)?", v) and v!="1" and n[v]>max(1, 2*others):
+        elif (
+            re.fullmatch(r"-?(0+|1|9{3,})(\.0)?", v)
+            and v != "1"
+            and n[v] > max(1, 2 * others)
+        ):
             nobody.add(v)
     return {v: n[v] for v in sorted(nobody)}
 
 # %% ../nbs/03_data.ipynb #4cdf76d8
-def _discreet(value): # what most rows share could be a person's name
-    plain = label_key(value) in NOBODY|{""} or re.fullmatch(r"[-0-9.]{1,4}", value)
+def _discreet(value):  # what most rows share could be a person's name
+    plain = label_key(value) in NOBODY | {""} or re.fullmatch(r"[-0-9.]{1,4}", value)
     return repr(value) if plain else "of most rows"
 
-def _ties(t, columns): # rows of a table -> what each is tied to, and what to say
+
+def _ties(t, columns):  # rows of a table -> what each is tied to, and what to say
     ties, told = [[] for _ in range(len(t))], []
     for c in columns:
         nobody = stand_ins(t[c].tolist())
-        told += [f"{c} {_discreet(v)} ({n:,} rows) names nobody: these images form no group"
-                 for v, n in nobody.items()]
+        told += [
+            f"{c} {_discreet(v)} ({n:,} rows) names nobody: these images form no group"
+            for v, n in nobody.items()
+        ]
         for tie, v in zip(ties, t[c]):
             if v and v not in nobody:
                 tie.append(f"{c}={v}")
@@ -672,24 +935,31 @@ def _ties(t, columns): # rows of a table -> what each is tied to, and what to sa
 
 # %% ../nbs/03_data.ipynb #dd8145ae
 def one_hot(
-    t:pd.DataFrame, # a table without a column of labels
-    d:Dataset       # knows the classes
-) -> list|None:     # a label a row, or None where columns do not say it
+    t: pd.DataFrame,  # a table without a column of labels
+    d: Dataset,  # knows the classes
+) -> list | None:  # a label a row, or None where columns do not say it
     "Read the class off columns of 0 and 1."
     known = sum(columns_of(t).values(), [])
-    bits = [c for c in t.columns if c and c not in known
-            and set(t[c])<={"0", "1", "0.0", "1.0"}]
+    bits = [
+        c
+        for c in t.columns
+        if c and c not in known and set(t[c]) <= {"0", "1", "0.0", "1.0"}
+    ]
     named = [c for c, x in known_classes(bits, d).items() if x]
     ones = t[bits].isin(["1", "1.0"])
-    if len(bits)<2 or not (named if known_labels(d) else (ones.sum(axis=1)==1).all()):
+    if len(bits) < 2 or not (
+        named if known_labels(d) else (ones.sum(axis=1) == 1).all()
+    ):
         return None
     rows = [[c for c in bits if row[c]] for row in ones.to_dict("records")]
-    return [json.dumps(x) if len(x)>1 else x[0] if x else "" for x in rows]
+    return [json.dumps(x) if len(x) > 1 else x[0] if x else "" for x in rows]
 
 # %% ../nbs/03_data.ipynb #6cd9d73d
-def _items(label, single=()): # of a cell that may hold a list, of labels that stand alone elsewhere
+def _items(
+    label, single=()
+):  # of a cell that may hold a list, of labels that stand alone elsewhere
     parts = re.split(r"\s*[|;]\s*|,\s+", label)
-    if len(parts)>1 and set(parts)<=set(single):
+    if len(parts) > 1 and set(parts) <= set(single):
         return parts
     if not re.fullmatch(r"\[.*\]", label, re.S):
         return [label] if label else []
@@ -700,30 +970,39 @@ def _items(label, single=()): # of a cell that may hold a list, of labels that s
 
 # %% ../nbs/03_data.ipynb #db227aeb
 def label_columns(
-    t:pd.DataFrame, # a table
-    d:Dataset,      # knows the classes
-    name:str        # of the table
-) -> list:          # columns to look for a label in, the most special first
+    t: pd.DataFrame,  # a table
+    d: Dataset,  # knows the classes
+    name: str,  # of the table
+) -> list:  # columns to look for a label in, the most special first
     "Which columns say the class."
     columns = columns_of(t)["label"]
-    if len(columns)<2 or d.name in LABELS:
+    if len(columns) < 2 or d.name in LABELS:
         return columns
     known = known_labels(d)
-    fit = [c for c in columns if any(known_classes(set(t[c]), d).values())] if known else columns
-    if len(fit)!=1:
-        raise ValueError(f"{name}: {', '.join(columns)} could all hold the classes. Rename those "
-                         "that are not meant, or list the classes in dataset.yaml.")
+    fit = (
+        [c for c in columns if any(known_classes(set(t[c]), d).values())]
+        if known
+        else columns
+    )
+    if len(fit) != 1:
+        raise ValueError(
+            f"{name}: {', '.join(columns)} could all hold the classes. Rename those "
+            "that are not meant, or list the classes in dataset.yaml."
+        )
     return fit
 
 # %% ../nbs/03_data.ipynb #730e6657
-NO_LABEL = re.compile(r"#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|#+)|\{.*\}", re.S)
+NO_LABEL = re.compile(
+    r"#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|#+)|\{.*\}", re.S
+)
 "What spreadsheets write in place of what they could not read (`+ER` is a formula to them), and objects of JSON."
 
+
 def table_labels(
-    t:pd.DataFrame, # a table
-    d:Dataset,      # knows the classes
-    name:str        # of the table
-) -> list|None:     # (label, class folder, why it has none) a row; None without labels
+    t: pd.DataFrame,  # a table
+    d: Dataset,  # knows the classes
+    name: str,  # of the table
+) -> list | None:  # (label, class folder, why it has none) a row; None without labels
     "The class of each row."
     columns = label_columns(t, d, name)
     single = one_hot(t, d) if not columns else None
@@ -732,135 +1011,203 @@ def table_labels(
     cells = [[x] for x in single] if single else t[columns].values.tolist()
     every = {x for row in cells for x in row}
     if odd := next((x for x in sorted(every) if NO_LABEL.fullmatch(x)), ""):
-        raise ValueError(f"{name}: {odd[:60]!r} is no label, but what is left of one in a spreadsheet, or an "
-                         "object. Write the name of the class in its place.")
+        raise ValueError(
+            f"{name}: {odd[:60]!r} is no label, but what is left of one in a spreadsheet, or an "
+            "object. Write the name of the class in its place."
+        )
     items = {x: [x] if x in known_labels(d) else _items(x, every) for x in every}
     rows = [[items[x] for x in row if x] for row in cells]
     cls = {x: class_of(x, d) for x in {x for row in rows for cell in row for x in cell}}
+
     def read(row):
-        if any(len(cell)>1 for cell in row):
-            return "", "", "several labels: "+", ".join(max(row, key=len))
+        if any(len(cell) > 1 for cell in row):
+            return "", "", "several labels: " + ", ".join(max(row, key=len))
         flat = [cell[0] for cell in row if cell]
         label = next((x for x in flat if cls[x]), flat[0] if flat else "")
-        return label, cls.get(label, ""), "" if cls.get(label) else (
-            f"label {label!r} is none of the classes" if label else "no label")
+        return (
+            label,
+            cls.get(label, ""),
+            ""
+            if cls.get(label)
+            else (f"label {label!r} is none of the classes" if label else "no label"),
+        )
+
     return [read(row) for row in rows]
 
 # %% ../nbs/03_data.ipynb #cc4757d8
-SPLITS = dict(train="train",training="train",test="test",testing="test",val="val",valid="val",validation="val",dev="val")
+SPLITS = dict(
+    train="train",
+    training="train",
+    test="test",
+    testing="test",
+    val="val",
+    valid="val",
+    validation="val",
+    dev="val",
+)
 "What folders of a split are called."
 
-def _split_words(d): # the same, but for those that the user calls classes
+
+def _split_words(d):  # the same, but for those that the user calls classes
     known = {x.lower() for x in known_labels(d)}
     return {k: v for k, v in SPLITS.items() if k not in known}
 
+
 def split_column(
-    t:pd.DataFrame # a table
-) -> str:          # the column that gives a split by name or by its words, empty for none
+    t: pd.DataFrame,  # a table
+) -> str:  # the column that gives a split by name or by its words, empty for none
     "Which column says what is for training."
     c = columns_of(t)
     known = sum(c.values(), [])
-    cells = {x: t[x].unique() for x in t.columns
-             if x and x not in known and isinstance(t[x], pd.Series)}
-    words = {x: {w.lower() for w in v if w} for x, v in cells.items() if len(v)<20}
-    found = [*c["split"], *(x for x, v in words.items() if len(v)>1 and v<=SPLITS.keys())]
+    cells = {
+        x: t[x].unique()
+        for x in t.columns
+        if x and x not in known and isinstance(t[x], pd.Series)
+    }
+    words = {x: {w.lower() for w in v if w} for x, v in cells.items() if len(v) < 20}
+    found = [
+        *c["split"],
+        *(x for x, v in words.items() if len(v) > 1 and v <= SPLITS.keys()),
+    ]
     return found[0] if found else ""
 
 # %% ../nbs/03_data.ipynb #47c54ddc
 def table_splits(
-    t:pd.DataFrame, # a table
-    name:str        # of it
-) -> list:          # train, test, val or nothing, a row
+    t: pd.DataFrame,  # a table
+    name: str,  # of it
+) -> list:  # train, test, val or nothing, a row
     "The split of each row."
     column = split_column(t)
-    words = t[column].tolist() if column else [""]*len(t)
+    words = t[column].tolist() if column else [""] * len(t)
     odd = sorted({w for w in words if w and w.lower() not in SPLITS})
     if odd:
-        raise ValueError(f"{name}: {column} says {', '.join(odd[:5])}, which is not clear. "
-                         f"Write train, test or val (known: {', '.join(SPLITS)}).")
+        raise ValueError(
+            f"{name}: {column} says {', '.join(odd[:5])}, which is not clear. "
+            f"Write train, test or val (known: {', '.join(SPLITS)})."
+        )
     given = any(words)
     return [SPLITS.get(w.lower(), "none" if given else "") for w in words]
 
 # %% ../nbs/03_data.ipynb #fec7a219
-def _said(split, lies, why): # by the table, by the folder -> split, why the file is left out
-    if split=="none" and not lies:
+def _said(
+    split, lies, why
+):  # by the table, by the folder -> split, why the file is left out
+    if split == "none" and not lies:
         return "", why or "no split is given for it, but for others"
     if split not in ("", "none") and lies not in ("", split):
         return lies, why or f"the table puts it into {split}, its folder into {lies}"
     return lies or split, why
 
-def _merged(rows): # of one file -> one row
+
+def _merged(rows):  # of one file -> one row
     use = [r for r in rows if not r[-1]] or rows[:1]
     for i, what in ((2, "labels"), (4, "splits")):
-        said = sorted({r[1 if i==2 else i] for r in use}) if len({r[i] for r in use})>1 else []
+        said = (
+            sorted({r[1 if i == 2 else i] for r in use})
+            if len({r[i] for r in use}) > 1
+            else []
+        )
         if said:
-            return (*use[0][:-1], f"the table gives it several {what}: {' and '.join(said)}")
+            return (
+                *use[0][:-1],
+                f"the table gives it several {what}: {' and '.join(said)}",
+            )
     ties = dict.fromkeys(x for r in use for x in r[3].split("\n") if x)
     return (*use[0][:3], "\n".join(ties), *use[0][4:])
 
 # %% ../nbs/03_data.ipynb #05cc448f
-def _left_out(files, named, name): # pictures that a table does not name -> why
+def _left_out(files, named, name):  # pictures that a table does not name -> why
     left = [f for f in files if f not in named and f.lower().endswith(IMAGES)]
     covers = masks(files)
     other = [f for f in left if f not in covers]
-    if len(other)>len(named):
-        raise ValueError(f"{name} names {len(named):,} of the {len(named)+len(other):,} images "
-                         "that lie here. Complete it, or move the other images out of the "
-                         "folder; if it is no table of these images, move it out.")
-    return {f: f"a mask of {covers[f]}" if f in covers else f"not named in {name}" for f in left}
+    if len(other) > len(named):
+        raise ValueError(
+            f"{name} names {len(named):,} of the {len(named) + len(other):,} images "
+            "that lie here. Complete it, or move the other images out of the "
+            "folder; if it is no table of these images, move it out."
+        )
+    return {
+        f: f"a mask of {covers[f]}" if f in covers else f"not named in {name}"
+        for f in left
+    }
 
 # %% ../nbs/03_data.ipynb #1e384a27
-def _beside(t, more, index, name): # a table with what another says of the same files
-    files, said = ([*map(tuple, map(index.find, x[_name_column(x, index)]))] for x in (t, more))
-    twice = [f[0] for f, n in Counter(said).items() if f and n>1]
-    if twice or not set(files)&set(said)-{()}:
-        raise ValueError(f"{name} cannot be joined to the table of labels: it "+(
-            f"names {twice[0]} twice." if twice else "names other images."))
+def _beside(t, more, index, name):  # a table with what another says of the same files
+    files, said = (
+        [*map(tuple, map(index.find, x[_name_column(x, index)]))] for x in (t, more)
+    )
+    twice = [f[0] for f, n in Counter(said).items() if f and n > 1]
+    if twice or not set(files) & set(said) - {()}:
+        raise ValueError(
+            f"{name} cannot be joined to the table of labels: it "
+            + (f"names {twice[0]} twice." if twice else "names other images.")
+        )
     rows = dict(zip(said, more.to_dict("records")))
     c = columns_of(more)
     add = [x for kind in ("group", "split", "text") for x in c[kind] if x not in t]
     return t.assign(**{x: [rows.get(f, {}).get(x, "") for f in files] for x in add})
 
 # %% ../nbs/03_data.ipynb #c5630c6b
-def _unclear(name, t): # the error for a table that cannot be used
+def _unclear(name, t):  # the error for a table that cannot be used
     return ValueError(
         f"{name} names images that lie here, but what it says of them is not clear. Its "
         f"columns: {', '.join(map(repr, t.columns[:30]))}. Call the column of file names "
         "file_name and that of the classes label (others that are known: patient_id, "
         "lesion_id, split, text), with 0 or 1 in a column a class only if each image has one "
-        "class; or move the table out of the folder.")
+        "class; or move the table out of the folder."
+    )
 
-def _unused(t, d, name, index): # what to say of columns that nothing is read from
+
+def _unused(t, d, name, index):  # what to say of columns that nothing is read from
     c, labels = columns_of(t), label_columns(t, d, name)
-    used = {_name_column(t, index), split_column(t), *labels, *c["group"], *c["text"][:1], *c["kind"]}
-    rest = [x for x in dict.fromkeys(t.columns) if x and x not in used
-            and (labels or not t[x].isin(["0", "1", "0.0", "1.0"]).all())]
-    return [f"columns of the table that are not used: {', '.join(rest)}"] if rest else []
+    used = {
+        _name_column(t, index),
+        split_column(t),
+        *labels,
+        *c["group"],
+        *c["text"][:1],
+        *c["kind"],
+    }
+    rest = [
+        x
+        for x in dict.fromkeys(t.columns)
+        if x
+        and x not in used
+        and (labels or not t[x].isin(["0", "1", "0.0", "1.0"]).all())
+    ]
+    return (
+        [f"columns of the table that are not used: {', '.join(rest)}"] if rest else []
+    )
 
-def _joined(paths, index, more): # one table a split; with more columns by the file's name
+
+def _joined(
+    paths, index, more
+):  # one table a split; with more columns by the file's name
     tables = [read_table(p) for p in paths]
     for p in more:
         tables = [_beside(tables[0], read_table(p), index, p.name)]
-    if len(paths)>1:
-        tables = [t if columns_of(t)["split"] else t.assign(split=p.stem)
-                  for t, p in zip(tables, paths)]
+    if len(paths) > 1:
+        tables = [
+            t if columns_of(t)["split"] else t.assign(split=p.stem)
+            for t, p in zip(tables, paths)
+        ]
     return pd.concat(tables, ignore_index=True).fillna("")
 
 # %% ../nbs/03_data.ipynb #055ab2cf
 def list_csv(
-    index:FileIndex, # of the files
-    paths:list,  # of the table, or of one a split: a row an image
-    d:Dataset,   # knows the classes
-    split_of,    # file -> split, by its folder
-    below:str="", # the folder's own name, to put before each file
-    more=()      # tables of patients, splits or captions, for the same images
-) -> tuple:      # the list, and what is to be said of it
+    index: FileIndex,  # of the files
+    paths: list,  # of the table, or of one a split: a row an image
+    d: Dataset,  # knows the classes
+    split_of,  # file -> split, by its folder
+    below: str = "",  # the folder's own name, to put before each file
+    more=(),  # tables of patients, splits or captions, for the same images
+) -> tuple:  # the list, and what is to be said of it
     "Images named in a table."
     t = _joined(paths, index, more)
     name, c = ", ".join(p.name for p in paths), columns_of(t)
     names = t[_name_column(t, index)]
     found = {x: index.find(x) for x in set(names)}
-    file = [found[x][0] if len(found[x])==1 else "" for x in names]
+    file = [found[x][0] if len(found[x]) == 1 else "" for x in names]
     labels = table_labels(t, d, name)
     if labels is None:
         if not any(c[k] for k in ("group", "split", "text")):
@@ -869,52 +1216,76 @@ def list_csv(
         labels = [by.get(f, ("", "", "")) for f in file]
     ties, told = _ties(t, c["group"])
     told += _unused(t, d, name, index)
-    text, kind = (t[c[k][0]] if c[k] else [""]*len(t) for k in ("text", "kind"))
-    if odd := next((x for x in dict.fromkeys(text) if x and len(_items(x))>1), ""):
-        raise ValueError(f"{name}: {c['text'][0]} holds lists ({odd[:60]}): keep one caption an image.")
+    text, kind = (t[c[k][0]] if c[k] else [""] * len(t) for k in ("text", "kind"))
+    if odd := next((x for x in dict.fromkeys(text) if x and len(_items(x)) > 1), ""):
+        raise ValueError(
+            f"{name}: {c['text'][0]} holds lists ({odd[:60]}): keep one caption an image."
+        )
     rows = {}
     for x, f, (label, cls, why), tie, split, words, k in zip(
-            names, file, labels, ties, table_splits(t, name), text, kind):
-        if d.name=="skin" and k and "dermoscop" not in k.lower():
+        names, file, labels, ties, table_splits(t, name), text, kind
+    ):
+        if d.name == "skin" and k and "dermoscop" not in k.lower():
             why = f"not dermoscopic but {k}"
         if not f:
-            why = "file not found"+(f" for certain: {' and '.join(found[x][:3])} fit"
-                                    if found[x] else "")
+            why = "file not found" + (
+                f" for certain: {' and '.join(found[x][:3])} fit" if found[x] else ""
+            )
         split, why = _said(split, split_of(f or x), why)
-        rows.setdefault(f or x, []).append((below+(f or x), label, cls, tie, split, words, why))
+        rows.setdefault(f or x, []).append(
+            (below + (f or x), label, cls, tie, split, words, why)
+        )
     left = _left_out(index.files, {f for f in file if f}, name)
     out = [_merged(r) for r in rows.values()]
-    return _table(out+[(below+f, "", "", "", split_of(f), "", w) for f, w in left.items()]), told
+    return _table(
+        out + [(below + f, "", "", "", split_of(f), "", w) for f, w in left.items()]
+    ), told
 
 # %% ../nbs/03_data.ipynb #552065aa
-def _mentions(data, index): # does a file of any format speak of several images?
+def _mentions(data, index):  # does a file of any format speak of several images?
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             data = b" ".join(z.read(n) for n in z.namelist() if n.endswith(".xml"))
-    text = data[:1<<24].replace(b"\0", b"").decode("utf-8", "ignore").lower()
-    some = [f.rsplit("/", 1)[-1].lower() for f in index.files[::1+len(index.files)//200]]
+    text = data[: 1 << 24].replace(b"\0", b"").decode("utf-8", "ignore").lower()
+    some = [
+        f.rsplit("/", 1)[-1].lower()
+        for f in index.files[:: 1 + len(index.files) // 200]
+    ]
     stems = [ENDING.sub("", f) for f in some]
     words = {*re.findall(r"[\w-]+", text)}
-    hits = [f in text or not s.isdigit() and (s in words or len(s)>3 and s in text)
-            for f, s in zip(some, stems)]
-    return sum(hits)>=max(1, min(3, len(some)))
+    hits = [
+        f in text or not s.isdigit() and (s in words or len(s) > 3 and s in text)
+        for f, s in zip(some, stems)
+    ]
+    return sum(hits) >= max(1, min(3, len(some)))
 
-def _list_of_names(text, index): # is a text file a list of images?
+
+def _list_of_names(text, index):  # is a text file a list of images?
     lines = [x.split() for x in text.splitlines() if x.strip()][:200]
-    hits = [any(re.search("[A-Za-z]", w) and index.find(w) for w in re.split(r"[\s,;|]+", " ".join(x)))
-            for x in lines]
-    return bool(hits) and sum(hits)>=len(hits)/2
+    hits = [
+        any(
+            re.search("[A-Za-z]", w) and index.find(w)
+            for w in re.split(r"[\s,;|]+", " ".join(x))
+        )
+        for x in lines
+    ]
+    return bool(hits) and sum(hits) >= len(hits) / 2
 
 # %% ../nbs/03_data.ipynb #5ce9c37f
-def _shares(t, index): # column -> share of its cells that name images
+def _shares(t, index):  # column -> share of its cells that name images
     out = {}
     for c in t.columns:
         cells = [x for x in t[c] if x] if isinstance(t[c], pd.Series) else []
-        varied = len(set(cells))>=.8*len(cells) or c in columns_of(t)["file"]
-        out[c] = sum(bool(index.find(x)) for x in cells)/len(cells) if cells and varied else 0
+        varied = len(set(cells)) >= 0.8 * len(cells) or c in columns_of(t)["file"]
+        out[c] = (
+            sum(bool(index.find(x)) for x in cells) / len(cells)
+            if cells and varied
+            else 0
+        )
     return out
 
-def _name_column(t, index): # the column of file names, empty if none is called so
+
+def _name_column(t, index):  # the column of file names, empty if none is called so
     called = columns_of(t)["file"]
     shares = _shares(t[called].head(50), index)
     return max(called, key=shares.get) if called else ""
@@ -923,24 +1294,27 @@ def _name_column(t, index): # the column of file names, empty if none is called 
 @dataclass
 class Look:
     "What a first look at a table shows."
-    path:Path           # of the table
-    t:pd.DataFrame      # its first rows
-    names:bool          # it names images that lie here
-    says:bool           # it is clear what it says of them
-    labels:bool         # its class is among that
+
+    path: Path  # of the table
+    t: pd.DataFrame  # its first rows
+    names: bool  # it names images that lie here
+    says: bool  # it is clear what it says of them
+    labels: bool  # its class is among that
 
 # %% ../nbs/03_data.ipynb #50e27526
 def look_at(
-    path:Path,       # of a table, or what may be one
-    index:FileIndex, # of the files beside it
-    d:Dataset        # knows the classes
-) -> Look|None:      # nothing if it is no table of these images
+    path: Path,  # of a table, or what may be one
+    index: FileIndex,  # of the files beside it
+    d: Dataset,  # knows the classes
+) -> Look | None:  # nothing if it is no table of these images
     "What a table says, by its first rows."
     kind = path.suffix.lower()
     if kind in SHEETS:
         if _mentions(read_file(path), index):
-            raise ValueError(f"{path.name} seems to name images that lie here: save it as CSV "
-                             "(in Excel: CSV UTF-8) beside it, and move it out of the folder.")
+            raise ValueError(
+                f"{path.name} seems to name images that lie here: save it as CSV "
+                "(in Excel: CSV UTF-8) beside it, and move it out of the folder."
+            )
         return None
     data = read_file(path)
     try:
@@ -949,7 +1323,7 @@ def look_at(
         if _mentions(data, index):
             raise
         return None
-    if kind!=".txt" or columns_of(t)["file"]:
+    if kind != ".txt" or columns_of(t)["file"]:
         return _first_look(path, t, index, d)
     if _list_of_names(decode(data, path.name), index):
         raise _unclear(path.name, t)
@@ -959,44 +1333,69 @@ def look_at(
 def _first_look(path, t, index, d):
     c, shares = columns_of(t), _shares(t, index)
     named = set(sum(c.values(), []))
-    if any(index.find(x) for x in t.columns if x not in named and re.search("[A-Za-z]", x)):
-        raise ValueError(f"{path.name} has no line with names of columns: its first line is "
-                         f"{', '.join(t.columns)!r}. Put one before it, such as "
-                         f"{', '.join(['file_name', 'label', 'split', *'...'][:len(t.columns)])}.")
+    if any(
+        index.find(x) for x in t.columns if x not in named and re.search("[A-Za-z]", x)
+    ):
+        raise ValueError(
+            f"{path.name} has no line with names of columns: its first line is "
+            f"{', '.join(t.columns)!r}. Put one before it, such as "
+            f"{', '.join(['file_name', 'label', 'split', *'...'][: len(t.columns)])}."
+        )
     called = max((shares[x] for x in c["file"]), default=0)
     other = max((s for x, s in shares.items() if x not in named), default=0)
     labels = bool(c["label"]) or one_hot(t, d) is not None
     told = labels or any(c[k] for k in ("group", "split", "text"))
-    return Look(path, t, called>0 or other>=.5, called>0 and told, labels)
+    return Look(path, t, called > 0 or other >= 0.5, called > 0 and told, labels)
 
 # %% ../nbs/03_data.ipynb #88bbcb17
-def _tables(folder): # below it, relative to it
-    return [f for f in _visible(folder) if f.lower().endswith((*TABLES, *SHEETS))
-            or f.split("/")[-1]=="HAM10000_metadata"]
+def _tables(folder):  # below it, relative to it
+    return [
+        f
+        for f in _visible(folder)
+        if f.lower().endswith((*TABLES, *SHEETS))
+        or f.split("/")[-1] == "HAM10000_metadata"
+    ]
 
-def _inner(folder): # an unpacked archive often holds one folder that holds everything
-    here = [p for p in Path(folder).iterdir() if not p.name.startswith((".","__MACOSX"))]
+
+def _inner(folder):  # an unpacked archive often holds one folder that holds everything
+    here = [
+        p for p in Path(folder).iterdir() if not p.name.startswith((".", "__MACOSX"))
+    ]
     dirs = [p for p in here if p.is_dir()]
     table = (*TABLES[:6], "HAM10000_metadata")
-    lone = (len(dirs)==1 and dirs[0].name.lower() not in SPLITS and not any(p.is_file() and p.name.endswith(table) for p in here)
-            and not any(f.suffix.lower() in IMAGES for p in (folder,dirs[0]) for f in Path(p).iterdir()))
+    lone = (
+        len(dirs) == 1
+        and dirs[0].name.lower() not in SPLITS
+        and not any(p.is_file() and p.name.endswith(table) for p in here)
+        and not any(
+            f.suffix.lower() in IMAGES
+            for p in (folder, dirs[0])
+            for f in Path(p).iterdir()
+        )
+    )
     return _inner(dirs[0]) if lone else Path(folder)
 
 # %% ../nbs/03_data.ipynb #d0eb11b6
-def _several(folder, meant): # tables that name images -> those of labels, those beside them
+def _several(
+    folder, meant
+):  # tables that name images -> those of labels, those beside them
     labels = [x for x in meant if x.labels]
-    alike = len({tuple(x.t.columns) for x in meant})==1
-    if len(meant)<2 or alike and all(x.path.stem.lower() in SPLITS for x in meant):
+    alike = len({tuple(x.t.columns) for x in meant}) == 1
+    if len(meant) < 2 or alike and all(x.path.stem.lower() in SPLITS for x in meant):
         return [x.path for x in meant], []
-    if len(labels)==1 and not any(x.path.stem.lower() in SPLITS for x in meant):
+    if len(labels) == 1 and not any(x.path.stem.lower() in SPLITS for x in meant):
         return [labels[0].path], [x.path for x in meant if not x.labels]
-    raise ValueError(f"{folder} has several tables that name images: "
-                     f"{', '.join(x.path.name for x in meant)}. Keep the one that is meant, "
-                     "or join them into one.")
+    raise ValueError(
+        f"{folder} has several tables that name images: "
+        f"{', '.join(x.path.name for x in meant)}. Keep the one that is meant, "
+        "or join them into one."
+    )
 
 # %% ../nbs/03_data.ipynb #9594e65c
-def _listed(folder, index, d, split_of, below=""): # one folder: by its table, else by its folders
-    looks = [x for p in _tables(folder) if (x := look_at(Path(folder)/p, index, d))]
+def _listed(
+    folder, index, d, split_of, below=""
+):  # one folder: by its table, else by its folders
+    looks = [x for p in _tables(folder) if (x := look_at(Path(folder) / p, index, d))]
     for x in looks:
         if x.names and not x.says:
             raise _unclear(x.path.name, x.t)
@@ -1005,9 +1404,11 @@ def _listed(folder, index, d, split_of, below=""): # one folder: by its table, e
         c = columns_of(x.t)
         if not meant and c["file"] and c["label"]:
             some = ", ".join(x.t[c["file"][0]].head(2)) or "it has no rows"
-            raise ValueError(f"{x.path.name} has columns of files and classes, but names no "
-                             f"image that lies here ({some}). Write names as the files have them, such as "
-                             f"{next(iter(index.files), '1.jpg')}, or move the table out of the folder.")
+            raise ValueError(
+                f"{x.path.name} has columns of files and classes, but names no "
+                f"image that lies here ({some}). Write names as the files have them, such as "
+                f"{next(iter(index.files), '1.jpg')}, or move the table out of the folder."
+            )
     if not meant:
         return list_tree(index.files, d, split_of, below), [], "class folders"
     tables, more = _several(folder, meant)
@@ -1015,267 +1416,437 @@ def _listed(folder, index, d, split_of, below=""): # one folder: by its table, e
     return t, told, f"table {', '.join(p.name for p in (*tables, *more))}"
 
 # %% ../nbs/03_data.ipynb #93615ad5
-JUNK = re.compile(r"\.(git|cache|ipynb_checkpoints|venv|thumb\w*|trash.*|.*\.unpacking)$", re.I)
+JUNK = re.compile(
+    r"\.(git|cache|ipynb_checkpoints|venv|thumb\w*|trash.*|.*\.unpacking)$", re.I
+)
 "Hidden folders that programs make."
 
-def _refuse_hidden(folder): # a class called .5mm would be passed over
+
+def _refuse_hidden(folder):  # a class called .5mm would be passed over
     for at, dirs, _ in os.walk(folder):
         for x in [x for x in dirs if x.startswith(".")]:
             dirs.remove(x)
-            n = sum(f.lower().endswith(IMAGES) for f in _visible(Path(at)/x))
+            n = sum(f.lower().endswith(IMAGES) for f in _visible(Path(at) / x))
             if n and not JUNK.match(x):
-                raise ValueError(f"The folder {x!r} is hidden, since its name begins with a dot, "
-                                 f"but holds {n:,} images. Rename it, or move it away.")
+                raise ValueError(
+                    f"The folder {x!r} is hidden, since its name begins with a dot, "
+                    f"but holds {n:,} images. Rename it, or move it away."
+                )
 
 # %% ../nbs/03_data.ipynb #b4bb5ce1
-def _outside(root, parts): # images beside folders of splits -> rows
+def _outside(root, parts):  # images beside folders of splits -> rows
     beside = [f for f in files_below(root) if f.split("/")[0] not in parts]
-    more = Counter(f.split("/")[0] for f in beside if "/" in f and f.lower().endswith(IMAGES))
+    more = Counter(
+        f.split("/")[0] for f in beside if "/" in f and f.lower().endswith(IMAGES)
+    )
     if more:
-        raise ValueError(f"Beside the splits {', '.join(parts)} lie "
-                         f"{', '.join(f'{k}/ ({n:,} images)' for k, n in more.items())}. Call a "
-                         "split's folder train, val or test, and move others away; where "
-                         f"{' or '.join(parts)} is a class, list it in dataset.yaml under `categories`.")
-    return _table([(f, "", "", "", "", "", "in no folder of a split") for f in beside if "." in f])
+        raise ValueError(
+            f"Beside the splits {', '.join(parts)} lie "
+            f"{', '.join(f'{k}/ ({n:,} images)' for k, n in more.items())}. Call a "
+            "split's folder train, val or test, and move others away; where "
+            f"{' or '.join(parts)} is a class, list it in dataset.yaml under `categories`."
+        )
+    return _table(
+        [(f, "", "", "", "", "", "in no folder of a split") for f in beside if "." in f]
+    )
 
 # %% ../nbs/03_data.ipynb #591bf655
-def _use_split(t, told): # the split that came with the data, if it is one
-    words = set(t.split[t.why==""])-{""}
-    if words>{"train"}:
-        t.loc[(t.why=="")&(t.split==""), "why"] = "no split is given for it, but for others"
+def _use_split(t, told):  # the split that came with the data, if it is one
+    words = set(t.split[t.why == ""]) - {""}
+    if words > {"train"}:
+        t.loc[(t.why == "") & (t.split == ""), "why"] = (
+            "no split is given for it, but for others"
+        )
         return t.split.replace("val", "train" if "test" in words else "test")
     if words:
-        told.append(f"all images are called {' or '.join(sorted(words))}: that is no split, so a new one is drawn")
+        told.append(
+            f"all images are called {' or '.join(sorted(words))}: that is no split, so a new one is drawn"
+        )
     folders = {f.rpartition("/")[0] for f in t.file}
-    like = sorted(x for x in {x for f in folders for x in f.split("/")} if x.lower() not in SPLITS
-                  and SPLITS.keys() & re.split(r"[\W_]+", x.lower()))
+    like = sorted(
+        x
+        for x in {x for f in folders for x in f.split("/")}
+        if x.lower() not in SPLITS and SPLITS.keys() & re.split(r"[\W_]+", x.lower())
+    )
     if like:
-        told.append(f"{', '.join(like[:5])}: not taken for parts of a split, so one is drawn; to keep one, "
-                    "call its folders train and test")
+        told.append(
+            f"{', '.join(like[:5])}: not taken for parts of a split, so one is drawn; to keep one, "
+            "call its folders train and test"
+        )
     return ""
 
 # %% ../nbs/03_data.ipynb #988f1024
 def list_images(
-    folder,   # any of the layouts above
-    d:Dataset # knows the classes
-) -> tuple:   # the folder they are relative to, the table, what was found
+    folder,  # any of the layouts above
+    d: Dataset,  # knows the classes
+) -> tuple:  # the folder they are relative to, the table, what was found
     "The images of a folder with their classes, whatever the layout."
     root = _inner(folder)
     _refuse_hidden(root)
     words = _split_words(d)
-    parts = {p.name: words[p.name.lower()] for p in sorted(root.iterdir())
-             if p.is_dir() and p.name.lower() in words}
+    parts = {
+        p.name: words[p.name.lower()]
+        for p in sorted(root.iterdir())
+        if p.is_dir() and p.name.lower() in words
+    }
     index = FileIndex(files_below(root))
     above = [p for p in root.parents if p.is_relative_to(folder)]
-    for p in [Path(a)/f for a in above for f in os.listdir(a) if f.lower().endswith((*TABLES, *SHEETS))]:
+    for p in [
+        Path(a) / f
+        for a in above
+        for f in os.listdir(a)
+        if f.lower().endswith((*TABLES, *SHEETS))
+    ]:
         if (x := look_at(p, index, d)) and x.names:
             raise ValueError(f"{p.name} names images in {root.name}: move it there.")
-    top = [p for p in _tables(root) if p.split("/")[0] not in parts and (x := look_at(root/p, index, d)) and x.names]
+    top = [
+        p
+        for p in _tables(root)
+        if p.split("/")[0] not in parts
+        and (x := look_at(root / p, index, d))
+        and x.names
+    ]
     if parts and not top:
-        each = [_listed(root/p, FileIndex(files_below(root/p)), d, lambda f, s=s: s, p+"/")
-                for p, s in parts.items()]
+        each = [
+            _listed(
+                root / p, FileIndex(files_below(root / p)), d, lambda f, s=s: s, p + "/"
+            )
+            for p, s in parts.items()
+        ]
         each.append((_outside(root, parts), [], each[0][2]))
     else:
-        each = [_listed(root, index, d, lambda f: next(
-            (words[x] for x in f.lower().split("/")[:-1] if x in words), ""))]
+        each = [
+            _listed(
+                root,
+                index,
+                d,
+                lambda f: next(
+                    (words[x] for x in f.lower().split("/")[:-1] if x in words), ""
+                ),
+            )
+        ]
     t = pd.concat([x[0] for x in each], ignore_index=True)
     told = list(dict.fromkeys(s for x in each for s in x[1]))
     t["split"] = _use_split(t, told)
     refuse_collisions(t, d)
     t.attrs["told"] = told
     how = ", ".join(dict.fromkeys(x[2] for x in each))
-    return root, t, ("split folders, " if parts else "")+how
+    return root, t, ("split folders, " if parts else "") + how
 
 # %% ../nbs/03_data.ipynb #880e4f46
 def classes_line(
-    t:pd.DataFrame, # the list
-    d:Dataset       # knows the classes
+    t: pd.DataFrame,  # the list
+    d: Dataset,  # knows the classes
 ) -> str:
     "Which classes were found, and how many images of each: to be read before the work begins."
-    use = t[t.why==""]
+    use = t[t.why == ""]
     n = dict.fromkeys(d.counts if d.name not in DATASETS else (), 0) | Counter(use.cls)
     called = {c: sorted(set(x)) for c, x in use.groupby("cls").label}
-    said = [f"{c} {k:,}"+(f" (labels {', '.join(called[c])})" if len(called.get(c, ""))>1 else "")
-            for c, k in n.items()]
+    said = [
+        f"{c} {k:,}"
+        + (f" (labels {', '.join(called[c])})" if len(called.get(c, "")) > 1 else "")
+        for c, k in n.items()
+    ]
     return f"{len(n)} classes: {', '.join(said)}"
 
 # %% ../nbs/03_data.ipynb #8b822b1a
 class Fault(Exception):
     "Why an image is not used."
-    def __init__(self, reason:str, detail:str=""): super().__init__(f"{reason}: {detail}"); self.reason,self.detail = reason,detail
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 # %% ../nbs/03_data.ipynb #9fe8be37
 def identify(
-    data:bytes,              # a file
-    most:int=Image.MAX_IMAGE_PIXELS # pixels; more are not decoded
-) -> Image.Image:            # opened, not yet decoded
+    data: bytes,  # a file
+    most: int = Image.MAX_IMAGE_PIXELS,  # pixels; more are not decoded
+) -> Image.Image:  # opened, not yet decoded
     "Recognize a file by its content."
-    if not data: raise Fault("empty","0 bytes")
-    if data[128:132]==b"DICM": raise Fault("DICOM","export it as PNG, with the window that shows what is meant")
-    if data[:64].lstrip().lower().startswith((b"<!doctype",b"<html",b"<?xml",b"{")):
-        raise Fault("not an image","a text, perhaps the error page of a failed download")
-    if data.startswith(b"version https://git-lfs"): raise Fault("not an image","a Git LFS pointer: run git lfs pull")
-    try: im = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as e: raise Fault("not an image","no format that Pillow knows") from e
-    except Image.DecompressionBombError as e: raise Fault("huge",str(e).split(",")[0]) from e
-    w,h = im.size
-    if w*h>most: raise Fault("huge",f"{w}x{h} pixels")
-    if min(w,h)<32: raise Fault("tiny",f"{w}x{h} pixels")
-    if im.format!="MPO" and getattr(im,"is_animated",False):
-        raise Fault("animated",f"{im.n_frames} frames or pages: keep the one that is meant")
+    if not data:
+        raise Fault("empty", "0 bytes")
+    if data[128:132] == b"DICM":
+        raise Fault(
+            "DICOM", "export it as PNG, with the window that shows what is meant"
+        )
+    if data[:64].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"{")):
+        raise Fault(
+            "not an image", "a text, perhaps the error page of a failed download"
+        )
+    if data.startswith(b"version https://git-lfs"):
+        raise Fault("not an image", "a Git LFS pointer: run git lfs pull")
+    try:
+        im = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as e:
+        raise Fault("not an image", "no format that Pillow knows") from e
+    except Image.DecompressionBombError as e:
+        raise Fault("huge", str(e).split(",")[0]) from e
+    w, h = im.size
+    if w * h > most:
+        raise Fault("huge", f"{w}x{h} pixels")
+    if min(w, h) < 32:
+        raise Fault("tiny", f"{w}x{h} pixels")
+    if im.format != "MPO" and getattr(im, "is_animated", False):
+        raise Fault(
+            "animated", f"{im.n_frames} frames or pages: keep the one that is meant"
+        )
     return im
 
 # %% ../nbs/03_data.ipynb #dc52a958
-def _profile(im): # the embedded profile and its name, if it is there and readable
+def _profile(im):  # the embedded profile and its name, if it is there and readable
     icc = im.info.get("icc_profile")
-    if not icc: return None,""
-    try: p = ImageCms.ImageCmsProfile(io.BytesIO(icc)); return p,ImageCms.getProfileDescription(p).strip()
-    except (ImageCms.PyCMSError,OSError): return None,"unreadable"
+    if not icc:
+        return None, ""
+    try:
+        p = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        return p, ImageCms.getProfileDescription(p).strip()
+    except (ImageCms.PyCMSError, OSError):
+        return None, "unreadable"
 
 # %% ../nbs/03_data.ipynb #23abadcc
 def to_rgb(
-    im:Image.Image # opened
-) -> tuple:        # RGB or gray image, and notes on what was changed
+    im: Image.Image,  # opened
+) -> tuple:  # RGB or gray image, and notes on what was changed
     "Convert what has one meaning; raise a Fault for the rest."
-    im.load(); notes = []; profile,name = _profile(im)
-    if im.mode in ("PA","LA","La","RGBA","RGBa") or "transparency" in im.info:
-        im = im.convert("RGBA"); clear = np.mean(np.asarray(im.getchannel("A"))<255)
-        if clear: raise Fault("transparent",f"{clear:.0%} of the pixels have no colour of their own")
-        im = im.convert("RGB"); notes.append("opaque alpha dropped")
+    im.load()
+    notes = []
+    profile, name = _profile(im)
+    if im.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in im.info:
+        im = im.convert("RGBA")
+        clear = np.mean(np.asarray(im.getchannel("A")) < 255)
+        if clear:
+            raise Fault(
+                "transparent", f"{clear:.0%} of the pixels have no colour of their own"
+            )
+        im = im.convert("RGB")
+        notes.append("opaque alpha dropped")
     if im.mode.startswith("I;16"):
-        a = np.asarray(im); top = int(a.max())
-        if top<2**15: raise Fault("16-bit",f"values up to {top} of 65535: choose a window and export 8 bits")
-        im = Image.fromarray(np.uint8(a/257+.5)); notes.append("16 bits to 8")
-    if im.mode in ("I","F","HSV"): raise Fault("unclear values",f"Pillow mode {im.mode}: export 8 bits, gray or RGB")
-    if im.mode in ("CMYK","LAB") and not profile: raise Fault("unclear colours",f"{im.mode} without a colour profile")
-    if im.mode in ("1","P","YCbCr"):
-        notes.append(f"{dict(P='palette',YCbCr='YCbCr').get(im.mode,'black and white')} to RGB")
-        im = im.convert("L" if im.mode=="1" else "RGB")
-    if (profile and "sRGB" not in name
-        and (profile.profile.xcolor_space.strip(),im.mode) in (("RGB","RGB"),("GRAY","L"),("CMYK","CMYK"),("Lab","LAB"))):
-        im = ImageCms.profileToProfile(im,profile,ImageCms.createProfile("sRGB"),outputMode="RGB")
-        notes.append("another colour space to sRGB") # its name is free text
-    elif im.mode in ("CMYK","LAB"): raise Fault("unclear colours",f"{im.mode} with a profile for something else")
-    elif name=="unreadable": notes.append("unreadable colour profile ignored")
-    return im,notes
+        a = np.asarray(im)
+        top = int(a.max())
+        if top < 2**15:
+            raise Fault(
+                "16-bit",
+                f"values up to {top} of 65535: choose a window and export 8 bits",
+            )
+        im = Image.fromarray(np.uint8(a / 257 + 0.5))
+        notes.append("16 bits to 8")
+    if im.mode in ("I", "F", "HSV"):
+        raise Fault(
+            "unclear values", f"Pillow mode {im.mode}: export 8 bits, gray or RGB"
+        )
+    if im.mode in ("CMYK", "LAB") and not profile:
+        raise Fault("unclear colours", f"{im.mode} without a colour profile")
+    if im.mode in ("1", "P", "YCbCr"):
+        notes.append(
+            f"{dict(P='palette', YCbCr='YCbCr').get(im.mode, 'black and white')} to RGB"
+        )
+        im = im.convert("L" if im.mode == "1" else "RGB")
+    if (
+        profile
+        and "sRGB" not in name
+        and (profile.profile.xcolor_space.strip(), im.mode)
+        in (("RGB", "RGB"), ("GRAY", "L"), ("CMYK", "CMYK"), ("Lab", "LAB"))
+    ):
+        im = ImageCms.profileToProfile(
+            im, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+        notes.append("another colour space to sRGB")  # its name is free text
+    elif im.mode in ("CMYK", "LAB"):
+        raise Fault("unclear colours", f"{im.mode} with a profile for something else")
+    elif name == "unreadable":
+        notes.append("unreadable colour profile ignored")
+    return im, notes
 
 # %% ../nbs/03_data.ipynb #6bddb5dc
 def strip_jpeg(
-    data:bytes   # a JPEG file
-) -> bytes|None: # without metadata; None if its end is missing, nothing if it is no plain chain
+    data: bytes,  # a JPEG file
+) -> (
+    bytes | None
+):  # without metadata; None if its end is missing, nothing if it is no plain chain
     "Copy the segments that the image needs."
-    out,i,marker = [b"\xff\xd8"],2,re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-    while i+4<=len(data) or data[i:i+2]==b"\xff\xd9":
-        m = data[i+1]
-        if data[i]!=0xff: return b""
-        if m==0xff: i += 1; continue
-        if m==0xd9: return b"".join(out)+b"\xff\xd9"
-        end = i+2+int.from_bytes(data[i+2:i+4],"big"); segment = data[i:end]
-        if m==0xe0 and segment[4:9]==b"JFIF\0": out.append(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0")
-        elif m==0xee and segment[4:9]==b"Adobe": out.append(b"\xff\xee\0\x0e"+segment[4:16])
-        elif not (0xe0<=m<=0xef or m==0xfe): out.append(segment)
-        if m==0xda: # the compressed pixels follow, up to the next marker
-            found = marker.search(data,end)
-            if not found: return None
-            out.append(data[end:found.start()]); end = found.start()
+    out, i, marker = [b"\xff\xd8"], 2, re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+    while i + 4 <= len(data) or data[i : i + 2] == b"\xff\xd9":
+        m = data[i + 1]
+        if data[i] != 0xFF:
+            return b""
+        if m == 0xFF:
+            i += 1
+            continue
+        if m == 0xD9:
+            return b"".join(out) + b"\xff\xd9"
+        end = i + 2 + int.from_bytes(data[i + 2 : i + 4], "big")
+        segment = data[i:end]
+        if m == 0xE0 and segment[4:9] == b"JFIF\0":
+            out.append(b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0")
+        elif m == 0xEE and segment[4:9] == b"Adobe":
+            out.append(b"\xff\xee\0\x0e" + segment[4:16])
+        elif not (0xE0 <= m <= 0xEF or m == 0xFE):
+            out.append(segment)
+        if m == 0xDA:  # the compressed pixels follow, up to the next marker
+            found = marker.search(data, end)
+            if not found:
+                return None
+            out.append(data[end : found.start()])
+            end = found.start()
         i = end
     return None
 
 # %% ../nbs/03_data.ipynb #6ec12788
 def strip_png(
-    data:bytes # a PNG file
-) -> bytes:    # without metadata
+    data: bytes,  # a PNG file
+) -> bytes:  # without metadata
     "Copy the chunks that the image needs."
-    out,i = [data[:8]],8
-    while i+12<=len(data):
-        end = i+12+int.from_bytes(data[i:i+4],"big"); kind = data[i+4:i+8]
-        if kind in (b"IHDR",b"PLTE",b"IDAT",b"IEND"): out.append(data[i:end])
-        if kind==b"IEND": break
+    out, i = [data[:8]], 8
+    while i + 12 <= len(data):
+        end = i + 12 + int.from_bytes(data[i : i + 4], "big")
+        kind = data[i + 4 : i + 8]
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            out.append(data[i:end])
+        if kind == b"IEND":
+            break
         i = end
     return b"".join(out)
 
 # %% ../nbs/03_data.ipynb #8838dd83
-def png(im): b = io.BytesIO(); Image.fromarray(np.asarray(im)).save(b,"PNG",compress_level=1); return b.getvalue()
+def png(im):
+    b = io.BytesIO()
+    Image.fromarray(np.asarray(im)).save(b, "PNG", compress_level=1)
+    return b.getvalue()
 
 # %% ../nbs/03_data.ipynb #56417e46
 def clean(
-    data:bytes # a file
-) -> tuple:    # image (RGB or gray), bytes to keep, their ending, notes
+    data: bytes,  # a file
+) -> tuple:  # image (RGB or gray), bytes to keep, their ending, notes
     "The image of a file and the bytes that hold it and nothing else."
-    im = identify(data); kind,deep = im.format,data[24:25]==b"\x10"
+    im = identify(data)
+    kind, deep = im.format, data[24:25] == b"\x10"
     try:
-        try: turn = im.getexif().get(0x0112,1)
-        except Exception: turn = 1 # damaged EXIF says nothing
-        upright = ImageOps.exif_transpose(im) if turn in range(2,9) else im
-        im,notes = to_rgb(upright)
-        if turn in range(2,9): notes.append("turned upright")
-        if kind=="PNG" and deep and "16 bits to 8" not in notes: notes.append("16 bits to 8")
-    except (OSError,SyntaxError,EOFError) as e:
-        raise Fault("truncated" if re.search("truncat|end of|not enough|incomplete",str(e),re.I) else "damaged",str(e)) from e
-    w,h = im.size
-    some = {im.getpixel((x,y)) for x in (0,w//2,w-1) for y in (0,h//3,h//2)}
-    if len(some)==1 and not np.ptp(np.asarray(im).reshape(w*h,-1),axis=0).any():
-        raise Fault("blank",f"every pixel is {some.pop()}")
-    jpeg = strip_jpeg(data) if kind in ("JPEG","MPO") else b""
-    if jpeg is None: raise Fault("truncated","no end-of-image marker")
-    if not notes and jpeg: return im,jpeg,".jpg",notes
-    if not notes and kind=="PNG": return im,strip_png(data),".png",notes
-    return im,png(im),".png",notes
+        try:
+            turn = im.getexif().get(0x0112, 1)
+        except Exception:
+            turn = 1  # damaged EXIF says nothing
+        upright = ImageOps.exif_transpose(im) if turn in range(2, 9) else im
+        im, notes = to_rgb(upright)
+        if turn in range(2, 9):
+            notes.append("turned upright")
+        if kind == "PNG" and deep and "16 bits to 8" not in notes:
+            notes.append("16 bits to 8")
+    except (OSError, SyntaxError, EOFError) as e:
+        raise Fault(
+            "truncated"
+            if re.search("truncat|end of|not enough|incomplete", str(e), re.I)
+            else "damaged",
+            str(e),
+        ) from e
+    w, h = im.size
+    some = {
+        im.getpixel((x, y)) for x in (0, w // 2, w - 1) for y in (0, h // 3, h // 2)
+    }
+    if len(some) == 1 and not np.ptp(np.asarray(im).reshape(w * h, -1), axis=0).any():
+        raise Fault("blank", f"every pixel is {some.pop()}")
+    jpeg = strip_jpeg(data) if kind in ("JPEG", "MPO") else b""
+    if jpeg is None:
+        raise Fault("truncated", "no end-of-image marker")
+    if not notes and jpeg:
+        return im, jpeg, ".jpg", notes
+    if not notes and kind == "PNG":
+        return im, strip_png(data), ".png", notes
+    return im, png(im), ".png", notes
 
 # %% ../nbs/03_data.ipynb #8a0a12a7
 def shrink(
-    im:Image.Image # RGB or gray
+    im: Image.Image,  # RGB or gray
 ) -> Image.Image:  # gray, 64x64
     "What a fingerprint is taken of."
-    return im.reduce(max(1,min(im.size)//64)).convert("L").resize((64,64),Image.LANCZOS)
+    return (
+        im.reduce(max(1, min(im.size) // 64))
+        .convert("L")
+        .resize((64, 64), Image.LANCZOS)
+    )
 
 # %% ../nbs/03_data.ipynb #2af78c53
 def fingerprint(
-    im:Image.Image # RGB or gray
-) -> np.ndarray:   # (8, 4) uint64: 256 bits for each way to turn it
+    im: Image.Image,  # RGB or gray
+) -> np.ndarray:  # (8, 4) uint64: 256 bits for each way to turn it
     "Perceptual hashes of an image, turned and mirrored; the first is imagehash's."
-    small = shrink(im); waves,sign = dctn(np.asarray(small,float))[:16,:16],(-1)**np.arange(16)
-    turned = np.stack([w*a*b for w in (waves,waves.T) for a in (1,sign) for b in (1,sign[:,None])])
-    bits = turned>np.median(turned,axis=(1,2),keepdims=True); bits[0] = imagehash.phash(small,hash_size=16).hash
-    return np.packbits(bits.reshape(8,256),axis=1).view(">u8").astype(np.uint64)
+    small = shrink(im)
+    waves, sign = dctn(np.asarray(small, float))[:16, :16], (-1) ** np.arange(16)
+    turned = np.stack(
+        [
+            w * a * b
+            for w in (waves, waves.T)
+            for a in (1, sign)
+            for b in (1, sign[:, None])
+        ]
+    )
+    bits = turned > np.median(turned, axis=(1, 2), keepdims=True)
+    bits[0] = imagehash.phash(small, hash_size=16).hash
+    return np.packbits(bits.reshape(8, 256), axis=1).view(">u8").astype(np.uint64)
 
 # %% ../nbs/03_data.ipynb #7d12f5f3
 def near_pairs(
-    prints:np.ndarray, # (n, 8, 4) uint64
-    most:int=40,       # bits in which copies may differ
-    block:int=128      # rows compared at once
-) -> list:             # (i, j, bits), i<j
+    prints: np.ndarray,  # (n, 8, 4) uint64
+    most: int = 40,  # bits in which copies may differ
+    block: int = 128,  # rows compared at once
+) -> list:  # (i, j, bits), i<j
     "Pairs of images that look the same."
-    n = len(prints); words = np.ascontiguousarray(prints.transpose(1,2,0)) if n else None; best = {}
-    for s in range(0,n,block):
-        rows = words[0,:,s:s+block]
+    n = len(prints)
+    words = np.ascontiguousarray(prints.transpose(1, 2, 0)) if n else None
+    best = {}
+    for s in range(0, n, block):
+        rows = words[0, :, s : s + block]
         for turned in words:
-            far = sum(np.bitwise_count(rows[w,:,None]^turned[w,None,s:]) for w in (0,1)) # half the bits rule out almost all
-            for i,j in np.argwhere(far<=most)+s:
-                bits = int(np.bitwise_count(words[0,:,i]^turned[:,j]).sum()) if j>i else most+1
-                if bits<=most: best[i,j] = min(bits,best.get((i,j),bits))
-    return [(int(i),int(j),b) for (i,j),b in sorted(best.items())]
+            far = sum(
+                np.bitwise_count(rows[w, :, None] ^ turned[w, None, s:]) for w in (0, 1)
+            )  # half the bits rule out almost all
+            for i, j in np.argwhere(far <= most) + s:
+                bits = (
+                    int(np.bitwise_count(words[0, :, i] ^ turned[:, j]).sum())
+                    if j > i
+                    else most + 1
+                )
+                if bits <= most:
+                    best[i, j] = min(bits, best.get((i, j), bits))
+    return [(int(i), int(j), b) for (i, j), b in sorted(best.items())]
 
 # %% ../nbs/03_data.ipynb #e75728ec
-CHECKS = 2 # counts changes to what follows; a new number looks at everything again
+CHECKS = 2  # counts changes to what follows; a new number looks at everything again
 
-FINDING = dict(file="", checks=CHECKS, bytes=-1, changed=0, reason="", detail="",
-               sha256="", print="", note="", name="", width=0, height=0, stored=0, kept="")
+FINDING = dict(
+    file="",
+    checks=CHECKS,
+    bytes=-1,
+    changed=0,
+    reason="",
+    detail="",
+    sha256="",
+    print="",
+    note="",
+    name="",
+    width=0,
+    height=0,
+    stored=0,
+    kept="",
+)
 "What is noted of a file; `stored` and `kept` are bytes and SHA-256 of the clean image."
 
-def _sha(data): return hashlib.sha256(data).hexdigest()
 
-def _told(e): # an error without the path that its text may hold
+def _sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def _told(e):  # an error without the path that its text may hold
     return (isinstance(e, OSError) and e.strerror) or f"{type(e).__name__}: {e}"
 
 # %% ../nbs/03_data.ipynb #ce950691
 STORED = 946_684_800
 "The date of every stored file, 1 January 2000: another date says that somebody wrote to it."
 
+
 def intact(
-    path,     # of a stored file
-    size:int, # its bytes
-    sha:str   # their SHA-256
+    path,  # of a stored file
+    size: int,  # its bytes
+    sha: str,  # their SHA-256
 ) -> bool:
     "Is it still the file that was stored?"
     try:
@@ -1286,14 +1857,15 @@ def intact(
         return False
     return int(s.st_mtime) == STORED or file_hash(path) == sha
 
-def _store(path, data): # whole or not at all
+
+def _store(path, data):  # whole or not at all
     tmp = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     tmp.write_bytes(data)
     os.utime(tmp, (STORED, STORED))
     os.replace(tmp, path)
 
 # %% ../nbs/03_data.ipynb #ca7bee39
-def _look(path): # the clean image of a file: what is noted, and the bytes to keep
+def _look(path):  # the clean image of a file: what is noted, and the bytes to keep
     found, path = {}, Path(path)
     try:
         data = read_file(path)
@@ -1313,56 +1885,87 @@ def _look(path): # the clean image of a file: what is noted, and the bytes to ke
         was = was if was in IMAGES else "another ending" if was else "without ending"
         notes = [f"named {was}, is {ending}"]
     name = f"{found['sha256'][:24]}{ending}"
-    return found | dict(print=marks, note=", ".join(notes), name=name, width=im.width,
-                        height=im.height, stored=len(kept), kept=_sha(kept)), kept
+    return found | dict(
+        print=marks,
+        note=", ".join(notes),
+        name=name,
+        width=im.width,
+        height=im.height,
+        stored=len(kept),
+        kept=_sha(kept),
+    ), kept
 
 # %% ../nbs/03_data.ipynb #51b40cbc
 def check_image(
-    file:str, # relative to root
-    root,     # the folder of images
-    pool      # where clean images go
-) -> dict:    # what was found, a FINDING
+    file: str,  # relative to root
+    root,  # the folder of images
+    pool,  # where clean images go
+) -> dict:  # what was found, a FINDING
     "Look at one file and keep its clean image. Never raises over an image."
-    path = Path(root)/file
+    path = Path(root) / file
     found = FINDING | dict(file=file)
     try:
         s = path.stat()
         found |= dict(bytes=s.st_size, changed=s.st_mtime_ns)
     except OSError:
-        pass # _look says why
+        pass  # _look says why
     more, kept = _look(path)
-    to = Path(pool)/more.get("name", "")
+    to = Path(pool) / more.get("name", "")
     # what fails here, on a full disk for one, is no fault of the image: it stops the scan
     if kept and not intact(to, more["stored"], more["kept"]):
         _store(to, kept)
     return found | more
 
 # %% ../nbs/03_data.ipynb #1cf31d16
-def _quiet(): warnings.simplefilter("ignore",Image.DecompressionBombWarning) # such images are counted and refused anyway
+def _quiet():
+    warnings.simplefilter(
+        "ignore", Image.DecompressionBombWarning
+    )  # such images are counted and refused anyway
 
-def cores(): return len(os.sched_getaffinity(0)) if hasattr(os,"sched_getaffinity") else os.cpu_count() or 1
+
+def cores():
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 # %% ../nbs/03_data.ipynb #e4e54668
-def _workers(n, processes): # threads for a few files; processes, forked from one that has imported everything, for many
-    if not processes: return ThreadPoolExecutor(min(cores(),max(1,n)))
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method()=="forkserver": context.set_forkserver_preload(["medart.data"])
-    return ProcessPoolExecutor(cores(),mp_context=context,initializer=_quiet)
+def _workers(
+    n, processes
+):  # threads for a few files; processes, forked from one that has imported everything, for many
+    if not processes:
+        return ThreadPoolExecutor(min(cores(), max(1, n)))
+    context = get_context(
+        "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    )
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["medart.data"])
+    return ProcessPoolExecutor(cores(), mp_context=context, initializer=_quiet)
 
 # %% ../nbs/03_data.ipynb #db22dbc5
 LOCAL = "local-source-names.jsonl"
 "The one file of a prepared folder that names the files it was made from."
 
-_WARNING = dict(local="The names of your own files and patients are in this file and in no other of "
-                      "this folder. Keep it to yourself: the images can be used without it.")
+_WARNING = dict(
+    local="The names of your own files and patients are in this file and in no other of "
+    "this folder. Keep it to yourself: the images can be used without it."
+)
 
-def _private(path, flags): return os.open(path, flags, 0o600)
 
-def _line(x): return json.dumps(x | dict(seal=stable_hash(x)))+"\n"
+def _private(path, flags):
+    return os.open(path, flags, 0o600)
 
-def _lines(log): # what is noted there; lines that a kill or the disk spoiled are left out
+
+def _line(x):
+    return json.dumps(x | dict(seal=stable_hash(x))) + "\n"
+
+
+def _lines(
+    log,
+):  # what is noted there; lines that a kill or the disk spoiled are left out
     out = []
-    for line in read_file(log, 1<<36).split(b"\n") if log.exists() else []:
+    for line in read_file(log, 1 << 36).split(b"\n") if log.exists() else []:
         try:
             x = json.loads(line)
             if x.pop("seal") == stable_hash(x):
@@ -1373,42 +1976,56 @@ def _lines(log): # what is noted there; lines that a kill or the disk spoiled ar
 
 # %% ../nbs/03_data.ipynb #d7a7198f
 def read_scan(
-    log    # local-source-names.jsonl
-) -> dict: # file -> what was found last
+    log,  # local-source-names.jsonl
+) -> dict:  # file -> what was found last
     "Findings so far."
-    return {x["file"]: {k: x[k] for k in FINDING} for x in _lines(log) if FINDING.keys() <= x.keys()}
+    return {
+        x["file"]: {k: x[k] for k in FINDING}
+        for x in _lines(log)
+        if FINDING.keys() <= x.keys()
+    }
 
 # %% ../nbs/03_data.ipynb #5bad26b2
-def _same(x, root, pool): # does a finding still hold?
+def _same(x, root, pool):  # does a finding still hold?
     try:
-        s = (Path(root)/x["file"]).stat()
+        s = (Path(root) / x["file"]).stat()
     except OSError:
         return False
     if (x["checks"], x["bytes"], x["changed"]) != (CHECKS, s.st_size, s.st_mtime_ns):
         return False
     if not x["name"]:
-        return x["reason"] not in ("unreadable", "missing") # that may have passed
-    return intact(pool/x["name"], x["stored"], x["kept"])
+        return x["reason"] not in ("unreadable", "missing")  # that may have passed
+    return intact(pool / x["name"], x["stored"], x["kept"])
+
 
 def scan(
-    root,                # the folder of images
-    files:list,          # relative to it
-    out,                 # gets pool/ with clean images, and findings
-    processes:bool=None  # by default from 1,000 files on
-) -> list:               # findings, in the order of files
+    root,  # the folder of images
+    files: list,  # relative to it
+    out,  # gets pool/ with clean images, and findings
+    processes: bool = None,  # by default from 1,000 files on
+) -> list:  # findings, in the order of files
     "Look at all files. Run again to continue."
-    pool, log = Path(out)/"pool", Path(out)/LOCAL
+    pool, log = Path(out) / "pool", Path(out) / LOCAL
     pool.mkdir(parents=True, exist_ok=True)
     seen = read_scan(log)
-    todo = [f for f in dict.fromkeys(files) if f not in seen or not _same(seen[f], root, pool)]
-    processes = len(todo)>=1000 if processes is None else processes
+    todo = [
+        f
+        for f in dict.fromkeys(files)
+        if f not in seen or not _same(seen[f], root, pool)
+    ]
+    processes = len(todo) >= 1000 if processes is None else processes
     look = partial(check_image, root=str(root), pool=str(pool))
-    with (warnings.catch_warnings(), open(log, "a", opener=_private) as f,
-          _workers(len(todo), processes) as workers):
+    with (
+        warnings.catch_warnings(),
+        open(log, "a", opener=_private) as f,
+        _workers(len(todo), processes) as workers,
+    ):
         _quiet()
         f.write("\n" if log.stat().st_size else _line(_WARNING))
         looks = workers.map(look, todo, chunksize=16 if processes else 1)
-        for x in progress(looks, total=len(todo), desc="checking images", disable=len(todo)<200):
+        for x in progress(
+            looks, total=len(todo), desc="checking images", disable=len(todo) < 200
+        ):
             seen[x["file"]] = x
             f.write(_line(x))
             f.flush()
@@ -1416,48 +2033,60 @@ def scan(
 
 # %% ../nbs/03_data.ipynb #d0c4e3a4
 def lot(
-    seed:int,  # of the split
-    name:str   # what is drawn for: an image's SHA-256
-) -> str:      # sorting by it is drawing lots
+    seed: int,  # of the split
+    name: str,  # what is drawn for: an image's SHA-256
+) -> str:  # sorting by it is drawing lots
     "A lot drawn for one image, the same in every run."
-    return stable_hash(["split",seed,name])
+    return stable_hash(["split", seed, name])
 
 # %% ../nbs/03_data.ipynb #a9dfee3b
 def groups_of(
-    ties:list, # one list an image: names of what it belongs to
-    pairs=()   # (i, j, ...): images that belong together
-) -> list:     # one number an image
+    ties: list,  # one list an image: names of what it belongs to
+    pairs=(),  # (i, j, ...): images that belong together
+) -> list:  # one number an image
     "Whatever is tied together, however indirectly, gets one number."
-    first,edges = {},[(i,j) for i,j,*_ in pairs]
-    for i,names in enumerate(ties): edges += [(first.setdefault(t,i),i) for t in names if t]
-    a,b = np.array(edges or np.zeros((0,2)),int).T; n = len(ties)
-    return connected_components(coo_array((np.ones(len(a)),(a,b)),shape=(n,n)),directed=False)[1].tolist() if n else []
+    first, edges = {}, [(i, j) for i, j, *_ in pairs]
+    for i, names in enumerate(ties):
+        edges += [(first.setdefault(t, i), i) for t in names if t]
+    a, b = np.array(edges or np.zeros((0, 2)), int).T
+    n = len(ties)
+    return (
+        connected_components(
+            coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False
+        )[1].tolist()
+        if n
+        else []
+    )
 
 # %% ../nbs/03_data.ipynb #3c06be74
 def subset(
-    sizes:list,   # of groups, in the order of their lots
-    want:int,     # their sum
-    least:bool=1, # choose at least one group, if that can be
-    rest:bool=1   # leave at least one, if that can be
-) -> set:         # indices of groups whose sizes add up to it, or as nearly as can be
+    sizes: list,  # of groups, in the order of their lots
+    want: int,  # their sum
+    least: bool = 1,  # choose at least one group, if that can be
+    rest: bool = 1,  # leave at least one, if that can be
+) -> set:  # indices of groups whose sizes add up to it, or as nearly as can be
     "Choose whole groups that make up a number."
     reach = [1]
-    for s in sizes: reach.append(reach[-1]|reach[-1]<<s)
-    sums = [k for k in range(sum(sizes)+1) if reach[-1]>>k&1]
-    sums = sums[bool(least):len(sums)-bool(rest)] or sums
-    goal = min(sums,key=lambda k: (abs(k-want),-k)); chosen = set()
+    for s in sizes:
+        reach.append(reach[-1] | reach[-1] << s)
+    sums = [k for k in range(sum(sizes) + 1) if reach[-1] >> k & 1]
+    sums = sums[bool(least) : len(sums) - bool(rest)] or sums
+    goal = min(sums, key=lambda k: (abs(k - want), -k))
+    chosen = set()
     for i in reversed(range(len(sizes))):
-        if not reach[i]>>goal&1: chosen.add(i); goal -= sizes[i]
+        if not reach[i] >> goal & 1:
+            chosen.add(i)
+            goal -= sizes[i]
     return chosen
 
 # %% ../nbs/03_data.ipynb #59231a02
 def split_groups(
-    classes:list, # of the images
-    groups:list,  # one number an image
-    lots:list,    # one an image
-    want=None,    # class -> test images; by default a fifth, rounded up
-    sides=None    # one an image: "train", "test", or "" for one that is new; by default all are new
-) -> list:        # "train" or "test", one an image
+    classes: list,  # of the images
+    groups: list,  # one number an image
+    lots: list,  # one an image
+    want=None,  # class -> test images; by default a fifth, rounded up
+    sides=None,  # one an image: "train", "test", or "" for one that is new; by default all are new
+) -> list:  # "train" or "test", one an image
     "Split so that no group straddles, and every class has its fifth if that can be."
     want = want or {c: test_count(n) for c, n in Counter(classes).items()}
     known = {g: s for g, s in zip(groups, sides or ()) if s}
@@ -1467,7 +2096,8 @@ def split_groups(
         order[g] = min(order.get(g, lots[i]), lots[i])
     count = {g: Counter(classes[i] for i in m) for g, m in members.items()}
     left, test = Counter(want), {g for g, s in known.items() if s == "test"}
-    for g in test: left.subtract(count[g])
+    for g in test:
+        left.subtract(count[g])
     new = [g for g in sorted(order, key=order.get) if g not in known]
     for g in new:
         if all(left[c] >= n for c, n in count[g].items()):
@@ -1476,44 +2106,59 @@ def split_groups(
     for c in [c for c in want if left[c] > 0]:
         own = [g for g in new if set(count[g]) == {c}]
         has = {s for g, s in known.items() if count[g][c]}
-        gap = left[c]+sum(count[g][c] for g in own if g in test)
-        chosen = subset([count[g][c] for g in own], gap, "test" not in has, "train" not in has)
-        test = test-set(own)|{own[i] for i in chosen}
+        gap = left[c] + sum(count[g][c] for g in own if g in test)
+        chosen = subset(
+            [count[g][c] for g in own], gap, "test" not in has, "train" not in has
+        )
+        test = test - set(own) | {own[i] for i in chosen}
     return ["test" if g in test else "train" for g in groups]
 
 # %% ../nbs/03_data.ipynb #9dfebd98
 def prepared_dir(
-    folder,   # of the source
-    d:Dataset # its name
-) -> Path:    # data/prepared/{name}
+    folder,  # of the source
+    d: Dataset,  # its name
+) -> Path:  # data/prepared/{name}
     "Where a source's prepared images live."
-    folder,home = Path(folder).resolve(),data_dir().resolve()
+    folder, home = Path(folder).resolve(), data_dir().resolve()
     path = folder.relative_to(home) if folder.is_relative_to(home) else folder
-    return data_dir()/"prepared"/(d.name if str(path)==d.name else f"{d.name}~{stable_hash(str(path))[:12]}")
+    return (
+        data_dir()
+        / "prepared"
+        / (d.name if str(path) == d.name else f"{d.name}~{stable_hash(str(path))[:12]}")
+    )
 
 # %% ../nbs/03_data.ipynb #7bb3a732
 def damage(
-    out,        # a prepared folder
-    **now       # images=key: what it should be made from, where that is known
-) -> str:       # what is wrong with it, empty when nothing is
+    out,  # a prepared folder
+    **now,  # images=key: what it should be made from, where that is known
+) -> str:  # what is wrong with it, empty when nothing is
     "Is everything still there, as it was written?"
     out = Path(out)
-    fault = record_fault(out/"prepared.json", now)
+    fault = record_fault(out / "prepared.json", now)
     if fault:
         return fault
-    m = pd.read_csv(out/"manifest.csv")
-    changed = [f for f, size, sha in zip(m.file, m.bytes, m.sha256) if not intact(os.path.join(out, f), size, sha)]
-    return f"{changed[0]} is not the image that was stored ({len(changed)} in all)" if changed else ""
+    m = pd.read_csv(out / "manifest.csv")
+    changed = [
+        f
+        for f, size, sha in zip(m.file, m.bytes, m.sha256)
+        if not intact(os.path.join(out, f), size, sha)
+    ]
+    return (
+        f"{changed[0]} is not the image that was stored ({len(changed)} in all)"
+        if changed
+        else ""
+    )
+
 
 def whole(
-    out,    # a prepared folder
-    key:str # what it should be made from
+    out,  # a prepared folder
+    key: str,  # what it should be made from
 ) -> bool:
     "Is the work done, and everything still there?"
     return not damage(out, images=key)
 
 # %% ../nbs/03_data.ipynb #aca9cdab
-def _link(a, b): # one file under two names, or a copy where the disk cannot do that
+def _link(a, b):  # one file under two names, or a copy where the disk cannot do that
     b.parent.mkdir(parents=True, exist_ok=True)
     b.unlink(missing_ok=True)
     try:
@@ -1522,73 +2167,112 @@ def _link(a, b): # one file under two names, or a copy where the disk cannot do 
         _store(b, a.read_bytes())
 
 # %% ../nbs/03_data.ipynb #4ab6965b
-_PLACED = re.compile(r"([0-9a-f]{16})(-\d+)?\.(jpg|png)") # what images are called in train/ and test/
+_PLACED = re.compile(
+    r"([0-9a-f]{16})(-\d+)?\.(jpg|png)"
+)  # what images are called in train/ and test/
+
 
 def known_sides(
-    out:Path, # a prepared folder
-    seed:int, # of the split
-    near:int  # bits in which copies may differ
-) -> dict:    # content -> "train" or "test", content -> fingerprint
+    out: Path,  # a prepared folder
+    seed: int,  # of the split
+    near: int,  # bits in which copies may differ
+) -> dict:  # content -> "train" or "test", content -> fingerprint
     "The sides of all images that this folder ever had."
-    r = read_record(out/"split.json")
+    r = read_record(out / "split.json")
     if r:
         same = (r["seed"], r["near"]) == (seed, near)
         return (r["sides"], r["prints"]) if same else ({}, {})
-    names = [(_PLACED.fullmatch(f.name), s) for s in ("train", "test") for f in (out/s).rglob("*")]
+    names = [
+        (_PLACED.fullmatch(f.name), s)
+        for s in ("train", "test")
+        for f in (out / s).rglob("*")
+    ]
     return {m[1]: s for m, s in names if m}, {}
 
 # %% ../nbs/03_data.ipynb #5d41a487
-def _remember(out, seed, near, sides, prints, t): # before an image is placed
-    sides = sides|dict(zip(t.content, t.split))
-    prints = prints|dict(zip(t.content, t["print"]))
-    write_record(out/"split.json", {}, seed=seed, near=near,
-                 sides=dict(sorted(sides.items())), prints=dict(sorted(prints.items())))
+def _remember(out, seed, near, sides, prints, t):  # before an image is placed
+    sides = sides | dict(zip(t.content, t.split))
+    prints = prints | dict(zip(t.content, t["print"]))
+    write_record(
+        out / "split.json",
+        {},
+        seed=seed,
+        near=near,
+        sides=dict(sorted(sides.items())),
+        prints=dict(sorted(prints.items())),
+    )
 
-def _past(out, sides, prints, t): # images that had a side and are not there now
-    tied = {x["sha256"][:16]: x["group"] for x in _lines(out/LOCAL) if x.get("group") and x.get("sha256")}
-    gone = sorted(set(sides)-set(t.content))
-    return pd.DataFrame([(c, prints.get(c, ""), tied.get(c, ""), sides[c]) for c in gone],
-                        columns=["content", "print", "group", "side"], dtype=str)
+
+def _past(out, sides, prints, t):  # images that had a side and are not there now
+    tied = {
+        x["sha256"][:16]: x["group"]
+        for x in _lines(out / LOCAL)
+        if x.get("group") and x.get("sha256")
+    }
+    gone = sorted(set(sides) - set(t.content))
+    return pd.DataFrame(
+        [(c, prints.get(c, ""), tied.get(c, ""), sides[c]) for c in gone],
+        columns=["content", "print", "group", "side"],
+        dtype=str,
+    )
 
 # %% ../nbs/03_data.ipynb #e90076ca
 def copies_in(
-    t:pd.DataFrame, # `content` and `print` of images
-    near:int        # bits in which copies may differ
-) -> list:          # (i, j, bits): rows that show the same
+    t: pd.DataFrame,  # `content` and `print` of images
+    near: int,  # bits in which copies may differ
+) -> list:  # (i, j, bits): rows that show the same
     "Pairs of copies, exact ones with 0 bits first."
     first = {}
-    for i, c in enumerate(t.content): first.setdefault(c, i)
+    for i, c in enumerate(t.content):
+        first.setdefault(c, i)
     exact = [(first[c], i, 0) for i, c in enumerate(t.content) if first[c] != i]
     single = [i for i in first.values() if t["print"].iloc[i]]
     marks = bytes.fromhex("".join(t["print"].iloc[single]))
     prints = np.frombuffer(marks, np.uint64).reshape(-1, 8, 4)
-    return exact+[(single[i], single[j], b) for i, j, b in near_pairs(prints, near)]
+    return exact + [(single[i], single[j], b) for i, j, b in near_pairs(prints, near)]
 
 # %% ../nbs/03_data.ipynb #5b8deff7
-def _grouped(rows, ties, pairs): # row -> the number of its group, when there are these rows only
+def _grouped(
+    rows, ties, pairs
+):  # row -> the number of its group, when there are these rows only
     at = {i: k for k, i in enumerate(rows)}
     inner = [(at[i], at[j]) for i, j, *_ in pairs if i in at and j in at]
     return dict(zip(rows, groups_of([ties[i] for i in rows], inner)))
 
-def _torn(rows, ties, pairs, side): # those that are tied to training and to test images
+
+def _torn(
+    rows, ties, pairs, side
+):  # those that are tied to training and to test images
     number, sides = _grouped(rows, ties, pairs), {}
-    for i in rows: sides.setdefault(number[i], set()).add(side[i])
+    for i in rows:
+        sides.setdefault(number[i], set()).add(side[i])
     return {i for i in rows if {"train", "test"} <= sides[number[i]]}
 
 # %% ../nbs/03_data.ipynb #6cfb4f7c
 _OUT = dict(
-    given=("in test too", "a copy of a test image, or of the same lesion or patient, in a split that came with the images"),
-    late=("in training too", "a test image so far, now tied to training images by looks, lesion or patient"),
-    between=("in between", "new, and tied by looks, lesion or patient to training and to test images: "
-                           "on either side the test would see what was trained on"))
+    given=(
+        "in test too",
+        "a copy of a test image, or of the same lesion or patient, in a split that came with the images",
+    ),
+    late=(
+        "in training too",
+        "a test image so far, now tied to training images by looks, lesion or patient",
+    ),
+    between=(
+        "in between",
+        "new, and tied by looks, lesion or patient to training and to test images: "
+        "on either side the test would see what was trained on",
+    ),
+)
+
 
 def decide(
-    t:pd.DataFrame,         # images that passed, with `content` and `print`
-    seed:int,               # of the split
-    near:int,               # bits in which copies may differ
-    sides:dict=None,        # content -> "train" or "test", for images with a side
-    past:pd.DataFrame=None  # images with a side that are gone: `content`, `print`, `group`, `side`
-) -> tuple:                 # the list with `number` (of the group) and `split`, pairs of copies, row -> why left out
+    t: pd.DataFrame,  # images that passed, with `content` and `print`
+    seed: int,  # of the split
+    near: int,  # bits in which copies may differ
+    sides: dict = None,  # content -> "train" or "test", for images with a side
+    past: pd.DataFrame = None,  # images with a side that are gone: `content`, `print`, `group`, `side`
+) -> tuple:  # the list with `number` (of the group) and `split`, pairs of copies, row -> why left out
     "Find copies, form groups, split. Who has a side keeps it."
     n, given = len(t), t.split.any()
     known = [(sides or {}).get(c, "") for c in t.content]
@@ -1605,149 +2289,249 @@ def decide(
     number = _grouped([i for i in rows if i not in between], ties, pairs)
     here = [i for i in number if i < n]
     known = {g: side[i] for i, g in number.items() if side[i]}
-    split = split_groups(every.cls.iloc[here].tolist(), [number[i] for i in here],
-                         [lot(seed, s) for s in every.sha256.iloc[here]],
-                         sides=[known.get(number[i], "") for i in here])
-    t = t.assign(number=pd.Series({i: number[i] for i in here}), split=pd.Series(dict(zip(here, split))))
-    left = {i: "given" if given else "late" for i in late if i < n}|dict.fromkeys(between, "between")
+    split = split_groups(
+        every.cls.iloc[here].tolist(),
+        [number[i] for i in here],
+        [lot(seed, s) for s in every.sha256.iloc[here]],
+        sides=[known.get(number[i], "") for i in here],
+    )
+    t = t.assign(
+        number=pd.Series({i: number[i] for i in here}),
+        split=pd.Series(dict(zip(here, split))),
+    )
+    left = {i: "given" if given else "late" for i in late if i < n} | dict.fromkeys(
+        between, "between"
+    )
     return t, [p for p in pairs if p[1] < n], left
 
 # %% ../nbs/03_data.ipynb #251f3247
-def _ids(t): # what reports call a file: by its content, or by number where nothing was read
+def _ids(
+    t,
+):  # what reports call a file: by its content, or by number where nothing was read
     nth = t.sort_values(["cls", "file"]).groupby("content").cumcount()
-    return [f"{c}-{k}" if c and k else c or f"unread-{k+1}" for c, k in zip(t.content, nth[t.index])]
+    return [
+        f"{c}-{k}" if c and k else c or f"unread-{k + 1}"
+        for c, k in zip(t.content, nth[t.index])
+    ]
+
 
 def sift(
-    t:pd.DataFrame, # the list
-    found:list      # what check_image found, for each row without a `why`
-) -> pd.DataFrame:  # the list with all findings, `content` and `id`; a `reason` means: not used
+    t: pd.DataFrame,  # the list
+    found: list,  # what check_image found, for each row without a `why`
+) -> (
+    pd.DataFrame
+):  # the list with all findings, `content` and `id`; a `reason` means: not used
     "Put the list and the findings together."
     looks = iter(found)
-    rows = [FINDING|dict(reason="left out", detail=w) if w else next(looks) for w in t.why]
+    rows = [
+        FINDING | dict(reason="left out", detail=w) if w else next(looks) for w in t.why
+    ]
     t = t.join(pd.DataFrame(rows, columns=[*FINDING]).drop(columns="file"))
     t["content"] = t.sha256.str[:16]
     return t.assign(id=_ids(t))
 
 # %% ../nbs/03_data.ipynb #f3de75d4
 def place(
-    t:pd.DataFrame, # images to use, with their split
-    d:Dataset,      # modality, for simple captions
-    out:Path        # holds pool/
+    t: pd.DataFrame,  # images to use, with their split
+    d: Dataset,  # modality, for simple captions
+    out: Path,  # holds pool/
 ) -> pd.DataFrame:  # the same with `path`
     "Give every image its place, and write both metadata.csv."
-    t = t.assign(path=t.split+"/"+t.cls+"/"+t.id+t.name.map(lambda n: Path(n).suffix)).sort_values("path")
+    t = t.assign(
+        path=t.split + "/" + t.cls + "/" + t.id + t.name.map(lambda n: Path(n).suffix)
+    ).sort_values("path")
     here, plan = set(t.path), t[["path", "name", "stored", "kept"]].values.tolist()
     for x in ("train", "test"):
-        for f in files_below(out/x):
+        for f in files_below(out / x):
             if f"{x}/{f}" not in here and _PLACED.fullmatch(Path(f).name):
-                (out/x/f).unlink()
+                (out / x / f).unlink()
     for path, name, size, sha in plan:
-        if not intact(out/path, size, sha):
-            _link(out/"pool"/name, out/path)
+        if not intact(out / path, size, sha):
+            _link(out / "pool" / name, out / path)
     for x in ("train", "test"):
         m = t[t.split == x]
         words = m.cls.map(category)
         text = [a or simple_caption(d.modality, c) for a, c in zip(m.text, words)]
-        rows = dict(file_name=m.path.str[len(x)+1:], text=text, category=words)
-        write_atomic(out/x/"metadata.csv", pd.DataFrame(rows).to_csv(index=False))
+        rows = dict(file_name=m.path.str[len(x) + 1 :], text=text, category=words)
+        write_atomic(out / x / "metadata.csv", pd.DataFrame(rows).to_csv(index=False))
     return t
 
 # %% ../nbs/03_data.ipynb #8285a171
-def _why_none(c, n, m, part, given): # why a class has no image on one side
+def _why_none(c, n, m, part, given):  # why a class has no image on one side
     if m == 0:
-        return f"none of its {n} images can be used (see quarantine.csv)" if n else "dataset.yaml lists it, and there is no image of it"
+        return (
+            f"none of its {n} images can be used (see quarantine.csv)"
+            if n
+            else "dataset.yaml lists it, and there is no image of it"
+        )
     if m == 1:
-        return f"there is 1 image{f' that can be used, of {n}' if n>1 else ''}, and 2 are the least: one to train and one to test"
+        return f"there is 1 image{f' that can be used, of {n}' if n > 1 else ''}, and 2 are the least: one to train and one to test"
     if given:
         return f"the split that came with the images has no {part} image of it"
-    return (f"no {part} image: its {m} images are tied to one another or to other classes "
-            "(copies, or one lesion or patient), and such images stay together")
+    return (
+        f"no {part} image: its {m} images are tied to one another or to other classes "
+        "(copies, or one lesion or patient), and such images stay together"
+    )
+
 
 def check_split(
-    used:pd.DataFrame,  # `cls` and `split` of the images to use
-    classes:dict,       # class -> images that were listed
-    given:bool          # whether the split came with the images
+    used: pd.DataFrame,  # `cls` and `split` of the images to use
+    classes: dict,  # class -> images that were listed
+    given: bool,  # whether the split came with the images
 ):
     "Refuse a split in which a class cannot be learned or cannot be tested."
     count = pd.crosstab(used.cls, used.split).reindex(
-        index=sorted({*classes, *used.cls}), columns=["train", "test"], fill_value=0)
-    faults = [f"- {c}: {_why_none(c, classes.get(c, 0), a+b, 'test' if a else 'train', given)}"
-              for c, a, b in count.itertuples() if not (a and b)]
+        index=sorted({*classes, *used.cls}), columns=["train", "test"], fill_value=0
+    )
+    faults = [
+        f"- {c}: {_why_none(c, classes.get(c, 0), a + b, 'test' if a else 'train', given)}"
+        for c, a, b in count.itertuples()
+        if not (a and b)
+    ]
     if not faults:
         return
     faults = "\n".join(faults)
     table = count.rename_axis(index="class", columns=None).to_string()
-    way = ("Put images into the other part, or remove the split to have one drawn" if given
-           else "Add images (a fifth of each class is for testing)")
-    raise ValueError(f"These images cannot be split into training and test images:\n{faults}\n{table}\n"
-                     f"{way}, or leave the class out: list the other classes under `categories` in "
-                     "dataset.yaml, or move its images away.")
+    way = (
+        "Put images into the other part, or remove the split to have one drawn"
+        if given
+        else "Add images (a fifth of each class is for testing)"
+    )
+    raise ValueError(
+        f"These images cannot be split into training and test images:\n{faults}\n{table}\n"
+        f"{way}, or leave the class out: list the other classes under `categories` in "
+        "dataset.yaml, or move its images away."
+    )
 
 # %% ../nbs/03_data.ipynb #6a29c273
-_OTHERS = (*IMAGES, *BESIDE, ".dcm", ".nii", ".gz", ".mat", ".npy", ".xml", ".svs", ".heic", ".xlsx", ".mp4", ".gif")
+_OTHERS = (
+    *IMAGES,
+    *BESIDE,
+    ".dcm",
+    ".nii",
+    ".gz",
+    ".mat",
+    ".npy",
+    ".xml",
+    ".svs",
+    ".heic",
+    ".xlsx",
+    ".mp4",
+    ".gif",
+)
 _TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".xlsx")
 
+
 def leftovers(
-    folder,    # what was prepared
-    listed:set # what was listed or read of it, relative to the folder
-) -> str:      # "2 .dcm, 1 table", empty when nothing is left
+    folder,  # what was prepared
+    listed: set,  # what was listed or read of it, relative to the folder
+) -> str:  # "2 .dcm, 1 table", empty when nothing is left
     "What lies in a folder of images and was not used."
     found = Counter()
-    for f in set(_visible(folder))-listed:
+    for f in set(_visible(folder)) - listed:
         kind = Path(f).suffix.lower()
-        unpacked = kind == ".zip" and (Path(folder)/f).with_suffix("").is_dir()
+        unpacked = kind == ".zip" and (Path(folder) / f).with_suffix("").is_dir()
         if unpacked or kind in (".db", ".ini", ".lock"):
             continue
-        found["table" if kind in _TABLES else kind if kind in _OTHERS else "of another kind"] += 1
-    return ", ".join(f"{n} {k}{'s' if k == 'table' and n > 1 else ''}" for k, n in sorted(found.items()))
+        found[
+            "table"
+            if kind in _TABLES
+            else kind
+            if kind in _OTHERS
+            else "of another kind"
+        ] += 1
+    return ", ".join(
+        f"{n} {k}{'s' if k == 'table' and n > 1 else ''}"
+        for k, n in sorted(found.items())
+    )
 
 # %% ../nbs/03_data.ipynb #fb97a599
 def remarks(
-    d:Dataset,       # what was expected
-    t:pd.DataFrame,  # what is used
-    copies:pd.DataFrame, # pairs
-    given:bool,      # whether the split came with the data
-    left:str=""      # what was not used, from `leftovers`
-) -> list:           # sentences
+    d: Dataset,  # what was expected
+    t: pd.DataFrame,  # what is used
+    copies: pd.DataFrame,  # pairs
+    given: bool,  # whether the split came with the data
+    left: str = "",  # what was not used, from `leftovers`
+) -> list:  # sentences
     "What is to be said of these images."
-    got,test,out = Counter(t.cls),Counter(t.cls[t.split=="test"]),[]
+    got, test, out = Counter(t.cls), Counter(t.cls[t.split == "test"]), []
     if d.name in DATASETS:
-        out.append("the counts are the paper's own" if got==d.counts
-                   else f"a stand-in: the paper has {sum(d.counts.values()):,} images of {len(d.counts)} classes, "
-                        f"here are {len(t):,} of {len(got)}")
-    out += [f"{c} is not a class of the paper" for c in sorted(got) if d.name in DATASETS and c not in d.counts]
-    out += [STAND_INS[k] for k in STAND_INS if d.name=="skin" and k in set(map(label_key,t.label))]
-    two = int(((copies.kind=="exact")&(copies.class_a!=copies.class_b)).sum())
-    if two: out.append(f"{two} exact copies carry two labels, of which one must be wrong: see duplicates.csv")
-    if left: out.append(f"not used: {left}")
-    long = int((t[["width","height"]].max(axis=1)>2*t[["width","height"]].min(axis=1)).sum())
-    if long: out.append(f"{long} of {len(t):,} images are more than twice as long as wide: a square shows less than half of each")
-    if given: return out+["the split came with the images"]
-    return out+[f"{c}: {test[c]} test images instead of {test_count(n)}, since groups are not divided"
-                for c,n in sorted(got.items()) if test[c]!=test_count(n)]
+        out.append(
+            "the counts are the paper's own"
+            if got == d.counts
+            else f"a stand-in: the paper has {sum(d.counts.values()):,} images of {len(d.counts)} classes, "
+            f"here are {len(t):,} of {len(got)}"
+        )
+    out += [
+        f"{c} is not a class of the paper"
+        for c in sorted(got)
+        if d.name in DATASETS and c not in d.counts
+    ]
+    out += [
+        STAND_INS[k]
+        for k in STAND_INS
+        if d.name == "skin" and k in set(map(label_key, t.label))
+    ]
+    two = int(((copies.kind == "exact") & (copies.class_a != copies.class_b)).sum())
+    if two:
+        out.append(
+            f"{two} exact copies carry two labels, of which one must be wrong: see duplicates.csv"
+        )
+    if left:
+        out.append(f"not used: {left}")
+    long = int(
+        (
+            t[["width", "height"]].max(axis=1) > 2 * t[["width", "height"]].min(axis=1)
+        ).sum()
+    )
+    if long:
+        out.append(
+            f"{long} of {len(t):,} images are more than twice as long as wide: a square shows less than half of each"
+        )
+    if given:
+        return out + ["the split came with the images"]
+    return out + [
+        f"{c}: {test[c]} test images instead of {test_count(n)}, since groups are not divided"
+        for c, n in sorted(got.items())
+        if test[c] != test_count(n)
+    ]
 
 # %% ../nbs/03_data.ipynb #7d2b9b25
 def tidy(
-    out:Path,           # holds pool/ and the findings
-    every:pd.DataFrame, # all that was listed, with findings and `id`
-    known               # contents that have a side
+    out: Path,  # holds pool/ and the findings
+    every: pd.DataFrame,  # all that was listed, with findings and `id`
+    known,  # contents that have a side
 ):
     "Forget what is no longer used, except who had which side."
-    log, here, keep = out/LOCAL, set(every.content), set(every.name)
+    log, here, keep = out / LOCAL, set(every.content), set(every.name)
     seen = [x for x in _lines(log) if FINDING.keys() <= x.keys()]
-    lines = {_line({k: v for k, v in x.items() if k != "id"}) for x in seen
-             if x["sha256"] and x["sha256"][:16] in known and x["sha256"][:16] not in here}
+    lines = {
+        _line({k: v for k, v in x.items() if k != "id"})
+        for x in seen
+        if x["sha256"] and x["sha256"][:16] in known and x["sha256"][:16] not in here
+    }
     rows = every[[*FINDING, "id", "group", "label"]].to_dict("records")
-    now = [_line(x if x["bytes"] >= 0 else {k: x[k] for k in ("file", "id", "detail", "label")}) for x in rows]
+    now = [
+        _line(
+            x
+            if x["bytes"] >= 0
+            else {k: x[k] for k in ("file", "id", "detail", "label")}
+        )
+        for x in rows
+    ]
     _write_private(log, "".join([_line(_WARNING), *sorted(lines), *sorted(now)]))
-    (out/"scan.jsonl").unlink(missing_ok=True) # what earlier versions called it
-    for f in (out/"pool").iterdir():
+    (out / "scan.jsonl").unlink(missing_ok=True)  # what earlier versions called it
+    for f in (out / "pool").iterdir():
         if f.name not in keep and f.is_file():
             f.unlink()
-    for f in [*out.glob(".*.part"), *(f for x in ("train", "test") for f in (out/x).rglob(".*.part"))]:
-        f.unlink() # left by a kill
+    for f in [
+        *out.glob(".*.part"),
+        *(f for x in ("train", "test") for f in (out / x).rglob(".*.part")),
+    ]:
+        f.unlink()  # left by a kill
 
-def _write_private(path, text): # whole or not at all, for its owner alone
+
+def _write_private(path, text):  # whole or not at all, for its owner alone
     tmp = path.with_name(f".{path.name}.part")
     tmp.unlink(missing_ok=True)
     with open(tmp, "w", opener=_private) as f:
@@ -1767,80 +2551,154 @@ _PLAIN = {  # what a listing says of a file -> the same without names of files, 
     r"not dermoscopic but .*": "not dermoscopic",
     r"the table gives it several (labels|splits).*": r"the table gives it several \1",
     r"(in no class folder|in no folder of a split|no label|no split is given for it, but for others"
-    r"|the table puts it into \w+, its folder into \w+)": r"\1"}
+    r"|the table puts it into \w+, its folder into \w+)": r"\1",
+}
 
-def _unnamed(words): # why something was left out, in words that name nothing of the user's
+
+def _unnamed(
+    words,
+):  # why something was left out, in words that name nothing of the user's
     hits = (re.fullmatch(k, words, re.DOTALL) for k in _PLAIN)
-    said = next((m.expand(v) for m, v in zip(hits, _PLAIN.values()) if m), "by the listing")
+    said = next(
+        (m.expand(v) for m, v in zip(hits, _PLAIN.values()) if m), "by the listing"
+    )
     return f"{said} (which: {LOCAL})"
 
 # %% ../nbs/03_data.ipynb #81a21db4
 def record(
-    out:Path,            # the prepared folder
-    t:pd.DataFrame,      # what is used
-    bad:pd.DataFrame,    # what is not
-    copies:pd.DataFrame, # pairs
-    key:str,             # of what it is made from
-    **about              # for the summary
-) -> dict:               # the summary
+    out: Path,  # the prepared folder
+    t: pd.DataFrame,  # what is used
+    bad: pd.DataFrame,  # what is not
+    copies: pd.DataFrame,  # pairs
+    key: str,  # of what it is made from
+    **about,  # for the summary
+) -> dict:  # the summary
     "Write manifest, quarantine, duplicates and, last, the summary with all their hashes."
-    tied = t.number.where(t.number.map(Counter(t.number))>1).astype("Int64")
-    m = t.assign(tied=tied)[["path","split","cls","id","sha256","kept","stored","width","height","tied","note"]]
-    m.columns = ["file","split","class","source","source_sha256","sha256","bytes","width","height","group","changes"]
-    q = bad.assign(words=[_unnamed(w) if r=="left out" else w for r, w in zip(bad.reason, bad.detail)])[["id","cls","reason","words"]]
-    q.columns = ["source","class","reason","detail"]
-    files = {"manifest.csv": m, "quarantine.csv": q.sort_values("source"), "duplicates.csv": copies}
+    tied = t.number.where(t.number.map(Counter(t.number)) > 1).astype("Int64")
+    m = t.assign(tied=tied)[
+        [
+            "path",
+            "split",
+            "cls",
+            "id",
+            "sha256",
+            "kept",
+            "stored",
+            "width",
+            "height",
+            "tied",
+            "note",
+        ]
+    ]
+    m.columns = [
+        "file",
+        "split",
+        "class",
+        "source",
+        "source_sha256",
+        "sha256",
+        "bytes",
+        "width",
+        "height",
+        "group",
+        "changes",
+    ]
+    q = bad.assign(
+        words=[
+            _unnamed(w) if r == "left out" else w
+            for r, w in zip(bad.reason, bad.detail)
+        ]
+    )[["id", "cls", "reason", "words"]]
+    q.columns = ["source", "class", "reason", "detail"]
+    files = {
+        "manifest.csv": m,
+        "quarantine.csv": q.sort_values("source"),
+        "duplicates.csv": copies,
+    }
     for name, table in files.items():
-        write_atomic(out/name, table.to_csv(index=False))
-    counts = dict(images=len(t),train=int((t.split=="train").sum()),test=int((t.split=="test").sum()),
-                  quarantined=len(bad),changed=int((t.note!="").sum()),
-                  exact_copies=int((copies.kind=="exact").sum()),near_copies=int((copies.kind=="near").sum()))
+        write_atomic(out / name, table.to_csv(index=False))
+    counts = dict(
+        images=len(t),
+        train=int((t.split == "train").sum()),
+        test=int((t.split == "test").sum()),
+        quarantined=len(bad),
+        changed=int((t.note != "").sum()),
+        exact_copies=int((copies.kind == "exact").sum()),
+        near_copies=int((copies.kind == "near").sum()),
+    )
     files = [*files, "split.json", "train/metadata.csv", "test/metadata.csv"]
-    return write_record(out/"prepared.json", dict(images=key), files, **about, **counts)
+    return write_record(
+        out / "prepared.json", dict(images=key), files, **about, **counts
+    )
 
 # %% ../nbs/03_data.ipynb #18093156
 def with_names(
-    out,                  # a prepared folder
-    report:str="manifest" # or quarantine, or duplicates
-) -> pd.DataFrame:        # the report, with file names in place of content hashes
+    out,  # a prepared folder
+    report: str = "manifest",  # or quarantine, or duplicates
+) -> pd.DataFrame:  # the report, with file names in place of content hashes
     "A report with the names of your own files. For your eyes: do not save what it shows."
-    t = pd.read_csv(Path(out)/f"{report}.csv", keep_default_na=False)
-    names = {x["id"]: x["file"] for x in _lines(Path(out)/LOCAL) if "id" in x}
+    t = pd.read_csv(Path(out) / f"{report}.csv", keep_default_na=False)
+    names = {x["id"]: x["file"] for x in _lines(Path(out) / LOCAL) if "id" in x}
     return t.assign(**{c: t[c].map(names) for c in ("source", "a", "b") if c in t})
 
 # %% ../nbs/03_data.ipynb #36df3561
-def _key_of(root, t, *settings): # what a prepared folder is made from
+def _key_of(root, t, *settings):  # what a prepared folder is made from
     def state(f):
         path = os.path.join(root, f)
-        try: s = os.stat(path)
-        except OSError: return None
-        if not stat.S_ISREG(s.st_mode): return stat.S_IFMT(s.st_mode)
-        return s.st_size,s.st_mtime_ns,os.access(path,os.R_OK)
-    return stable_hash([CHECKS,settings,t.values.tolist(),[state(f) for f in t.file]])
+        try:
+            s = os.stat(path)
+        except OSError:
+            return None
+        if not stat.S_ISREG(s.st_mode):
+            return stat.S_IFMT(s.st_mode)
+        return s.st_size, s.st_mtime_ns, os.access(path, os.R_OK)
 
-def _pairs(t, pairs): # the table of copies
-    content,i,c = t.content.tolist(),t.id.tolist(),t.cls.tolist()
-    rows = [("exact" if content[a]==content[b] else "near",n,i[a],i[b],c[a],c[b]) for a,b,n in pairs]
-    return pd.DataFrame(rows,columns=["kind","bits","a","b","class_a","class_b"])
+    return stable_hash(
+        [CHECKS, settings, t.values.tolist(), [state(f) for f in t.file]]
+    )
+
+
+def _pairs(t, pairs):  # the table of copies
+    content, i, c = t.content.tolist(), t.id.tolist(), t.cls.tolist()
+    rows = [
+        ("exact" if content[a] == content[b] else "near", n, i[a], i[b], c[a], c[b])
+        for a, b, n in pairs
+    ]
+    return pd.DataFrame(rows, columns=["kind", "bits", "a", "b", "class_a", "class_b"])
 
 # %% ../nbs/03_data.ipynb #5e0b5362
-def _layout(how): return re.sub(r"table .*", "a table", how) # a table's name may be a patient's
+def _layout(how):
+    return re.sub(r"table .*", "a table", how)  # a table's name may be a patient's
 
-def _read_tables(folder, root, how): # what list_images has read
-    return {f for f in _visible(folder) if Path(f).name=="dataset.yaml" or Path(f).name in how}
 
-def _moved(t, sides): # what to say of images with a side
+def _read_tables(folder, root, how):  # what list_images has read
+    return {
+        f
+        for f in _visible(folder)
+        if Path(f).name == "dataset.yaml" or Path(f).name in how
+    }
+
+
+def _moved(t, sides):  # what to say of images with a side
     was = t.content.map(sides)
-    moved = int((was.notna()&(was!=t.split)).sum())
+    moved = int((was.notna() & (was != t.split)).sum())
     new = int(was.isna().sum())
-    return ([f"{moved} images changed sides, as the split that came with the images says"] if moved else []
-            )+([f"{new} new images were drawn or joined their kin; {len(t)-new:,} kept their sides"]
-               if new and new<len(t) else [])
+    return (
+        [f"{moved} images changed sides, as the split that came with the images says"]
+        if moved
+        else []
+    ) + (
+        [
+            f"{new} new images were drawn or joined their kin; {len(t) - new:,} kept their sides"
+        ]
+        if new and new < len(t)
+        else []
+    )
 
 # %% ../nbs/03_data.ipynb #01f801b9
-def _fill(folder, root, t, how, d, out, key, seed, near, processes): # do all the work
-    every = sift(t, scan(root, t.file[t.why==""].tolist(), out, processes))
-    used = every[every.reason==""].reset_index(drop=True)
+def _fill(folder, root, t, how, d, out, key, seed, near, processes):  # do all the work
+    every = sift(t, scan(root, t.file[t.why == ""].tolist(), out, processes))
+    used = every[every.reason == ""].reset_index(drop=True)
     if used.empty:
         raise FileNotFoundError(_nothing(folder, how, every))
     given = bool(used.split.any())
@@ -1849,223 +2707,338 @@ def _fill(folder, root, t, how, d, out, key, seed, near, processes): # do all th
     parted, pairs, left = decide(used, seed, near, sides, None if past.empty else past)
     copies = _pairs(used, pairs)
     lost = used.loc[[*left]]
-    lost["reason"], lost["detail"] = [_OUT[w][0] for w in left.values()], [_OUT[w][1] for w in left.values()]
-    bad = pd.concat([every[every.reason!=""], lost])
+    lost["reason"], lost["detail"] = (
+        [_OUT[w][0] for w in left.values()],
+        [_OUT[w][1] for w in left.values()],
+    )
+    bad = pd.concat([every[every.reason != ""], lost])
     used = parted.drop(index=[*left]).astype(dict(number=int))
-    listed = every.cls[(every.why=="")&(every.cls!="")]
+    listed = every.cls[(every.why == "") & (every.cls != "")]
     wanted = {} if d.name in DATASETS else dict.fromkeys(d.counts, 0)
-    check_split(used, wanted|Counter(listed), given)
+    check_split(used, wanted | Counter(listed), given)
     _remember(out, seed, near, sides, prints, used)
-    (out/"prepared.json").unlink(missing_ok=True)
+    (out / "prepared.json").unlink(missing_ok=True)
     used = place(used, d, out)
-    here = {os.path.relpath(root/f, folder).replace(os.sep, "/") for f in t.file}
+    here = {os.path.relpath(root / f, folder).replace(os.sep, "/") for f in t.file}
     unused = Counter(_unnamed(w) for w in t.why if w)
-    told = t.attrs["told"]+[f"{k:,} left out: {w}" for w, k in unused.items()]
-    told += remarks(d, used, copies, given, leftovers(folder, here|_read_tables(folder, root, how)))
-    tidy(out, every, sides.keys()|set(used.content))
-    n = record(out, used, bad, copies, key, dataset=d.name, layout=_layout(how), seed=seed,
-               near=near, remarks=told)
-    return n, told+_moved(used, sides)
+    told = t.attrs["told"] + [f"{k:,} left out: {w}" for w, k in unused.items()]
+    told += remarks(
+        d,
+        used,
+        copies,
+        given,
+        leftovers(folder, here | _read_tables(folder, root, how)),
+    )
+    tidy(out, every, sides.keys() | set(used.content))
+    n = record(
+        out,
+        used,
+        bad,
+        copies,
+        key,
+        dataset=d.name,
+        layout=_layout(how),
+        seed=seed,
+        near=near,
+        remarks=told,
+    )
+    return n, told + _moved(used, sides)
 
 # %% ../nbs/03_data.ipynb #24d1e4ca
 def prepare(
-    folder,          # of images, in any layout that list_images knows
-    d:Dataset,       # what is known of them
-    out=None,        # where the result goes; prepared_dir by default
-    seed:int=0,      # of the split: not the run's, so that all runs share it
-    near:int=40,     # bits of 256 in which copies may differ
-    processes=None   # of scan
-) -> Path:           # out
+    folder,  # of images, in any layout that list_images knows
+    d: Dataset,  # what is known of them
+    out=None,  # where the result goes; prepared_dir by default
+    seed: int = 0,  # of the split: not the run's, so that all runs share it
+    near: int = 40,  # bits of 256 in which copies may differ
+    processes=None,  # of scan
+) -> Path:  # out
     "Check, split and write a data set. Run again to find the work done."
     folder, out = Path(folder), Path(out or prepared_dir(folder, d))
     root, t, how = list_images(folder, d)
     key = _key_of(root, t, seed, near, d.name, d.modality)
-    if whole(out, key): return out
+    if whole(out, key):
+        return out
     with _on_disk(out), _working(out):
-        if whole(out, key): return out
-        print(f"{d.name}, {_layout(how)}: {classes_line(t,d)}.")
+        if whole(out, key):
+            return out
+        print(f"{d.name}, {_layout(how)}: {classes_line(t, d)}.")
         n, told = _fill(folder, root, t, how, d, out, key, seed, near, processes)
-    print(f"{d.name}, {_layout(how)}: {n['images']:,} images, {n['train']:,} to train and {n['test']:,} to test; "
-          f"{n['quarantined']:,} quarantined, {n['exact_copies']+n['near_copies']:,} pairs of copies. "
-          f"Reports in {out.name}/*.csv."
-          +"".join(f"\n- {x}" for x in told))
+    print(
+        f"{d.name}, {_layout(how)}: {n['images']:,} images, {n['train']:,} to train and {n['test']:,} to test; "
+        f"{n['quarantined']:,} quarantined, {n['exact_copies'] + n['near_copies']:,} pairs of copies. "
+        f"Reports in {out.name}/*.csv." + "".join(f"\n- {x}" for x in told)
+    )
     return out
 
 # %% ../nbs/03_data.ipynb #276f7375
 def _nothing(folder, how, every):
-    found = Counter((r, _unnamed(w) if r=="left out" else w)
-                    for r, w in zip(every.reason, every.detail)).most_common(3)
+    found = Counter(
+        (r, _unnamed(w) if r == "left out" else w)
+        for r, w in zip(every.reason, every.detail)
+    ).most_common(3)
     most = "; ".join(f"{n} files: {r}, {x}" for (r, x), n in found)
-    return (f"No usable images in {folder} ({_layout(how)}). "+(f"What was found: {most}. " if most else "")+
-            f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
-            "and for a table with columns like file_name and label.")
+    return (
+        f"No usable images in {folder} ({_layout(how)}). "
+        + (f"What was found: {most}. " if most else "")
+        + f"Looked for {', '.join(IMAGES)} in class folders, for example polyps/1.jpg, "
+        "and for a table with columns like file_name and label."
+    )
 
 # %% ../nbs/03_data.ipynb #330b6ddc
 @contextmanager
-def _working(out): # alone on this folder; the wait for another process ends
+def _working(out):  # alone on this folder; the wait for another process ends
     with ExitStack() as stack:
         try:
             try:
                 stack.enter_context(alone(out, "prepare"))
             except BlockingIOError:
-                print(f"Another process prepares {out.name}: waiting until it has ended, an hour at most.")
+                print(
+                    f"Another process prepares {out.name}: waiting until it has ended, an hour at most."
+                )
                 stack.enter_context(alone(out, "prepare", wait=3600))
         except (PermissionError, NotADirectoryError, FileExistsError) as e:
-            raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, "
-                                  "and name the images' own folder with data=FOLDER.") from e
+            raise PermissionError(
+                f"Cannot write to {out} ({e.strerror}). Set MEDART_DATA to a folder you may write to, "
+                "and name the images' own folder with data=FOLDER."
+            ) from e
         yield
 
-_DISK = {getattr(errno, k) for k in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS") if hasattr(errno, k)}
+
+_DISK = {
+    getattr(errno, k)
+    for k in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS")
+    if hasattr(errno, k)
+}
+
 
 @contextmanager
-def _on_disk(out): # a disk that is full or fails
+def _on_disk(out):  # a disk that is full or fails
     try:
         yield
     except OSError as e:
-        if e.errno not in _DISK: raise
-        raise OSError(e.errno, f"{e.strerror}, while {out.name} was written. Make room, or set MEDART_DATA to a folder "
-                      "on another disk, and run again: what was checked is kept, and nothing half-written is used") from e
+        if e.errno not in _DISK:
+            raise
+        raise OSError(
+            e.errno,
+            f"{e.strerror}, while {out.name} was written. Make room, or set MEDART_DATA to a folder "
+            "on another disk, and run again: what was checked is kept, and nothing half-written is used",
+        ) from e
 
 # %% ../nbs/03_data.ipynb #0a28f779
 @dataclass(frozen=True)
 class Split:
     "Images of one split, not yet read."
-    folder:Path    # files are relative to it
-    files:tuple    # n paths
-    classes:tuple  # n class folders
-    texts:tuple    # n captions
 
-    def __len__(self): return len(self.files)
-    def __getitem__(self, i): return Split(self.folder,*(tuple(x[j] for j in i) for x in (self.files,self.classes,self.texts)))
+    folder: Path  # files are relative to it
+    files: tuple  # n paths
+    classes: tuple  # n class folders
+    texts: tuple  # n captions
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        return Split(
+            self.folder,
+            *(tuple(x[j] for j in i) for x in (self.files, self.classes, self.texts)),
+        )
 
 # %% ../nbs/03_data.ipynb #30255245
-def _note_fault(folder): # of a folder that was drawn or prepared before
-    fault = (folder/"prepared.json").exists() and damage(folder)
+def _note_fault(folder):  # of a folder that was drawn or prepared before
+    fault = (folder / "prepared.json").exists() and damage(folder)
     if fault:
-        raise ValueError(f"{folder} was prepared before, and {fault}. Prepare it again from the images it was made of: "
-                         "name their folder with data=FOLDER.")
-    return any((folder/f).exists() for f in ("phantom.json", "prepared.json"))
+        raise ValueError(
+            f"{folder} was prepared before, and {fault}. Prepare it again from the images it was made of: "
+            "name their folder with data=FOLDER."
+        )
+    return any((folder / f).exists() for f in ("phantom.json", "prepared.json"))
 
 # %% ../nbs/03_data.ipynb #70129065
 def find_data(
-    r:Recipe  # names the folder
-) -> Path:    # with train/ and test/ in it
+    r: Recipe,  # names the folder
+) -> Path:  # with train/ and test/ in it
     "The folder of a recipe's images: drawn, downloaded or prepared if need be."
-    folder,d = data_dir()/r.data,dataset_of(r)
-    if r.data==f"phantom/{r.dataset}": write_phantoms(r.dataset,folder,size=r.size)
-    if _note_fault(folder): return folder
-    try: get_source(d,folder)
+    folder, d = data_dir() / r.data, dataset_of(r)
+    if r.data == f"phantom/{r.dataset}":
+        write_phantoms(r.dataset, folder, size=r.size)
+    if _note_fault(folder):
+        return folder
+    try:
+        get_source(d, folder)
     except ConnectionError as e:
-        raise ConnectionError(f"{e}\n{how_to_get(d,folder)}\nOr pass scale=tiny to run on drawn phantoms.") from e
+        raise ConnectionError(
+            f"{e}\n{how_to_get(d, folder)}\nOr pass scale=tiny to run on drawn phantoms."
+        ) from e
     if not folder.is_dir():
-        raise FileNotFoundError(f"No images at {folder} (data={r.data!r}). "
-                                f"Put class folders there (the classes of {r.dataset} are {', '.join(d.counts)}), "
-                                f"pass data=FOLDER, or pass scale=tiny to run on drawn phantoms.\n{how_to_get(d,folder)}")
-    return prepare(folder,d)
+        raise FileNotFoundError(
+            f"No images at {folder} (data={r.data!r}). "
+            f"Put class folders there (the classes of {r.dataset} are {', '.join(d.counts)}), "
+            f"pass data=FOLDER, or pass scale=tiny to run on drawn phantoms.\n{how_to_get(d, folder)}"
+        )
+    return prepare(folder, d)
 
 # %% ../nbs/03_data.ipynb #a6ccfc75
 def load_split(
-    r:Recipe,  # names the folder and the kind of captions
-    split:str  # "train" or "test"
+    r: Recipe,  # names the folder and the kind of captions
+    split: str,  # "train" or "test"
 ) -> Split:
     "The images and captions of one split."
-    folder,d = find_data(r)/split,dataset_of(r)
-    m = read_names(folder/"metadata.csv")
+    folder, d = find_data(r) / split, dataset_of(r)
+    m = read_names(folder / "metadata.csv")
     classes = [f.split("/")[0] for f in m.file_name]
     words = {c: category(c) for c in set(classes)}
-    said = {"simple": {c: simple_caption(d.modality, w) for c, w in words.items()},
-            "class": words, "empty": dict.fromkeys(words, "")}
-    texts = m.text if r.captions=="vsg" else map(said[r.captions].get, classes)
-    return Split(folder,tuple(m.file_name),tuple(classes),tuple(texts))
+    said = {
+        "simple": {c: simple_caption(d.modality, w) for c, w in words.items()},
+        "class": words,
+        "empty": dict.fromkeys(words, ""),
+    }
+    texts = m.text if r.captions == "vsg" else map(said[r.captions].get, classes)
+    return Split(folder, tuple(m.file_name), tuple(classes), tuple(texts))
 
 # %% ../nbs/03_data.ipynb #ef97cafc
 def read_image(
-    path,     # an image file
-    size:int  # of the shorter side, pixels
+    path,  # an image file
+    size: int,  # of the shorter side, pixels
 ) -> Image.Image:
     "An upright RGB image."
     try:
-        with Image.open(path) as im: im = ImageOps.exif_transpose(im).convert("RGB")
-    except (UnidentifiedImageError,OSError,SyntaxError) as e:
-        raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}: {e}). "
-                         "Repair it or move it out of the data folder, then run again: finished work is kept.") from e
-    w,h = im.size; s = size/min(w,h)
-    return im if s==1 else im.resize((max(size,round(w*s)),max(size,round(h*s))), Image.BILINEAR)
+        with Image.open(path) as im:
+            im = ImageOps.exif_transpose(im).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as e:
+        raise ValueError(
+            f"{path} cannot be read as an image ({type(e).__name__}: {e}). "
+            "Repair it or move it out of the data folder, then run again: finished work is kept."
+        ) from e
+    w, h = im.size
+    s = size / min(w, h)
+    return (
+        im
+        if s == 1
+        else im.resize(
+            (max(size, round(w * s)), max(size, round(h * s))), Image.BILINEAR
+        )
+    )
 
 # %% ../nbs/03_data.ipynb #e430cb7e
 def crop(
-    a:Tensor,           # uint8 (3,h,w)
-    size:int,           # pixels a side
-    at:tuple=(.5,.5)    # where between top left (0,0) and bottom right (1,1)
-) -> Tensor:            # uint8 (3,size,size)
+    a: Tensor,  # uint8 (3,h,w)
+    size: int,  # pixels a side
+    at: tuple = (0.5, 0.5),  # where between top left (0,0) and bottom right (1,1)
+) -> Tensor:  # uint8 (3,size,size)
     "A square cut out of an image."
-    y,x = (int(u*(n-size)+.5) for u,n in zip(at,a.shape[1:]))
-    return a[:,y:y+size,x:x+size]
+    y, x = (int(u * (n - size) + 0.5) for u, n in zip(at, a.shape[1:]))
+    return a[:, y : y + size, x : x + size]
 
 # %% ../nbs/03_data.ipynb #be711f09
-def to_tensor(im): return torch.from_numpy(np.array(im)).permute(2,0,1)
+def to_tensor(im):
+    return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
 # %% ../nbs/03_data.ipynb #2fa97a01
 def read_pixels(
-    s:Split,   # which images
-    size:int   # of the shorter side, pixels
-) -> list:     # uint8 tensors (3,h,w), the shorter side being size
+    s: Split,  # which images
+    size: int,  # of the shorter side, pixels
+) -> list:  # uint8 tensors (3,h,w), the shorter side being size
     "Read images into memory, on all cores."
     with ThreadPoolExecutor(cores()) as pool:
-        return list(progress(pool.map(lambda f: to_tensor(read_image(s.folder/f,size)), s.files),
-                         total=len(s), desc="reading images", disable=len(s)<2000))
+        return list(
+            progress(
+                pool.map(lambda f: to_tensor(read_image(s.folder / f, size)), s.files),
+                total=len(s),
+                desc="reading images",
+                disable=len(s) < 2000,
+            )
+        )
 
 # %% ../nbs/03_data.ipynb #2e1d0def
-def unit(x): return x.float()/127.5-1  # uint8 to -1..1
+def unit(x):
+    return x.float() / 127.5 - 1  # uint8 to -1..1
 
 # %% ../nbs/03_data.ipynb #c90ff356
 def contact_sheet(
-    out,        # a prepared folder
-    each:int=8, # images a class
-    size:int=96 # pixels a side
-):              # matplotlib figure
+    out,  # a prepared folder
+    each: int = 8,  # images a class
+    size: int = 96,  # pixels a side
+):  # matplotlib figure
     "The first training images of each class, one class a row."
-    m = read_names(Path(out)/"manifest.csv"); m = m[m.split=="train"]
-    blank = np.full((size,size,3),255,np.uint8); cells = []
-    for _,files in m.groupby("class").file:
-        ims = [crop(to_tensor(read_image(Path(out)/f,size)),size).permute(1,2,0).numpy() for f in files[:each]]
-        cells += ims+[blank]*(each-len(ims))
-    return image_grid(cells,ncol=each,cell=.9,rows=[category(c) for c in sorted(set(m["class"]))])
+    m = read_names(Path(out) / "manifest.csv")
+    m = m[m.split == "train"]
+    blank = np.full((size, size, 3), 255, np.uint8)
+    cells = []
+    for _, files in m.groupby("class").file:
+        ims = [
+            crop(to_tensor(read_image(Path(out) / f, size)), size)
+            .permute(1, 2, 0)
+            .numpy()
+            for f in files[:each]
+        ]
+        cells += ims + [blank] * (each - len(ims))
+    return image_grid(
+        cells, ncol=each, cell=0.9, rows=[category(c) for c in sorted(set(m["class"]))]
+    )
 
 # %% ../nbs/03_data.ipynb #ca49dd58
 def split_bars(
-    out # a prepared folder
-):      # matplotlib figure
+    out,  # a prepared folder
+):  # matplotlib figure
     "How many images of each class train and test."
-    m = read_names(Path(out)/"manifest.csv"); m["class"] = m["class"].map(category)
-    fig,ax = plt.subplots(figsize=(6,.9+.42*m["class"].nunique()),layout="constrained")
-    sns.countplot(m,y="class",hue="split",order=m["class"].value_counts().index,hue_order=["train","test"],
-                  palette="colorblind",ax=ax)
-    for bars in ax.containers: ax.bar_label(bars,padding=2,fontsize=8)
-    ax.set(xlabel="images",ylabel="",title=f"{(m.split=='train').sum():,} to train, {(m.split=='test').sum():,} to test")
-    ax.margins(x=.1)
-    sns.despine(fig); plt.close(fig)
+    m = read_names(Path(out) / "manifest.csv")
+    m["class"] = m["class"].map(category)
+    fig, ax = plt.subplots(
+        figsize=(6, 0.9 + 0.42 * m["class"].nunique()), layout="constrained"
+    )
+    sns.countplot(
+        m,
+        y="class",
+        hue="split",
+        order=m["class"].value_counts().index,
+        hue_order=["train", "test"],
+        palette="colorblind",
+        ax=ax,
+    )
+    for bars in ax.containers:
+        ax.bar_label(bars, padding=2, fontsize=8)
+    ax.set(
+        xlabel="images",
+        ylabel="",
+        title=f"{(m.split == 'train').sum():,} to train, {(m.split == 'test').sum():,} to test",
+    )
+    ax.margins(x=0.1)
+    sns.despine(fig)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/03_data.ipynb #ca194194
 def speed(
-    root,            # the folder of images
-    files:list,      # relative to it
-    processes:bool=False, # for scan
-    rounds:int=3     # the best of so many counts
-) -> pd.DataFrame:   # images a second
+    root,  # the folder of images
+    files: list,  # relative to it
+    processes: bool = False,  # for scan
+    rounds: int = 3,  # the best of so many counts
+) -> pd.DataFrame:  # images a second
     "Time `scan` beside Pillow, in turns on the same files."
+
     def decode(f):
-        with Image.open(Path(root)/f) as im: im.load()
+        with Image.open(Path(root) / f) as im:
+            im.load()
+
     def alone(k):
-        with ThreadPoolExecutor(k) as pool: list(pool.map(decode,files))
-    rows = {"Pillow decodes, one core":lambda: alone(1), f"Pillow decodes, {cores()} cores":lambda: alone(cores()),
-            f"scan, {cores()} cores":lambda tmp: scan(root,files,tmp,processes)}
-    best = dict.fromkeys(rows,float("inf")); alone(1) # from here on the files are in memory
+        with ThreadPoolExecutor(k) as pool:
+            list(pool.map(decode, files))
+
+    rows = {
+        "Pillow decodes, one core": lambda: alone(1),
+        f"Pillow decodes, {cores()} cores": lambda: alone(cores()),
+        f"scan, {cores()} cores": lambda tmp: scan(root, files, tmp, processes),
+    }
+    best = dict.fromkeys(rows, float("inf"))
+    alone(1)  # from here on the files are in memory
     for _ in range(rounds):
-        for what,f in rows.items():
+        for what, f in rows.items():
             with tempfile.TemporaryDirectory() as tmp:
                 start = time.perf_counter()
                 f(tmp) if what.startswith("scan") else f()
-                best[what] = min(best[what],time.perf_counter()-start)
-    return pd.DataFrame([(k,round(len(files)/v)) for k,v in best.items()],columns=["what","images a second"])
+                best[what] = min(best[what], time.perf_counter() - start)
+    return pd.DataFrame(
+        [(k, round(len(files) / v)) for k, v in best.items()],
+        columns=["what", "images a second"],
+    )

@@ -12,35 +12,75 @@ __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'SD_SCHEDULE', 'word_tokeni
            'guess_errors']
 
 # %% ../nbs/15_embedded.ipynb #753b216f
-import json,logging,platform
+import json, logging, platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "torchvision" not in r.getMessage())  # does without
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda r: "torchvision" not in r.getMessage()
+)  # does without
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (AutoencoderKL,DDPMScheduler,DPMSolverMultistepScheduler,PixArtAlphaPipeline,PixArtTransformer2DModel,
-                       PNDMScheduler,StableDiffusionPipeline,UNet2DConditionModel)
-from tokenizers import Tokenizer,decoders,models,pre_tokenizers,processors,trainers
-from torch.optim.swa_utils import AveragedModel,get_ema_multi_avg_fn
-from transformers import CLIPTextConfig,CLIPTextModel,CLIPTokenizer,T5Config,T5EncoderModel,T5TokenizerFast
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
-from .core import built,mark_built,np_rng,progress,rng,save_pretrained,unmark,write_atomic
+from medart.core import (
+    built,
+    mark_built,
+    np_rng,
+    progress,
+    rng,
+    save_pretrained,
+    unmark,
+    write_atomic,
+)
 from .hldf import min_snr_weight
 from .losses import add_noise
-from .phantom import BORDERS,BRIGHT,FEATURE_SEED,TEST_FROM,TEXTURES,article,describe_shape,phantom,random_shape,web_picture
+from medart.phantom import (
+    BORDERS,
+    BRIGHT,
+    FEATURE_SEED,
+    TEST_FROM,
+    TEXTURES,
+    article,
+    describe_shape,
+    phantom,
+    random_shape,
+    web_picture,
+)
 from .recipes import DATASETS
 
 # %% ../nbs/15_embedded.ipynb #d4e9490e
-WEB_WORDS = [*BRIGHT,*TEXTURES,*BORDERS] + """
+WEB_WORDS = (
+    [*BRIGHT, *TEXTURES, *BORDERS]
+    + """
     a an the of on in with and is are it there by to from at two three several many few one around picture
     background border borders texture textures center spots lines line ring surrounded thin thick dark pale bright
     small medium large shiny matte round oval irregular square squares triangle triangles star stars circle circles
     ovals patch patches shape shapes shaped spot colour color colored""".split()
+)
 "Words that the web's captions use."
 MEDICAL_WORDS = """
     dermoscopic endoscopic image images shows showing show has appears appear visible area areas common nevus
@@ -57,604 +97,1057 @@ MEDICAL_WORDS = """
 
 # %% ../nbs/15_embedded.ipynb #5fbb4585
 def word_tokenizer(
-    words,             # whole words, in any order
-    max_tokens:int=64  # longest text
+    words,  # whole words, in any order
+    max_tokens: int = 64,  # longest text
 ) -> T5TokenizerFast:
     "A Unigram tokenizer of T5's kind: whole words first, letters for the rest."
     words = list(dict.fromkeys(w.lower() for w in words))
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,;:'()/%-"]
-    pieces = [("<pad>",0.),("</s>",0.),("<unk>",-30.)]+[("▁"+w,-5.) for w in words]+[("▁",-8.)]+[(c,-9.) for c in letters]
+    pieces = (
+        [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -30.0)]
+        + [("▁" + w, -5.0) for w in words]
+        + [("▁", -8.0)]
+        + [(c, -9.0) for c in letters]
+    )
     t = Tokenizer(models.Unigram(pieces, unk_id=2))
-    t.pre_tokenizer,t.decoder = pre_tokenizers.Metaspace(),decoders.Metaspace()
-    t.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>",1)])
-    return T5TokenizerFast(tokenizer_object=t, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", extra_ids=0,
-                           model_max_length=max_tokens)
+    t.pre_tokenizer, t.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    t.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return T5TokenizerFast(
+        tokenizer_object=t,
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        extra_ids=0,
+        model_max_length=max_tokens,
+    )
 
 # %% ../nbs/15_embedded.ipynb #5aea012d
 def web_pictures(
-    n:int,        # how many
-    seed:int=0,   # of the collection
-    size:int=64,  # pixels a side
-    workers:int=2 # processes that draw
-) -> tuple:       # uint8 tensor (n,3,size,size) and n captions
+    n: int,  # how many
+    seed: int = 0,  # of the collection
+    size: int = 64,  # pixels a side
+    workers: int = 2,  # processes that draw
+) -> tuple:  # uint8 tensor (n,3,size,size) and n captions
     "The first `n` pictures of the drawn web."
     with ProcessPoolExecutor(workers) as pool:
-        got = list(progress(pool.map(partial(web_picture,seed,size=size), range(n), chunksize=200), total=n, desc="drawing the web"))
-    return torch.from_numpy(np.stack([p for p,_ in got])).permute(0,3,1,2).contiguous(), [c for _,c in got]
+        got = list(
+            progress(
+                pool.map(
+                    partial(web_picture, seed, size=size), range(n), chunksize=200
+                ),
+                total=n,
+                desc="drawing the web",
+            )
+        )
+    return torch.from_numpy(np.stack([p for p, _ in got])).permute(
+        0, 3, 1, 2
+    ).contiguous(), [c for _, c in got]
 
 # %% ../nbs/15_embedded.ipynb #981ed6fd
 def fit(
-    module,              # torch module, trained in place
-    loss_of,             # step -> scalar loss
-    steps:int,           # updates
-    lr:float=1e-3,       # peak learning rate
-    warmup:int=100,      # updates until the peak, cosine to zero afterwards
-    clip:float=1.,       # gradient norm
-    ema:float=.998,      # decay of the average that becomes the result; 0 keeps the last weights
-    desc:str="fit"       # on the progress bar
-) -> list:               # one loss a step
+    module,  # torch module, trained in place
+    loss_of,  # step -> scalar loss
+    steps: int,  # updates
+    lr: float = 1e-3,  # peak learning rate
+    warmup: int = 100,  # updates until the peak, cosine to zero afterwards
+    clip: float = 1.0,  # gradient norm
+    ema: float = 0.998,  # decay of the average that becomes the result; 0 keeps the last weights
+    desc: str = "fit",  # on the progress bar
+) -> list:  # one loss a step
     "AdamW with warm-up and cosine; the module ends as the moving average of its weights."
     params = [p for p in module.parameters() if p.requires_grad]
-    opt = torch.optim.AdamW(params, lr=lr, betas=(.9,.99), weight_decay=.01)
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min((s+1)/warmup, .5+.5*np.cos(np.pi*s/steps)))
+    opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    sched = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * np.cos(np.pi * s / steps))
+    )
     avg = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     losses = []
     for step in (bar := progress(range(steps), desc=desc)):
-        loss = loss_of(step); loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, clip); opt.step(); sched.step(); opt.zero_grad()
-        if avg: avg.update_parameters(module)
+        loss = loss_of(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, clip)
+        opt.step()
+        sched.step()
+        opt.zero_grad()
+        if avg:
+            avg.update_parameters(module)
         losses.append(loss.item())
-        if step%20==0: bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}",refresh=False)
-    if avg: module.load_state_dict(avg.module.state_dict())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
+    if avg:
+        module.load_state_dict(avg.module.state_dict())
     return losses
 
 # %% ../nbs/15_embedded.ipynb #996ea9e6
-def tiny_vae(
-) -> AutoencoderKL: # 0.7 M parameters, images (n,3,64,64) <-> latents (n,4,16,16)
+def tiny_vae() -> (
+    AutoencoderKL
+):  # 0.7 M parameters, images (n,3,64,64) <-> latents (n,4,16,16)
     "An untrained autoencoder of Stable Diffusion's kind."
-    return AutoencoderKL(in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",)*3,
-                         up_block_types=("UpDecoderBlock2D",)*3, block_out_channels=(16,32,64), layers_per_block=1,
-                         latent_channels=4, norm_num_groups=1, sample_size=64, mid_block_add_attention=False)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
 
 # %% ../nbs/15_embedded.ipynb #63766b7c
 def recolor(
-    x:torch.Tensor,   # images in -1..1, (n,3,h,w)
-    g:torch.Generator # source of randomness
-) -> torch.Tensor:    # same shape
+    x: torch.Tensor,  # images in -1..1, (n,3,h,w)
+    g: torch.Generator,  # source of randomness
+) -> torch.Tensor:  # same shape
     "Change saturation, contrast and tint of every other image."
-    n = len(x); u = lambda lo,hi,k=1: torch.rand(n,k,1,1,generator=g)*(hi-lo)+lo
-    gray = x.mean(1,keepdim=True)
-    y = (gray+(x-gray)*u(0,1))*u(.4,1)+u(-.5,.5,3)
-    return torch.where((torch.arange(n)%2==0)[:,None,None,None], x, y.clamp(-1,1))
+    n = len(x)
+    u = lambda lo, hi, k=1: torch.rand(n, k, 1, 1, generator=g) * (hi - lo) + lo
+    gray = x.mean(1, keepdim=True)
+    y = (gray + (x - gray) * u(0, 1)) * u(0.4, 1) + u(-0.5, 0.5, 3)
+    return torch.where(
+        (torch.arange(n) % 2 == 0)[:, None, None, None], x, y.clamp(-1, 1)
+    )
 
 # %% ../nbs/15_embedded.ipynb #7eee33d7
 def vae_loss(
-    vae,                # AutoencoderKL
-    x:torch.Tensor,     # images in -1..1, (n,3,h,w)
-    g:torch.Generator,  # source of randomness
-    kl:float=3e-4       # weight of the prior
-) -> torch.Tensor:      # scalar
+    vae,  # AutoencoderKL
+    x: torch.Tensor,  # images in -1..1, (n,3,h,w)
+    g: torch.Generator,  # source of randomness
+    kl: float = 3e-4,  # weight of the prior
+) -> torch.Tensor:  # scalar
     "Absolute and squared error, and a little pull of the latents towards a unit Gaussian."
     q = vae.encode(x).latent_dist
-    y = vae.decode(q.mean+q.std*torch.randn(q.mean.shape,generator=g)).sample
-    return (y-x).abs().mean()+(y-x).pow(2).mean()+kl*q.kl().mean()/q.mean[0].numel()
+    y = vae.decode(q.mean + q.std * torch.randn(q.mean.shape, generator=g)).sample
+    return (
+        (y - x).abs().mean()
+        + (y - x).pow(2).mean()
+        + kl * q.kl().mean() / q.mean[0].numel()
+    )
 
 # %% ../nbs/15_embedded.ipynb #089cf71f
 def train_vae(
-    pictures:torch.Tensor, # uint8 (n,3,h,w)
-    steps:int=1500,        # updates
-    batch:int=64,          # crops of a quarter of an image each; a quarter as many whole images in the last fifth
-    seed:int=0             # of everything drawn
-) -> tuple:                # AutoencoderKL with its scaling factor set, and losses
+    pictures: torch.Tensor,  # uint8 (n,3,h,w)
+    steps: int = 1500,  # updates
+    batch: int = 64,  # crops of a quarter of an image each; a quarter as many whole images in the last fifth
+    seed: int = 0,  # of everything drawn
+) -> tuple:  # AutoencoderKL with its scaling factor set, and losses
     "Train the autoencoder and measure the factor that gives its latents unit variance."
-    torch.manual_seed(seed); vae = tiny_vae()
+    torch.manual_seed(seed)
+    vae = tiny_vae()
+
     def loss_of(step):
-        g = rng(seed,"vae",step); whole = step>.8*steps
-        x = pictures[torch.randint(len(pictures),(batch//4 if whole else batch,),generator=g)]/127.5-1
+        g = rng(seed, "vae", step)
+        whole = step > 0.8 * steps
+        x = (
+            pictures[
+                torch.randint(
+                    len(pictures), (batch // 4 if whole else batch,), generator=g
+                )
+            ]
+            / 127.5
+            - 1
+        )
         if not whole:
-            h = x.shape[-1]//2
-            i,j = torch.randint(h+1,(2,),generator=g).tolist()
-            x = x[:,:,i:i+h,j:j+h]
-        return vae_loss(vae, recolor(x,g), g)
-    losses = fit(vae, loss_of, steps, lr=2e-3, ema=.99, desc="autoencoder")
-    vae.register_to_config(scaling_factor=round(1/encode_all(vae,pictures[:512])[0].std().item(),4))
-    return vae,losses
+            h = x.shape[-1] // 2
+            i, j = torch.randint(h + 1, (2,), generator=g).tolist()
+            x = x[:, :, i : i + h, j : j + h]
+        return vae_loss(vae, recolor(x, g), g)
+
+    losses = fit(vae, loss_of, steps, lr=2e-3, ema=0.99, desc="autoencoder")
+    vae.register_to_config(
+        scaling_factor=round(1 / encode_all(vae, pictures[:512])[0].std().item(), 4)
+    )
+    return vae, losses
 
 # %% ../nbs/15_embedded.ipynb #913ad054
 @torch.no_grad()
 def encode_all(
-    vae,                  # AutoencoderKL
-    pictures:torch.Tensor,# uint8 (n,3,h,w)
-    batch:int=64          # images at once
-) -> tuple:               # mean and std of the latents, unscaled, each (n,4,h/4,w/4)
+    vae,  # AutoencoderKL
+    pictures: torch.Tensor,  # uint8 (n,3,h,w)
+    batch: int = 64,  # images at once
+) -> tuple:  # mean and std of the latents, unscaled, each (n,4,h/4,w/4)
     "Every picture's latent moments, computed once."
-    qs = [vae.encode(pictures[i:i+batch]/127.5-1).latent_dist
-          for i in progress(range(0,len(pictures),batch),desc="encoding")]
-    return torch.cat([q.mean for q in qs]),torch.cat([q.std for q in qs])
+    qs = [
+        vae.encode(pictures[i : i + batch] / 127.5 - 1).latent_dist
+        for i in progress(range(0, len(pictures), batch), desc="encoding")
+    ]
+    return torch.cat([q.mean for q in qs]), torch.cat([q.std for q in qs])
 
 # %% ../nbs/15_embedded.ipynb #24ac8951
 def tiny_t5(
-    vocab:int # size of the tokenizer
+    vocab: int,  # size of the tokenizer
 ) -> T5EncoderModel:
     "An untrained T5 v1.1 encoder, whose heads begin by looking left, right, at both sides, and everywhere."
-    t5 = T5EncoderModel(T5Config(vocab_size=vocab, d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=3,
-                                 feed_forward_proj="gated-gelu", dropout_rate=.1, tie_word_embeddings=False))
-    d,bias = torch.arange(16.),torch.zeros(32,4) # rows: 16 distances to the left, then 16 to the right
-    bias[:16,0],bias[16:,0] = -(d-1).abs(),-8
-    bias[:16,1],bias[16:,1] = -8,-(d-1).abs()
-    bias[:16,2],bias[16:,2] = -d/2,-d/2
-    t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data.copy_(bias)
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=vocab,
+            d_model=128,
+            d_kv=32,
+            num_heads=4,
+            d_ff=256,
+            num_layers=3,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.1,
+            tie_word_embeddings=False,
+        )
+    )
+    d, bias = (
+        torch.arange(16.0),
+        torch.zeros(32, 4),
+    )  # rows: 16 distances to the left, then 16 to the right
+    bias[:16, 0], bias[16:, 0] = -(d - 1).abs(), -8
+    bias[:16, 1], bias[16:, 1] = -8, -(d - 1).abs()
+    bias[:16, 2], bias[16:, 2] = -d / 2, -d / 2
+    t5.encoder.block[0].layer[
+        0
+    ].SelfAttention.relative_attention_bias.weight.data.copy_(bias)
     return t5
 
 # %% ../nbs/15_embedded.ipynb #c95289a7
-def tiny_transformer(
-) -> PixArtTransformer2DModel:
+def tiny_transformer() -> PixArtTransformer2DModel:
     "An untrained PixArt-alpha transformer for latents of (4,16,16)."
-    return PixArtTransformer2DModel(num_attention_heads=5, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=6,
-                                    cross_attention_dim=160, sample_size=16, patch_size=2, caption_channels=128,
-                                    use_additional_conditions=False)
+    return PixArtTransformer2DModel(
+        num_attention_heads=5,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=8,
+        num_layers=6,
+        cross_attention_dim=160,
+        sample_size=16,
+        patch_size=2,
+        caption_channels=128,
+        use_additional_conditions=False,
+    )
 
 # %% ../nbs/15_embedded.ipynb #1480777f
-SCHEDULE = dict(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=.02)
+SCHEDULE = dict(
+    num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02
+)
 "PixArt-alpha's noise schedule."
 
 # %% ../nbs/15_embedded.ipynb #ed7220b5
 def captions_only(
-    seed:int, # of the collection
-    i:int     # which picture
-) -> tuple:   # attributes as strings, and the caption
+    seed: int,  # of the collection
+    i: int,  # which picture
+) -> tuple:  # attributes as strings, and the caption
     "What a picture of the web holds and what is said of it, without drawing it."
-    g = np_rng(seed,"web",i); s = random_shape(g)
-    return {k:str(v) for k,v in asdict(s).items()},describe_shape(g,s)
+    g = np_rng(seed, "web", i)
+    s = random_shape(g)
+    return {k: str(v) for k, v in asdict(s).items()}, describe_shape(g, s)
 
 # %% ../nbs/15_embedded.ipynb #69bd37dd
 class Reader(torch.nn.Module):
     "T5 and a layer that tells attributes from the mean of its tokens."
+
     def __init__(self, t5, tokenizer, seed=0):
         super().__init__()
-        seen = [captions_only(seed,i)[0] for i in range(3000)]
-        self.values = {k:sorted({a[k] for a in seen}) for k in seen[0]}
-        self.t5,self.tokenizer,self.tell = t5,tokenizer,torch.nn.Linear(t5.config.hidden_size,sum(map(len,self.values.values())))
-    def forward(self, texts): # n captions -> attribute: (n,number of values)
-        tok = self.tokenizer([t.lower() for t in texts],padding=True,truncation=True,return_tensors="pt")
-        h,m = self.t5(tok.input_ids,attention_mask=tok.attention_mask).last_hidden_state,tok.attention_mask[...,None]
-        return dict(zip(self.values,self.tell((h*m).sum(1)/m.sum(1)).split([len(v) for v in self.values.values()],1)))
+        seen = [captions_only(seed, i)[0] for i in range(3000)]
+        self.values = {k: sorted({a[k] for a in seen}) for k in seen[0]}
+        self.t5, self.tokenizer, self.tell = (
+            t5,
+            tokenizer,
+            torch.nn.Linear(t5.config.hidden_size, sum(map(len, self.values.values()))),
+        )
+
+    def forward(self, texts):  # n captions -> attribute: (n,number of values)
+        tok = self.tokenizer(
+            [t.lower() for t in texts],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        )
+        h, m = (
+            self.t5(tok.input_ids, attention_mask=tok.attention_mask).last_hidden_state,
+            tok.attention_mask[..., None],
+        )
+        return dict(
+            zip(
+                self.values,
+                self.tell((h * m).sum(1) / m.sum(1)).split(
+                    [len(v) for v in self.values.values()], 1
+                ),
+            )
+        )
 
 # %% ../nbs/15_embedded.ipynb #fb12b22f
 def learn_to_read(
-    t5,              # trained in place
-    tokenizer,       # its tokenizer
-    steps:int=500,   # updates
-    batch:int=64,    # captions each, never the same twice
-    seed:int=0       # of the captions
-) -> tuple:          # Reader, losses
+    t5,  # trained in place
+    tokenizer,  # its tokenizer
+    steps: int = 500,  # updates
+    batch: int = 64,  # captions each, never the same twice
+    seed: int = 0,  # of the captions
+) -> tuple:  # Reader, losses
     "Tell from a caption what is in the picture."
-    torch.manual_seed(seed); reader = Reader(t5,tokenizer,seed)
+    torch.manual_seed(seed)
+    reader = Reader(t5, tokenizer, seed)
+
     def loss_of(step):
-        rows = [captions_only(seed+1,step*batch+j) for j in range(batch)]; z = reader([c for _,c in rows])
-        return sum(F.cross_entropy(z[k],torch.tensor([v.index(a[k]) if a[k] in v else -100 for a,_ in rows]))
-                   for k,v in reader.values.items())/len(z)
-    return reader,fit(reader,loss_of,steps,warmup=50,ema=.99,desc="T5 reads")
+        rows = [captions_only(seed + 1, step * batch + j) for j in range(batch)]
+        z = reader([c for _, c in rows])
+        return sum(
+            F.cross_entropy(
+                z[k],
+                torch.tensor([v.index(a[k]) if a[k] in v else -100 for a, _ in rows]),
+            )
+            for k, v in reader.values.items()
+        ) / len(z)
+
+    return reader, fit(reader, loss_of, steps, warmup=50, ema=0.99, desc="T5 reads")
 
 # %% ../nbs/15_embedded.ipynb #0ece83f3
 @torch.no_grad()
 def read_colors(
-    reader,       # Reader
-    captions:list # n captions
-) -> list:        # n pairs: colour of the shape, of the background
+    reader,  # Reader
+    captions: list,  # n captions
+) -> list:  # n pairs: colour of the shape, of the background
     "Which colours a T5 has read."
     z = reader(captions)
-    return list(zip(*([reader.values[k][i].split()[-1] for i in z[k].argmax(1)] for k in ("color","background"))))
+    return list(
+        zip(
+            *(
+                [reader.values[k][i].split()[-1] for i in z[k].argmax(1)]
+                for k in ("color", "background")
+            )
+        )
+    )
+
 
 def share_read(
-    reader,        # Reader
-    captions:list, # n captions
-    asked:list     # n pairs of colours that they name
+    reader,  # Reader
+    captions: list,  # n captions
+    asked: list,  # n pairs of colours that they name
 ) -> float:
     "How often both colours are read rightly."
-    return np.mean([r==tuple(a) for r,a in zip(read_colors(reader,captions),asked)])
+    return np.mean(
+        [r == tuple(a) for r, a in zip(read_colors(reader, captions), asked)]
+    )
 
 # %% ../nbs/15_embedded.ipynb #0bf65362
 def noise_weights(
-    abar:torch.Tensor, # signal left, (T,)
-    high:float=np.inf, # signal-to-noise ratio above which a time counts less
-    low:float=0.,      # ratio below which it counts more
-    most:float=30.     # times as much at most
-) -> torch.Tensor:     # weights of mean 1, (T,)
+    abar: torch.Tensor,  # signal left, (T,)
+    high: float = np.inf,  # signal-to-noise ratio above which a time counts less
+    low: float = 0.0,  # ratio below which it counts more
+    most: float = 30.0,  # times as much at most
+) -> torch.Tensor:  # weights of mean 1, (T,)
     "Weights of the loss on noise: even between the two ratios, beyond them as if the loss were on the image."
-    w = min_snr_weight(abar,high)*(low*(1-abar)/abar).clamp(1,most)
-    return w/w.mean()
+    w = min_snr_weight(abar, high) * (low * (1 - abar) / abar).clamp(1, most)
+    return w / w.mean()
 
 # %% ../nbs/15_embedded.ipynb #57cb7fed
 def pixart_noise(
-    net,            # ModuleDict of transformer and text_encoder
-    tokenizer,      # T5TokenizerFast
-    zt:torch.Tensor,# noisy latents, (n,4,16,16)
-    t:torch.Tensor, # times, (n,)
-    texts:list      # n captions
+    net,  # ModuleDict of transformer and text_encoder
+    tokenizer,  # T5TokenizerFast
+    zt: torch.Tensor,  # noisy latents, (n,4,16,16)
+    t: torch.Tensor,  # times, (n,)
+    texts: list,  # n captions
 ) -> torch.Tensor:  # as zt
     "The noise that a small PixArt-alpha predicts."
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-    emb = net["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-    out = net["transformer"](zt, encoder_hidden_states=emb, timestep=t, encoder_attention_mask=tokens.attention_mask,
-                             added_cond_kwargs=dict(resolution=None,aspect_ratio=None)).sample
-    return out.chunk(2,dim=1)[0]
+    emb = net["text_encoder"](
+        tokens.input_ids, attention_mask=tokens.attention_mask
+    ).last_hidden_state
+    out = net["transformer"](
+        zt,
+        encoder_hidden_states=emb,
+        timestep=t,
+        encoder_attention_mask=tokens.attention_mask,
+        added_cond_kwargs=dict(resolution=None, aspect_ratio=None),
+    ).sample
+    return out.chunk(2, dim=1)[0]
 
 # %% ../nbs/15_embedded.ipynb #122c6761
 def pretrain(
-    moments:tuple,     # mean and std of the latents, unscaled
-    captions:list,     # one a picture
-    tokenizer,         # of its text encoder
-    scale:float,       # the autoencoder's scaling factor
-    steps:int=2700,    # updates
-    batch:int=48,      # pictures each
-    lr:float=1e-3,     # peak learning rate
-    seed:int=0,        # of everything drawn
-    weights=None,      # of the loss, (T,); all alike unless given
-    often=(),          # numbers of pictures that make up half of each batch, if any
-    net=None,          # ModuleDict of denoiser and text_encoder; a new small PixArt-alpha unless given
-    drop:float=.1,     # share of captions emptied, for guidance
-    noise_of=pixart_noise, # what `net` predicts
-    schedule=None      # of the noise; PixArt-alpha's unless given
-):                     # the networks, and losses
+    moments: tuple,  # mean and std of the latents, unscaled
+    captions: list,  # one a picture
+    tokenizer,  # of its text encoder
+    scale: float,  # the autoencoder's scaling factor
+    steps: int = 2700,  # updates
+    batch: int = 48,  # pictures each
+    lr: float = 1e-3,  # peak learning rate
+    seed: int = 0,  # of everything drawn
+    weights=None,  # of the loss, (T,); all alike unless given
+    often=(),  # numbers of pictures that make up half of each batch, if any
+    net=None,  # ModuleDict of denoiser and text_encoder; a new small PixArt-alpha unless given
+    drop: float = 0.1,  # share of captions emptied, for guidance
+    noise_of=pixart_noise,  # what `net` predicts
+    schedule=None,  # of the noise; PixArt-alpha's unless given
+):  # the networks, and losses
     "Train denoiser and text encoder on captioned latents: the objective of Eq. 1."
     torch.manual_seed(seed)
-    net = (net or torch.nn.ModuleDict(dict(transformer=tiny_transformer(), text_encoder=tiny_t5(len(tokenizer))))).eval()
+    net = (
+        net
+        or torch.nn.ModuleDict(
+            dict(transformer=tiny_transformer(), text_encoder=tiny_t5(len(tokenizer)))
+        )
+    ).eval()
     abar = DDPMScheduler(**(schedule or SCHEDULE)).alphas_cumprod
+
     def loss_of(step):
-        g = rng(seed,"pixart",step); half = batch//2 if len(often) else 0
-        i = torch.cat([torch.randint(len(captions),(batch-half,),generator=g),
-                       torch.as_tensor(often,dtype=torch.long)[torch.randint(max(1,len(often)),(half,),generator=g)]])
-        z0 = (moments[0][i]+moments[1][i]*torch.randn(moments[0][i].shape,generator=g))*scale
-        texts = ["" if d else captions[j].lower() for j,d in zip(i.tolist(), (torch.rand(batch,generator=g)<drop).tolist())]
-        t,eps = torch.randint(1000,(batch,),generator=g),torch.randn(z0.shape,generator=g)
-        err = (noise_of(net,tokenizer,add_noise(z0,eps,abar[t]),t,texts)-eps).pow(2).mean((1,2,3))
-        return (err if weights is None else weights[t]*err).mean()
-    return net,fit(net, loss_of, steps, lr=lr, warmup=200, desc="denoiser")
+        g = rng(seed, "pixart", step)
+        half = batch // 2 if len(often) else 0
+        i = torch.cat(
+            [
+                torch.randint(len(captions), (batch - half,), generator=g),
+                torch.as_tensor(often, dtype=torch.long)[
+                    torch.randint(max(1, len(often)), (half,), generator=g)
+                ],
+            ]
+        )
+        z0 = (
+            moments[0][i]
+            + moments[1][i] * torch.randn(moments[0][i].shape, generator=g)
+        ) * scale
+        texts = [
+            "" if d else captions[j].lower()
+            for j, d in zip(
+                i.tolist(), (torch.rand(batch, generator=g) < drop).tolist()
+            )
+        ]
+        t, eps = (
+            torch.randint(1000, (batch,), generator=g),
+            torch.randn(z0.shape, generator=g),
+        )
+        err = (
+            (noise_of(net, tokenizer, add_noise(z0, eps, abar[t]), t, texts) - eps)
+            .pow(2)
+            .mean((1, 2, 3))
+        )
+        return (err if weights is None else weights[t] * err).mean()
+
+    return net, fit(net, loss_of, steps, lr=lr, warmup=200, desc="denoiser")
 
 # %% ../nbs/15_embedded.ipynb #38136f3c
 def few_words(
-    captions:list, # of the web
-    most:int=12    # words
-) -> list:         # their numbers
+    captions: list,  # of the web
+    most: int = 12,  # words
+) -> list:  # their numbers
     "Captions that say hardly more than what, in which colour, and on which background."
-    return [i for i,c in enumerate(captions) if len(c.split())<=most and "background" in c
-            and not any(w in c for w in ("ring","spots","center","lines"))]
+    return [
+        i
+        for i, c in enumerate(captions)
+        if len(c.split()) <= most
+        and "background" in c
+        and not any(w in c for w in ("ring", "spots", "center", "lines"))
+    ]
 
 # %% ../nbs/15_embedded.ipynb #ed7d0610
 def assemble(
-    vae,denoiser,text_encoder,tokenizer, # the four parts
-    folder                               # where to write
+    vae,
+    denoiser,
+    text_encoder,
+    tokenizer,  # the four parts
+    folder,  # where to write
 ) -> Path:
     "Write the folder of a `PixArtAlphaPipeline`, or of a `StableDiffusionPipeline`, in half precision."
-    if isinstance(denoiser,UNet2DConditionModel):
-        pipe = StableDiffusionPipeline(vae,text_encoder,tokenizer,denoiser,PNDMScheduler(
-            **SD_SCHEDULE,skip_prk_steps=True,steps_offset=1),None,None,requires_safety_checker=False)
+    if isinstance(denoiser, UNet2DConditionModel):
+        pipe = StableDiffusionPipeline(
+            vae,
+            text_encoder,
+            tokenizer,
+            denoiser,
+            PNDMScheduler(**SD_SCHEDULE, skip_prk_steps=True, steps_offset=1),
+            None,
+            None,
+            requires_safety_checker=False,
+        )
     else:
-        pipe = PixArtAlphaPipeline(tokenizer,text_encoder,vae,denoiser,DPMSolverMultistepScheduler(
-            **SCHEDULE, solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint"))
-    unmark(folder); save_pretrained(pipe.to(dtype=torch.float16),folder)
-    for f in Path(folder).glob("*/config.json"): # no traces of where parts were loaded from
-        write_atomic(f, json.dumps({k:v for k,v in json.loads(f.read_text()).items() if k!="_name_or_path"},
-                                   indent=2,sort_keys=True)+"\n")
+        pipe = PixArtAlphaPipeline(
+            tokenizer,
+            text_encoder,
+            vae,
+            denoiser,
+            DPMSolverMultistepScheduler(
+                **SCHEDULE,
+                solver_order=2,
+                algorithm_type="dpmsolver++",
+                solver_type="midpoint",
+            ),
+        )
+    unmark(folder)
+    save_pretrained(pipe.to(dtype=torch.float16), folder)
+    for f in Path(folder).glob(
+        "*/config.json"
+    ):  # no traces of where parts were loaded from
+        write_atomic(
+            f,
+            json.dumps(
+                {
+                    k: v
+                    for k, v in json.loads(f.read_text()).items()
+                    if k != "_name_or_path"
+                },
+                indent=2,
+                sort_keys=True,
+            )
+            + "\n",
+        )
     return Path(folder)
 
 # %% ../nbs/15_embedded.ipynb #0a138eff
-def millions(net): return f"{sum(p.numel() for p in net.parameters())/1e6:.2f} M parameters"  # for a model card
+def millions(net):
+    return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters"  # for a model card
 
-def machine(
-) -> str: # processor, cores, torch
+
+def machine() -> str:  # processor, cores, torch
     "What this runs on, for a model card."
-    cpu = (next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
-           if Path("/proc/cpuinfo").exists() else platform.processor())
+    cpu = (
+        next(
+            (
+                l.split(":")[1].strip()
+                for l in open("/proc/cpuinfo")
+                if l.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return f"{gpu or cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 # %% ../nbs/15_embedded.ipynb #0c8e70e5
-SD_SCHEDULE = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=.00085, beta_end=.012)
+SD_SCHEDULE = dict(
+    num_train_timesteps=1000,
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+)
 "Stable Diffusion's noise schedule."
 
 # %% ../nbs/15_embedded.ipynb #df6aaa99
 def pair_tokenizer(
-    words # that should be single tokens
+    words,  # that should be single tokens
 ) -> CLIPTokenizer:
     "A byte-pair tokenizer of CLIP's kind, merged until every word is one piece."
-    ends = ["<|startoftext|>","<|endoftext|>"]; like = CLIPTokenizer().backend_tokenizer
-    t = Tokenizer(models.BPE(unk_token=ends[1],end_of_word_suffix="</w>"))
-    t.normalizer,t.pre_tokenizer = like.normalizer,like.pre_tokenizer
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    like = CLIPTokenizer().backend_tokenizer
+    t = Tokenizer(models.BPE(unk_token=ends[1], end_of_word_suffix="</w>"))
+    t.normalizer, t.pre_tokenizer = like.normalizer, like.pre_tokenizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    t.train_from_iterator([*words,*map(chr,range(33,127))],trainers.BpeTrainer(
-        vocab_size=4000,min_frequency=1,special_tokens=ends,initial_alphabet=sorted(alphabet),
-        end_of_word_suffix="</w>",show_progress=False))
+    t.train_from_iterator(
+        [*words, *map(chr, range(33, 127))],
+        trainers.BpeTrainer(
+            vocab_size=4000,
+            min_frequency=1,
+            special_tokens=ends,
+            initial_alphabet=sorted(alphabet),
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
     m = json.loads(t.to_str())["model"]
-    return CLIPTokenizer(vocab=m["vocab"],merges=[tuple(x) for x in m["merges"]],model_max_length=77)
+    return CLIPTokenizer(
+        vocab=m["vocab"], merges=[tuple(x) for x in m["merges"]], model_max_length=77
+    )
 
 # %% ../nbs/15_embedded.ipynb #7bc7e626
 def tiny_clip(
-    tokenizer # of `pair_tokenizer`
+    tokenizer,  # of `pair_tokenizer`
 ) -> CLIPTextModel:
     "An untrained CLIP text encoder: three layers of width 128."
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer),hidden_size=128,intermediate_size=256,num_hidden_layers=3,num_attention_heads=4,
-        max_position_embeddings=77,bos_token_id=tokenizer.bos_token_id,eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 # %% ../nbs/15_embedded.ipynb #e788fab9
-def tiny_unet(
-) -> UNet2DConditionModel:
+def tiny_unet() -> UNet2DConditionModel:
     "An untrained U-Net for latents of (4,16,16): three resolutions, the captions seen at the second and in the middle."
-    return UNet2DConditionModel(sample_size=16,in_channels=4,out_channels=4,block_out_channels=(32,96,96),layers_per_block=1,
-                                cross_attention_dim=128,attention_head_dim=4,norm_num_groups=8,
-                                down_block_types=("DownBlock2D","CrossAttnDownBlock2D","DownBlock2D"),
-                                up_block_types=("UpBlock2D","CrossAttnUpBlock2D","UpBlock2D"))
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 96, 96),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
 
 # %% ../nbs/15_embedded.ipynb #645fe45d
 def sd_noise(
-    net,            # ModuleDict of unet and text_encoder
-    tokenizer,      # CLIPTokenizer
-    zt:torch.Tensor,# noisy latents, (n,4,16,16)
-    t:torch.Tensor, # times, (n,)
-    texts:list      # n captions
+    net,  # ModuleDict of unet and text_encoder
+    tokenizer,  # CLIPTokenizer
+    zt: torch.Tensor,  # noisy latents, (n,4,16,16)
+    t: torch.Tensor,  # times, (n,)
+    texts: list,  # n captions
 ) -> torch.Tensor:  # as zt
     "The noise that a small Stable Diffusion predicts."
-    ids = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    return net["unet"](zt, t, encoder_hidden_states=net["text_encoder"](input_ids=ids).last_hidden_state).sample
+    ids = tokenizer(
+        texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+    return net["unet"](
+        zt,
+        t,
+        encoder_hidden_states=net["text_encoder"](input_ids=ids).last_hidden_state,
+    ).sample
 
 # %% ../nbs/15_embedded.ipynb #ee970148
 def tiny_vit(
-    classes # class folder names, in order
-):          # ViTForImageClassification for images of 64 pixels
+    classes,  # class folder names, in order
+):  # ViTForImageClassification for images of 64 pixels
     "An untrained ViT classifier: patches of 8, six layers of width 96."
-    from transformers import ViTConfig,ViTForImageClassification
+    from transformers import ViTConfig, ViTForImageClassification
+
     names = dict(enumerate(classes))
-    return ViTForImageClassification(ViTConfig(
-        hidden_size=96, num_hidden_layers=6, num_attention_heads=4, intermediate_size=192, image_size=64, patch_size=8,
-        hidden_dropout_prob=0., attention_probs_dropout_prob=0., id2label=names, label2id={c:i for i,c in names.items()}))
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=96,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            intermediate_size=192,
+            image_size=64,
+            patch_size=8,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            id2label=names,
+            label2id={c: i for i, c in names.items()},
+        )
+    )
 
 # %% ../nbs/15_embedded.ipynb #bc581f78
 def feature_phantoms(
-    datasets,      # names
-    each:int,      # phantoms of each class
-    first:int=0,   # number of the first
-    workers:int=2  # processes that draw
-) -> list:         # (dataset, class, picture, attributes), classes in turn
+    datasets,  # names
+    each: int,  # phantoms of each class
+    first: int = 0,  # number of the first
+    workers: int = 2,  # processes that draw
+) -> list:  # (dataset, class, picture, attributes), classes in turn
     "Phantoms of the seed that no data set uses: to learn from, or to be examined on."
-    jobs = [(d,c,i) for i in range(first,first+each) for d in datasets for c in DATASETS[d].counts]
+    jobs = [
+        (d, c, i)
+        for i in range(first, first + each)
+        for d in datasets
+        for c in DATASETS[d].counts
+    ]
     with ProcessPoolExecutor(workers) as pool:
-        got = list(progress(pool.map(_feature_phantom,jobs,chunksize=50),total=len(jobs),desc="drawing phantoms",mininterval=5))
-    return [(d,c,x,p) for (d,c,_),(x,p,_) in zip(jobs,got)]
+        got = list(
+            progress(
+                pool.map(_feature_phantom, jobs, chunksize=50),
+                total=len(jobs),
+                desc="drawing phantoms",
+                mininterval=5,
+            )
+        )
+    return [(d, c, x, p) for (d, c, _), (x, p, _) in zip(jobs, got)]
 
-def _feature_phantom(job): return phantom(*job[:2],FEATURE_SEED,job[2])
+
+def _feature_phantom(job):
+    return phantom(*job[:2], FEATURE_SEED, job[2])
 
 # %% ../nbs/15_embedded.ipynb #2f97a702
 def vit_phantoms(
-    dataset:str,   # skin or kvasir
-    each:int,      # phantoms of each class
-    first:int=0    # number of the first
-) -> tuple:        # uint8 (n,3,64,64) and labels (n,)
+    dataset: str,  # skin or kvasir
+    each: int,  # phantoms of each class
+    first: int = 0,  # number of the first
+) -> tuple:  # uint8 (n,3,64,64) and labels (n,)
     "Labelled phantoms, as tensors."
-    classes,got = list(DATASETS[dataset].counts),feature_phantoms([dataset],each,first)
-    return (torch.from_numpy(np.stack([x for _,_,x,_ in got])).permute(0,3,1,2).contiguous(),
-            torch.tensor([classes.index(c) for _,c,_,_ in got]))
+    classes, got = (
+        list(DATASETS[dataset].counts),
+        feature_phantoms([dataset], each, first),
+    )
+    return (
+        torch.from_numpy(np.stack([x for _, _, x, _ in got]))
+        .permute(0, 3, 1, 2)
+        .contiguous(),
+        torch.tensor([classes.index(c) for _, c, _, _ in got]),
+    )
 
 # %% ../nbs/15_embedded.ipynb #a9033207
 def turn_and_shift(
-    x:torch.Tensor,   # images in -1..1, (n,3,h,w)
-    g:torch.Generator # source of randomness
-) -> torch.Tensor:    # same shape
+    x: torch.Tensor,  # images in -1..1, (n,3,h,w)
+    g: torch.Generator,  # source of randomness
+) -> torch.Tensor:  # same shape
     "Mirror, turn by quarters, shift by up to 4 pixels, add a little noise: nothing that changes colours."
-    k = torch.randint(8,(len(x),),generator=g); dy,dx = (torch.randint(-4,5,(2,),generator=g)).tolist()
-    x = torch.stack([torch.rot90(a.flip(2) if i>3 else a, int(i)%4, (1,2)) for a,i in zip(x,k)])
-    x = F.pad(x,(4,4,4,4),mode="reflect")[:,:,4+dy:68+dy,4+dx:68+dx]
-    return x+.04*torch.randn(x.shape,generator=g)
+    k = torch.randint(8, (len(x),), generator=g)
+    dy, dx = (torch.randint(-4, 5, (2,), generator=g)).tolist()
+    x = torch.stack(
+        [
+            torch.rot90(a.flip(2) if i > 3 else a, int(i) % 4, (1, 2))
+            for a, i in zip(x, k)
+        ]
+    )
+    x = F.pad(x, (4, 4, 4, 4), mode="reflect")[:, :, 4 + dy : 68 + dy, 4 + dx : 68 + dx]
+    return x + 0.04 * torch.randn(x.shape, generator=g)
 
 # %% ../nbs/15_embedded.ipynb #15b3bed9
 @torch.no_grad()
 def vit_accuracy(
-    vit,             # ViTForImageClassification
-    x:torch.Tensor,  # uint8 (n,3,64,64)
-    y:torch.Tensor   # labels (n,)
+    vit,  # ViTForImageClassification
+    x: torch.Tensor,  # uint8 (n,3,64,64)
+    y: torch.Tensor,  # labels (n,)
 ) -> float:
     "Share of images that the classifier names rightly."
-    return torch.cat([vit(x[i:i+128]/127.5-1).logits.argmax(1) for i in range(0,len(x),128)]).eq(y).float().mean().item()
+    return (
+        torch.cat(
+            [
+                vit(x[i : i + 128] / 127.5 - 1).logits.argmax(1)
+                for i in range(0, len(x), 128)
+            ]
+        )
+        .eq(y)
+        .float()
+        .mean()
+        .item()
+    )
 
 # %% ../nbs/15_embedded.ipynb #7684d195
 def train_vit(
-    dataset:str,    # skin or kvasir
-    each:int=750,   # training phantoms of each class
-    steps:int=1500, # updates
-    batch:int=64,   # images each
-    seed:int=0      # of everything drawn
-) -> tuple:         # ViTForImageClassification, losses, accuracy on phantoms it has not seen
+    dataset: str,  # skin or kvasir
+    each: int = 750,  # training phantoms of each class
+    steps: int = 1500,  # updates
+    batch: int = 64,  # images each
+    seed: int = 0,  # of everything drawn
+) -> tuple:  # ViTForImageClassification, losses, accuracy on phantoms it has not seen
     "Train a feature extractor from scratch."
-    torch.manual_seed(seed); vit = tiny_vit(DATASETS[dataset].counts)
-    x,y = vit_phantoms(dataset,each); far = vit_phantoms(dataset,64,first=TEST_FROM)
+    torch.manual_seed(seed)
+    vit = tiny_vit(DATASETS[dataset].counts)
+    x, y = vit_phantoms(dataset, each)
+    far = vit_phantoms(dataset, 64, first=TEST_FROM)
+
     def loss_of(step):
-        g = rng(seed,f"vit {dataset}",step); i = torch.randint(len(x),(batch,),generator=g)
-        return F.cross_entropy(vit(turn_and_shift(x[i]/127.5-1,g)).logits, y[i], label_smoothing=.1)
-    losses = fit(vit.train(), loss_of, steps, lr=1e-3, warmup=100, ema=.99, desc=f"ViT {dataset}")
-    return vit.eval(),losses,vit_accuracy(vit.eval(),*far)
+        g = rng(seed, f"vit {dataset}", step)
+        i = torch.randint(len(x), (batch,), generator=g)
+        return F.cross_entropy(
+            vit(turn_and_shift(x[i] / 127.5 - 1, g)).logits, y[i], label_smoothing=0.1
+        )
+
+    losses = fit(
+        vit.train(),
+        loss_of,
+        steps,
+        lr=1e-3,
+        warmup=100,
+        ema=0.99,
+        desc=f"ViT {dataset}",
+    )
+    return vit.eval(), losses, vit_accuracy(vit.eval(), *far)
 
 # %% ../nbs/15_embedded.ipynb #fce57b76
 def save_vit(
-    vit,   # ViTForImageClassification
-    folder # where to write
+    vit,  # ViTForImageClassification
+    folder,  # where to write
 ) -> Path:
     "Write the classifier and its image processor in half precision, as a Hugging Face folder."
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-    unmark(folder); save_pretrained(vit.half(),folder); vit.float()
-    save_pretrained(ViTImageProcessorPil(size=dict(height=64,width=64)),folder)
+
+    unmark(folder)
+    save_pretrained(vit.half(), folder)
+    vit.float()
+    save_pretrained(ViTImageProcessorPil(size=dict(height=64, width=64)), folder)
     return Path(folder)
 
 # %% ../nbs/15_embedded.ipynb #e59f45ab
 def save_card(
-    folder,        # of the model
-    title:str,     # first line
-    about:str,     # what it is and was trained on
-    facts:dict     # measured numbers
+    folder,  # of the model
+    title: str,  # first line
+    about: str,  # what it is and was trained on
+    facts: dict,  # measured numbers
 ) -> Path:
     "A model card: what it is, how it was made, what it is not for."
-    rows = "\n".join(f"| {k} | {v} |" for k,v in facts.items())
-    return write_atomic(Path(folder)/"README.md",
+    rows = "\n".join(f"| {k} | {v} |" for k, v in facts.items())
+    return write_atomic(
+        Path(folder) / "README.md",
         f"# {title}\n\n{about}\n\n| | |\n|---|---|\n{rows}\n\n"
-        "Trained on drawings only. For teaching and tests; its images mean nothing medically. Apache-2.0.\n")
+        "Trained on drawings only. For teaching and tests; its images mean nothing medically. Apache-2.0.\n",
+    )
 
 # %% ../nbs/15_embedded.ipynb #741b2a28
 def save_losses(
-    folder,        # of the model
-    **losses       # name -> one loss a step
+    folder,  # of the model
+    **losses,  # name -> one loss a step
 ) -> Path:
     "Losses as means of twenty steps."
-    rows = [(k,i+20,float(np.mean(v[i:i+20]))) for k,v in losses.items() for i in range(0,len(v)-19,20)]
-    return write_atomic(Path(folder)/"losses.csv", "part,step,loss\n"+"".join(f"{k},{s},{l:.5f}\n" for k,s,l in rows))
+    rows = [
+        (k, i + 20, float(np.mean(v[i : i + 20])))
+        for k, v in losses.items()
+        for i in range(0, len(v) - 19, 20)
+    ]
+    return write_atomic(
+        Path(folder) / "losses.csv",
+        "part,step,loss\n" + "".join(f"{k},{s},{l:.5f}\n" for k, s, l in rows),
+    )
 
 # %% ../nbs/15_embedded.ipynb #5b9912ca
 def build_pixart(
-    folder,            # receives the pipeline, losses.csv and README.md
-    pictures:int=20000,# of the drawn web
-    vae_steps:int=1500,# updates of the autoencoder
-    steps:tuple=(2700,2600,2600), # updates of the transformer and T5 in the three lessons
-    seed:int=0         # of everything
+    folder,  # receives the pipeline, losses.csv and README.md
+    pictures: int = 20000,  # of the drawn web
+    vae_steps: int = 1500,  # updates of the autoencoder
+    steps: tuple = (
+        2700,
+        2600,
+        2600,
+    ),  # updates of the transformer and T5 in the three lessons
+    seed: int = 0,  # of everything
 ) -> Path:
     "Draw the web, train the autoencoder, then the transformer with its T5, and write a pipeline."
     import time
-    folder = Path(folder); wanted = dict(pictures=pictures,vae_steps=vae_steps,steps=steps,seed=seed)
-    if built(folder,wanted): return folder
-    x,captions = web_pictures(pictures,seed)
-    tokenizer = word_tokenizer(WEB_WORDS+MEDICAL_WORDS)
-    t0 = time.time(); vae,vae_losses = train_vae(x,vae_steps,seed=seed)
-    t1 = time.time(); moments = encode_all(vae,x)
-    t5 = tiny_t5(len(tokenizer)); reader,reading = learn_to_read(t5,tokenizer,seed=seed)
-    read = share_read(reader,*color_prompts(200,seed))
-    learn,abar = (partial(pretrain,moments,captions,tokenizer,vae.config.scaling_factor),
-                  DDPMScheduler(**SCHEDULE).alphas_cumprod)
-    net,plain = learn(steps[0],seed=seed,net=torch.nn.ModuleDict(dict(transformer=tiny_transformer(),text_encoder=t5)))
-    net,min_snr = learn(steps[1],batch=32,seed=seed+1,weights=noise_weights(abar,5.),net=net)
-    net,truncated = learn(steps[2],lr=8e-4,seed=seed+2,weights=noise_weights(abar,5.,.05),often=few_words(captions),net=net)
-    minutes = (time.time()-t1)/60,(t1-t0)/60
-    assemble(vae,net["transformer"],net["text_encoder"],tokenizer,folder)
-    save_losses(folder,autoencoder=vae_losses,reading=reading,**{"1 plain":plain,"2 min-SNR":min_snr,"3 truncated":truncated})
-    save_card(folder,"A small PixArt-alpha",
+
+    folder = Path(folder)
+    wanted = dict(pictures=pictures, vae_steps=vae_steps, steps=steps, seed=seed)
+    if built(folder, wanted):
+        return folder
+    x, captions = web_pictures(pictures, seed)
+    tokenizer = word_tokenizer(WEB_WORDS + MEDICAL_WORDS)
+    t0 = time.time()
+    vae, vae_losses = train_vae(x, vae_steps, seed=seed)
+    t1 = time.time()
+    moments = encode_all(vae, x)
+    t5 = tiny_t5(len(tokenizer))
+    reader, reading = learn_to_read(t5, tokenizer, seed=seed)
+    read = share_read(reader, *color_prompts(200, seed))
+    learn, abar = (
+        partial(pretrain, moments, captions, tokenizer, vae.config.scaling_factor),
+        DDPMScheduler(**SCHEDULE).alphas_cumprod,
+    )
+    net, plain = learn(
+        steps[0],
+        seed=seed,
+        net=torch.nn.ModuleDict(dict(transformer=tiny_transformer(), text_encoder=t5)),
+    )
+    net, min_snr = learn(
+        steps[1], batch=32, seed=seed + 1, weights=noise_weights(abar, 5.0), net=net
+    )
+    net, truncated = learn(
+        steps[2],
+        lr=8e-4,
+        seed=seed + 2,
+        weights=noise_weights(abar, 5.0, 0.05),
+        often=few_words(captions),
+        net=net,
+    )
+    minutes = (time.time() - t1) / 60, (t1 - t0) / 60
+    assemble(vae, net["transformer"], net["text_encoder"], tokenizer, folder)
+    save_losses(
+        folder,
+        autoencoder=vae_losses,
+        reading=reading,
+        **{"1 plain": plain, "2 min-SNR": min_snr, "3 truncated": truncated},
+    )
+    save_card(
+        folder,
+        "A small PixArt-alpha",
         "A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes "
         "(`medart.phantom.web_picture`). It has never seen a medical image.",
-        {"transformer":millions(net["transformer"]),"T5 encoder":millions(net["text_encoder"]),"autoencoder":millions(vae),
-         "pictures":pictures,"autoencoder steps":vae_steps,"autoencoder minutes":f"{minutes[1]:.0f}",
-         "autoencoder loss, last 100 steps":f"{np.mean(vae_losses[-100:]):.4f}","of 200 captions, both colours read":f"{read:.0%}",
-         "PixArt steps":f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, "
-                        f"{steps[2]} with truncated weights at batch 48","PixArt minutes":f"{minutes[0]:.0f}",
-         "PixArt loss, last 100 steps of each":", ".join(f"{np.mean(l[-100:]):.4f}" for l in (plain,min_snr,truncated)),
-         "machine":machine(),"seed":seed})
-    mark_built(folder,wanted)
+        {
+            "transformer": millions(net["transformer"]),
+            "T5 encoder": millions(net["text_encoder"]),
+            "autoencoder": millions(vae),
+            "pictures": pictures,
+            "autoencoder steps": vae_steps,
+            "autoencoder minutes": f"{minutes[1]:.0f}",
+            "autoencoder loss, last 100 steps": f"{np.mean(vae_losses[-100:]):.4f}",
+            "of 200 captions, both colours read": f"{read:.0%}",
+            "PixArt steps": f"{steps[0]} plain at batch 48, {steps[1]} with min-SNR weights at batch 32, "
+            f"{steps[2]} with truncated weights at batch 48",
+            "PixArt minutes": f"{minutes[0]:.0f}",
+            "PixArt loss, last 100 steps of each": ", ".join(
+                f"{np.mean(l[-100:]):.4f}" for l in (plain, min_snr, truncated)
+            ),
+            "machine": machine(),
+            "seed": seed,
+        },
+    )
+    mark_built(folder, wanted)
     return folder
 
 # %% ../nbs/15_embedded.ipynb #f7b996e7
 def build_sd(
-    folder,            # receives the pipeline, losses.csv and README.md
-    pixart,            # folder of a built PixArt-alpha, whose autoencoder it shares
-    pictures:int=20000,# of the drawn web
-    steps:int=3000,    # updates of the U-Net and CLIP
-    seed:int=0         # of everything
+    folder,  # receives the pipeline, losses.csv and README.md
+    pixart,  # folder of a built PixArt-alpha, whose autoencoder it shares
+    pictures: int = 20000,  # of the drawn web
+    steps: int = 3000,  # updates of the U-Net and CLIP
+    seed: int = 0,  # of everything
 ) -> Path:
     "Train a U-Net with its CLIP on the drawn web, and write a pipeline."
     import time
-    folder = Path(folder); wanted = dict(pictures=pictures,steps=steps,seed=seed)
-    if built(folder,wanted): return folder
-    vae = AutoencoderKL.from_pretrained(pixart,subfolder="vae",dtype=torch.float32)
-    x,captions = web_pictures(pictures,seed); moments = encode_all(vae,x)
-    tokenizer = pair_tokenizer(WEB_WORDS+MEDICAL_WORDS); t0 = time.time()
-    torch.manual_seed(seed); net = torch.nn.ModuleDict(dict(unet=tiny_unet(),text_encoder=tiny_clip(tokenizer)))
-    reader,reading = learn_to_read(net["text_encoder"],tokenizer,seed=seed)
-    read = share_read(reader,*color_prompts(200,seed))
-    net,losses = pretrain(moments,captions,tokenizer,vae.config.scaling_factor,steps,batch=32,seed=seed,
-                          weights=noise_weights(DDPMScheduler(**SD_SCHEDULE).alphas_cumprod,5.,.05),often=few_words(captions),
-                          net=net,noise_of=sd_noise,schedule=SD_SCHEDULE)
-    minutes = (time.time()-t0)/60
-    assemble(vae,net["unet"],net["text_encoder"],tokenizer,folder)
-    save_losses(folder,reading=reading,denoiser=losses)
-    save_card(folder,"A small Stable Diffusion",
+
+    folder = Path(folder)
+    wanted = dict(pictures=pictures, steps=steps, seed=seed)
+    if built(folder, wanted):
+        return folder
+    vae = AutoencoderKL.from_pretrained(pixart, subfolder="vae", dtype=torch.float32)
+    x, captions = web_pictures(pictures, seed)
+    moments = encode_all(vae, x)
+    tokenizer = pair_tokenizer(WEB_WORDS + MEDICAL_WORDS)
+    t0 = time.time()
+    torch.manual_seed(seed)
+    net = torch.nn.ModuleDict(dict(unet=tiny_unet(), text_encoder=tiny_clip(tokenizer)))
+    reader, reading = learn_to_read(net["text_encoder"], tokenizer, seed=seed)
+    read = share_read(reader, *color_prompts(200, seed))
+    net, losses = pretrain(
+        moments,
+        captions,
+        tokenizer,
+        vae.config.scaling_factor,
+        steps,
+        batch=32,
+        seed=seed,
+        weights=noise_weights(DDPMScheduler(**SD_SCHEDULE).alphas_cumprod, 5.0, 0.05),
+        often=few_words(captions),
+        net=net,
+        noise_of=sd_noise,
+        schedule=SD_SCHEDULE,
+    )
+    minutes = (time.time() - t0) / 60
+    assemble(vae, net["unet"], net["text_encoder"], tokenizer, folder)
+    save_losses(folder, reading=reading, denoiser=losses)
+    save_card(
+        folder,
+        "A small Stable Diffusion",
         "A `StableDiffusionPipeline` for 64-pixel images, pretrained from scratch on drawn, captioned, brightly coloured shapes "
         "(`medart.phantom.web_picture`). It has never seen a medical image.",
-        {"U-Net":millions(net["unet"]),"CLIP text encoder":millions(net["text_encoder"]),
-         "autoencoder":"that of the small PixArt-alpha","pictures":pictures,"of 200 captions, both colours read":f"{read:.0%}",
-         "updates":f"{steps} at batch 32, half of it short captions, with truncated weights","minutes":f"{minutes:.0f}",
-         "loss, last 100 steps":f"{np.mean(losses[-100:]):.4f}","machine":machine(),"seed":seed})
-    mark_built(folder,wanted)
+        {
+            "U-Net": millions(net["unet"]),
+            "CLIP text encoder": millions(net["text_encoder"]),
+            "autoencoder": "that of the small PixArt-alpha",
+            "pictures": pictures,
+            "of 200 captions, both colours read": f"{read:.0%}",
+            "updates": f"{steps} at batch 32, half of it short captions, with truncated weights",
+            "minutes": f"{minutes:.0f}",
+            "loss, last 100 steps": f"{np.mean(losses[-100:]):.4f}",
+            "machine": machine(),
+            "seed": seed,
+        },
+    )
+    mark_built(folder, wanted)
     return folder
 
 # %% ../nbs/15_embedded.ipynb #94ace906
 def build_vit(
-    folder,         # receives the classifier
-    dataset:str,    # skin or kvasir
-    steps:int=1500, # updates
-    seed:int=0      # of everything
-) -> float:         # accuracy on phantoms it has not seen
+    folder,  # receives the classifier
+    dataset: str,  # skin or kvasir
+    steps: int = 1500,  # updates
+    seed: int = 0,  # of everything
+) -> float:  # accuracy on phantoms it has not seen
     "Draw labelled phantoms, train a feature extractor, and write it."
     import time
-    folder = Path(folder); wanted = dict(dataset=dataset,steps=steps,seed=seed)
-    if done := built(folder,wanted): return done["accuracy"]
-    t = time.time(); vit,losses,accuracy = train_vit(dataset,steps=steps,seed=seed); minutes = (time.time()-t)/60
-    save_vit(vit,folder); save_losses(folder,vit=losses)
-    save_card(folder,f"A small ViT for {dataset} phantoms",
+
+    folder = Path(folder)
+    wanted = dict(dataset=dataset, steps=steps, seed=seed)
+    if done := built(folder, wanted):
+        return done["accuracy"]
+    t = time.time()
+    vit, losses, accuracy = train_vit(dataset, steps=steps, seed=seed)
+    minutes = (time.time() - t) / 60
+    save_vit(vit, folder)
+    save_losses(folder, vit=losses)
+    save_card(
+        folder,
+        f"A small ViT for {dataset} phantoms",
         "A `ViTForImageClassification` for 64-pixel images: the stand-in of the classifiers behind KFD and HFD. "
         "Trained on labelled drawn phantoms of a seed that no data set uses.",
-        {"parameters":f"{sum(p.numel() for p in vit.parameters())/1e6:.2f} M","steps":steps,"minutes":f"{minutes:.0f}",
-         "accuracy on unseen phantoms":f"{accuracy:.3f}","machine":machine(),"seed":seed})
-    mark_built(folder,wanted,accuracy=accuracy)
+        {
+            "parameters": f"{sum(p.numel() for p in vit.parameters()) / 1e6:.2f} M",
+            "steps": steps,
+            "minutes": f"{minutes:.0f}",
+            "accuracy on unseen phantoms": f"{accuracy:.3f}",
+            "machine": machine(),
+            "seed": seed,
+        },
+    )
+    mark_built(folder, wanted, accuracy=accuracy)
     return accuracy
 
 # %% ../nbs/15_embedded.ipynb #c0579dc0
 def nearest_color(
-    rgb:np.ndarray, # in 0..1, (...,3)
-    names=tuple(BRIGHT) # to choose from
-) -> np.ndarray:    # names, (...)
+    rgb: np.ndarray,  # in 0..1, (...,3)
+    names=tuple(BRIGHT),  # to choose from
+) -> np.ndarray:  # names, (...)
     "The named colour closest to an RGB value."
     table = np.array([BRIGHT[n] for n in names])
-    return np.array(names)[((rgb[...,None,:]-table)**2).sum(-1).argmin(-1)]
+    return np.array(names)[((rgb[..., None, :] - table) ** 2).sum(-1).argmin(-1)]
 
 # %% ../nbs/15_embedded.ipynb #794e77c5
 def obeyed(
-    images:torch.Tensor, # (n,3,h,w) in -1..1
-    asked:list,          # n pairs: shape colour, background colour
-    far:float=.3,        # distance in RGB from the background at which a pixel belongs to the shape
-    least:float=.03      # share of such pixels without which there is no shape
-) -> tuple:              # share of shapes and of backgrounds painted in the colour asked for, and of both
+    images: torch.Tensor,  # (n,3,h,w) in -1..1
+    asked: list,  # n pairs: shape colour, background colour
+    far: float = 0.3,  # distance in RGB from the background at which a pixel belongs to the shape
+    least: float = 0.03,  # share of such pixels without which there is no shape
+) -> (
+    tuple
+):  # share of shapes and of backgrounds painted in the colour asked for, and of both
     "How often corners, and what differs from them, have the colours that a caption names."
-    x = ((images.clamp(-1,1)+1)/2).permute(0,2,3,1).numpy(); k = x.shape[1]//8; right = []
-    for im,(shape,ground) in zip(x,asked):
-        corners = np.median(np.concatenate([im[a,b].reshape(-1,3) for a in (slice(0,k),slice(-k,None))
-                                            for b in (slice(0,k),slice(-k,None))]),0)
-        other = im[np.linalg.norm(im-corners,axis=2)>far]
-        right.append((len(other)>=least*im[...,0].size and nearest_color(np.median(other,0))==shape,
-                      nearest_color(corners)==ground))
+    x = ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    k = x.shape[1] // 8
+    right = []
+    for im, (shape, ground) in zip(x, asked):
+        corners = np.median(
+            np.concatenate(
+                [
+                    im[a, b].reshape(-1, 3)
+                    for a in (slice(0, k), slice(-k, None))
+                    for b in (slice(0, k), slice(-k, None))
+                ]
+            ),
+            0,
+        )
+        other = im[np.linalg.norm(im - corners, axis=2) > far]
+        right.append(
+            (
+                len(other) >= least * im[..., 0].size
+                and nearest_color(np.median(other, 0)) == shape,
+                nearest_color(corners) == ground,
+            )
+        )
     right = np.array(right)
-    return right[:,0].mean(),right[:,1].mean(),right.all(1).mean()
+    return right[:, 0].mean(), right[:, 1].mean(), right.all(1).mean()
 
 # %% ../nbs/15_embedded.ipynb #6a311dcd
 def color_prompts(
-    n:int,     # how many
-    seed:int=0 # which
-) -> tuple:    # captions and the pairs of colours they name
+    n: int,  # how many
+    seed: int = 0,  # which
+) -> tuple:  # captions and the pairs of colours they name
     "Prompts such as *a red circle on a blue background*."
-    g,names = np_rng(seed,"color prompts"),[c for c in BRIGHT if c not in ("tan","pink","gray")]
-    pairs = [tuple(g.choice(names,2,replace=False)) for _ in range(n)]
-    shapes = [("circle","oval","square","large irregular patch")[g.integers(4)] for _ in range(n)]
-    return [f"{article(a)} {a} {s} on {article(b)} {b} background" for (a,b),s in zip(pairs,shapes)],pairs
+    g, names = (
+        np_rng(seed, "color prompts"),
+        [c for c in BRIGHT if c not in ("tan", "pink", "gray")],
+    )
+    pairs = [tuple(g.choice(names, 2, replace=False)) for _ in range(n)]
+    shapes = [
+        ("circle", "oval", "square", "large irregular patch")[g.integers(4)]
+        for _ in range(n)
+    ]
+    return [
+        f"{article(a)} {a} {s} on {article(b)} {b} background"
+        for (a, b), s in zip(pairs, shapes)
+    ], pairs
 
 # %% ../nbs/15_embedded.ipynb #24292eb7
 @torch.no_grad()
 def guess_errors(
-    model,          # of `load_base`
-    x:torch.Tensor, # images in -1..1, (n,3,h,w)
-    texts:list,     # n captions
-    times=tuple(range(50,1000,50)), # of the noise
-    seed:int=0      # of the noise
-) -> list:          # rows: time, "caption" or "no caption", mean squared error in latents
+    model,  # of `load_base`
+    x: torch.Tensor,  # images in -1..1, (n,3,h,w)
+    texts: list,  # n captions
+    times=tuple(range(50, 1000, 50)),  # of the noise
+    seed: int = 0,  # of the noise
+) -> list:  # rows: time, "caption" or "no caption", mean squared error in latents
     "How wrong the model's guess of the clean latents is."
-    z0 = model.encode_image(x).mean; rows = []
-    for t in map(torch.tensor,times):
-        eps = torch.randn(z0.shape,generator=rng(seed,"guess",t.item()))
-        zt = add_noise(z0,eps,model.abar[t].expand(len(z0)))
-        for name,cond in (("caption",model.encode_text(texts)),("no caption",model.encode_text([""]*len(texts)))):
-            guess = (zt-(1-model.abar[t]).sqrt()*model.predict(zt,t,cond))/model.abar[t].sqrt()
-            rows.append((t.item(),name,(guess-z0).pow(2).mean().item()))
+    z0 = model.encode_image(x).mean
+    rows = []
+    for t in map(torch.tensor, times):
+        eps = torch.randn(z0.shape, generator=rng(seed, "guess", t.item()))
+        zt = add_noise(z0, eps, model.abar[t].expand(len(z0)))
+        for name, cond in (
+            ("caption", model.encode_text(texts)),
+            ("no caption", model.encode_text([""] * len(texts))),
+        ):
+            guess = (
+                zt - (1 - model.abar[t]).sqrt() * model.predict(zt, t, cond)
+            ) / model.abar[t].sqrt()
+            rows.append((t.item(), name, (guess - z0).pow(2).mean().item()))
     return rows

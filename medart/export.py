@@ -19,85 +19,134 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi,constants
-from huggingface_hub.errors import HfHubHTTPError,HFValidationError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 from safetensors.torch import save
 
-from .core import (alone,read_names,read_record,record_fault,set_aside,shareable,
-    stable_hash,write_atomic,write_record)
+from medart.core import (
+    alone,
+    read_names,
+    read_record,
+    record_fault,
+    set_aside,
+    shareable,
+    stable_hash,
+    write_atomic,
+    write_record,
+)
 from .data import SOURCES
 from .hldf import check_trained
-from .metrics import MEASURES,results_fault,results_path
-from .model import load_model,merge_and_save,read_adapter
+from .metrics import MEASURES, results_fault, results_path
+from .model import load_model, merge_and_save, read_adapter
 from .phantom import simple_caption
 from .preflight import TERMS
-from .recipes import (DATASETS,FAMILIES,PATHS,Recipe,category,dataset_of,kind_of,
-    load_recipe,recipe,run_dir,settings)
-from .simplify import captions_for,captions_key,captions_used
+from medart.recipes import (
+    DATASETS,
+    FAMILIES,
+    PATHS,
+    Recipe,
+    category,
+    dataset_of,
+    kind_of,
+    load_recipe,
+    recipe,
+    run_dir,
+    settings,
+)
+from .simplify import captions_for, captions_key, captions_used
 from .weights import files_below
 
 # %% ../nbs/19_export.ipynb #d0c92d90
-HALVES = dict(transformer_lora="base_model.model.",
-              text_encoder_lora="text_encoders.t5xxl.transformer.")
+HALVES = dict(
+    transformer_lora="base_model.model.",
+    text_encoder_lora="text_encoders.t5xxl.transformer.",
+)
 "What ComfyUI puts before the names of each adapter's layers."
 
 _EMBEDDERS = ("timestep", "resolution", "aspect_ratio")
-PIXART_LAYERS = ("pos_embed.proj", "proj_out", "adaln_single.linear",
-                 *(f"caption_projection.linear_{i}" for i in (1, 2)),
-                 *(f"adaln_single.emb.{e}_embedder.linear_{i}" for e in _EMBEDDERS for i in (1, 2)))
+PIXART_LAYERS = (
+    "pos_embed.proj",
+    "proj_out",
+    "adaln_single.linear",
+    *(f"caption_projection.linear_{i}" for i in (1, 2)),
+    *(f"adaln_single.emb.{e}_embedder.linear_{i}" for e in _EMBEDDERS for i in (1, 2)),
+)
 
 # %% ../nbs/19_export.ipynb #0496d872
-PIXART_BLOCK_LAYERS = (*(f"attn{i}.to_{x}" for i in (1, 2) for x in ("q", "k", "v", "out.0")),
-                       "ff.net.0.proj", "ff.net.2")
+PIXART_BLOCK_LAYERS = (
+    *(f"attn{i}.to_{x}" for i in (1, 2) for x in ("q", "k", "v", "out.0")),
+    "ff.net.0.proj",
+    "ff.net.2",
+)
 "Layers in each of its blocks."
 
-T5_BLOCK_LAYERS = (*(f"layer.0.SelfAttention.{x}" for x in "qkvo"),
-                   *(f"layer.1.DenseReluDense.{x}" for x in ("wi_0", "wi_1", "wo")))
+T5_BLOCK_LAYERS = (
+    *(f"layer.0.SelfAttention.{x}" for x in "qkvo"),
+    *(f"layer.1.DenseReluDense.{x}" for x in ("wi_0", "wi_1", "wo")),
+)
 "Layers in each block of a T5 v1.1 encoder."
 
+
 def comfyui_layers(
-    blocks:int,   # of the transformer
-    t5_blocks:int # of T5
-) -> set:         # names, as they stand before .lora_A.weight, .lora_B.weight and .alpha
+    blocks: int,  # of the transformer
+    t5_blocks: int,  # of T5
+) -> set:  # names, as they stand before .lora_A.weight, .lora_B.weight and .alpha
     "The layers that ComfyUI's loader looks for, of PixArt-alpha and of T5."
     image, text = HALVES.values()
-    inner = [f"transformer_blocks.{i}.{x}" for i in range(blocks) for x in PIXART_BLOCK_LAYERS]
+    inner = [
+        f"transformer_blocks.{i}.{x}"
+        for i in range(blocks)
+        for x in PIXART_BLOCK_LAYERS
+    ]
     t5 = [f"encoder.block.{i}.{x}" for i in range(t5_blocks) for x in T5_BLOCK_LAYERS]
-    return {image+x for x in (*PIXART_LAYERS, *inner)} | {text+x for x in t5}
+    return {image + x for x in (*PIXART_LAYERS, *inner)} | {text + x for x in t5}
 
 # %% ../nbs/19_export.ipynb #872f3444
 def comfyui_state(
-    folder,     # holds the two adapters as PEFT folders
-    alpha:float # LoRA scale is alpha/rank
-) -> dict:      # name -> tensor
+    folder,  # holds the two adapters as PEFT folders
+    alpha: float,  # LoRA scale is alpha/rank
+) -> dict:  # name -> tensor
     "Both adapters under the names that ComfyUI looks for."
     state = {}
     for name, prefix in HALVES.items():
-        tensors = read_adapter(Path(folder)/name) if (Path(folder)/name).is_dir() else {}
+        tensors = (
+            read_adapter(Path(folder) / name) if (Path(folder) / name).is_dir() else {}
+        )
         for key, x in tensors.items():
             layer, half = key.removeprefix("base_model.model.").rsplit(".lora_", 1)
             state[f"{prefix}{layer}.lora_{half}"] = x
             state[f"{prefix}{layer}.alpha"] = torch.tensor(float(alpha))
     return state
 
+
 def comfyui_strangers(
-    state:dict # of `comfyui_state`
-) -> list:     # names that its loader would pass over
+    state: dict,  # of `comfyui_state`
+) -> list:  # names that its loader would pass over
     "What ComfyUI would not read."
     endings = (".lora_A.weight", ".lora_B.weight", ".alpha")
-    layers = {k: next((k.removesuffix(e) for e in endings if k.endswith(e)), "") for k in state}
-    known = comfyui_layers(*(1+max(_numbers(state, x), default=-1)
-                             for x in ("transformer_blocks", "encoder.block")))
+    layers = {
+        k: next((k.removesuffix(e) for e in endings if k.endswith(e)), "")
+        for k in state
+    }
+    known = comfyui_layers(
+        *(
+            1 + max(_numbers(state, x), default=-1)
+            for x in ("transformer_blocks", "encoder.block")
+        )
+    )
     return [k for k, layer in layers.items() if layer not in known]
 
+
 def _numbers(names, where):  # of the blocks that names speak of
-    return [int(k.split(f"{where}.")[1].split(".")[0]) for k in names if f"{where}." in k]
+    return [
+        int(k.split(f"{where}.")[1].split(".")[0]) for k in names if f"{where}." in k
+    ]
 
 # %% ../nbs/19_export.ipynb #828ab7a5
 def comfyui_fault(
-    r:Recipe # a run
-) -> str:    # why there is no file for ComfyUI; empty where there is one
+    r: Recipe,  # a run
+) -> str:  # why there is no file for ComfyUI; empty where there is one
     "Can ComfyUI read these adapters?"
     if r.family != "pixart":
         return f"its names for models of family {r.family} have not been checked"
@@ -105,45 +154,58 @@ def comfyui_fault(
         return "it computes DoRA in another way than PEFT (merged=True writes weights that need none)"
     return ""
 
+
 def write_comfyui(
-    r:Recipe, # a run
-    folder    # holds its adapters, receives the file
+    r: Recipe,  # a run
+    folder,  # holds its adapters, receives the file
 ) -> Path:
     "One file with both adapters for ComfyUI."
     state = comfyui_state(folder, r.alpha)
     if odd := comfyui_strangers(state):
-        raise ValueError(f"ComfyUI knows no {odd[0]} ({len(odd)} of {len(state)} names). "
-                         "Leave these layers out of text_targets, or pass comfyui=False.")
+        raise ValueError(
+            f"ComfyUI knows no {odd[0]} ({len(odd)} of {len(state)} names). "
+            "Leave these layers out of text_targets, or pass comfyui=False."
+        )
     about = dict(base=base_name(r), rank=r.rank, alpha=r.alpha, dataset=r.dataset)
-    path = Path(folder)/f"medart-{r.dataset}-comfyui.safetensors"
-    return write_atomic(path, save(state, dict(medart=json.dumps(about, sort_keys=True))))
+    path = Path(folder) / f"medart-{r.dataset}-comfyui.safetensors"
+    return write_atomic(
+        path, save(state, dict(medart=json.dumps(about, sort_keys=True)))
+    )
 
 # %% ../nbs/19_export.ipynb #11cf12bd
 OWN_FOLDER = "a folder of one's own"
 "What stands in a card in place of a path."
 
+
 def public(
-    told:dict # settings
-) -> dict:    # the same, paths on this machine left out
+    told: dict,  # settings
+) -> dict:  # the same, paths on this machine left out
     "Settings as a card may show them."
-    return {k:OWN_FOLDER if k in PATHS and Path(str(v)).is_absolute() else v
-            for k, v in told.items()}
+    return {
+        k: OWN_FOLDER if k in PATHS and Path(str(v)).is_absolute() else v
+        for k, v in told.items()
+    }
+
 
 def base_name(
-    r:Recipe # names a model
-) -> str:    # hub id, folder of the repository, or OWN_FOLDER
+    r: Recipe,  # names a model
+) -> str:  # hub id, folder of the repository, or OWN_FOLDER
     "What the base model is called in public."
     return public(dict(model=r.model))["model"]
 
 # %% ../nbs/19_export.ipynb #9530b1e0
 FREE = "Apache-2.0"
 "The licence of this project, of its small models and of the phantoms it draws."
-HUB_LICENCES = {"CreativeML Open RAIL++-M":"openrail++", "CreativeML Open RAIL-M":"creativeml-openrail-m"}
+HUB_LICENCES = {
+    "CreativeML Open RAIL++-M": "openrail++",
+    "CreativeML Open RAIL-M": "creativeml-openrail-m",
+}
 "How the hub abbreviates licences."
 
+
 def model_terms(
-    r:Recipe # names a model
-) -> str:    # a sentence's worth
+    r: Recipe,  # names a model
+) -> str:  # a sentence's worth
     "What the base model asks of those who use adapters for it."
     published = FAMILIES[r.family]["paper"]
     if base_name(r) in TERMS:
@@ -154,9 +216,9 @@ def model_terms(
 
 # %% ../nbs/19_export.ipynb #41a9b330
 def data_terms(
-    r:Recipe,       # names a data set
-    licence:str=""  # as whoever owns the images says it
-) -> str:           # empty where nobody has said
+    r: Recipe,  # names a data set
+    licence: str = "",  # as whoever owns the images says it
+) -> str:  # empty where nobody has said
     "Under which terms the training images may be used."
     if licence:
         return licence
@@ -167,64 +229,91 @@ def data_terms(
     said = SOURCES.get(r.dataset, {}).get("text", "").splitlines()
     return " Or: ".join(x.split(":", 1)[1].strip() for x in said if "Licence:" in x)
 
+
 def hub_licence(
-    r:Recipe,      # a run
-    licence:str="" # of its images
-) -> str:          # openrail++, apache-2.0, ... or other
+    r: Recipe,  # a run
+    licence: str = "",  # of its images
+) -> str:  # openrail++, apache-2.0, ... or other
     "The abbreviation of both licences together, where there is one."
     if not data_terms(r, licence).startswith(FREE):
         return "other"
     terms = model_terms(r)
-    return FREE.lower() if terms == FREE else HUB_LICENCES.get(terms.split(":")[0], "other")
+    return (
+        FREE.lower()
+        if terms == FREE
+        else HUB_LICENCES.get(terms.split(":")[0], "other")
+    )
 
 # %% ../nbs/19_export.ipynb #f0d5c124
 def _front(about):  # the block of settings at the head of a card, as the hub reads it
-    return "---\n"+"".join(f"{k}: {json.dumps(v)}\n" for k, v in about.items() if v)+"---\n"
+    return (
+        "---\n"
+        + "".join(f"{k}: {json.dumps(v)}\n" for k, v in about.items() if v)
+        + "---\n"
+    )
+
 
 def _table(head, rows):  # in markdown
-    lines = [head, ["---"]*len(head), *rows]
+    lines = [head, ["---"] * len(head), *rows]
     clean = lambda x: str(x).replace("|", "/").replace("\n", " ")
-    return "\n".join("| "+" | ".join(map(clean, row))+" |" for row in lines)+"\n"
+    return "\n".join("| " + " | ".join(map(clean, row)) + " |" for row in lines) + "\n"
+
 
 def _number(x):  # three digits, or nothing
     return "" if x is None else f"{x:.3g}"
 
 # %% ../nbs/19_export.ipynb #ec1f3fea
 def load_lines(
-    r:Recipe, # a run
-    files     # names of what the folder holds
-) -> list:    # of Python
+    r: Recipe,  # a run
+    files,  # names of what the folder holds
+) -> list:  # of Python
     "How the adapters are loaded, without this project."
     kind = kind_of(r).pipeline
     if kind is None:
-        return ["from diffusers import DiTTransformer2DModel", 'folder = "."  # this folder',
-                'net = DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")']
+        return [
+            "from diffusers import DiTTransformer2DModel",
+            'folder = "."  # this folder',
+            'net = DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")',
+        ]
     base = base_name(r) if base_name(r) != OWN_FOLDER else "FOLDER-OF-YOUR-BASE-MODEL"
     head = ["import torch", f"from diffusers import {kind.__name__}"]
-    pipe = ['folder = "."  # this folder',
-            f'pipe = {kind.__name__}.from_pretrained("{base}", dtype=torch.{r.dtype})']
+    pipe = [
+        'folder = "."  # this folder',
+        f'pipe = {kind.__name__}.from_pretrained("{base}", dtype=torch.{r.dtype})',
+    ]
     if "pytorch_lora_weights.safetensors" in files:
         return [*head, *pipe, "pipe.load_lora_weights(folder)"]
-    parts = [(p, n) for p, n in kind_of(r).parts.items() if f"{n}/adapter_config.json" in files]
-    puts = [f'pipe.{p} = PeftModel.from_pretrained(pipe.{p}, f"{{folder}}/{n}")' for p, n in parts]
+    parts = [
+        (p, n)
+        for p, n in kind_of(r).parts.items()
+        if f"{n}/adapter_config.json" in files
+    ]
+    puts = [
+        f'pipe.{p} = PeftModel.from_pretrained(pipe.{p}, f"{{folder}}/{n}")'
+        for p, n in parts
+    ]
     return [*head, "from peft import PeftModel", *pipe, *puts]
 
+
 def paint_line(
-    r:Recipe # a run of a family with a pipeline
+    r: Recipe,  # a run of a family with a pipeline
 ) -> str:
     "How an image is painted then."
     more = f", max_sequence_length={r.max_tokens}, use_resolution_binning=False"
-    return (f"image = pipe(caption, num_inference_steps={r.gen_steps}, "
-            f"guidance_scale={r.gen_guidance:g}, height={r.size}, width={r.size}"
-            f"{more+', clean_caption=False' if r.family == 'pixart' else ''}).images[0]")
+    return (
+        f"image = pipe(caption, num_inference_steps={r.gen_steps}, "
+        f"guidance_scale={r.gen_guidance:g}, height={r.size}, width={r.size}"
+        f"{more + ', clean_caption=False' if r.family == 'pixart' else ''}).images[0]"
+    )
 
 # %% ../nbs/19_export.ipynb #f7fa7f2c
 def _whose(r, split):  # captions are read
     whose = dict(captions_used(r)[["split", "whose"]].values)[split]
     return whose.replace(r.vlm, public(dict(vlm=r.vlm))["vlm"]) if r.vlm else whose
 
+
 def example_caption(
-    r:Recipe # a run
+    r: Recipe,  # a run
 ) -> str:
     "A caption as the run was trained on, that may be shown."
     s = captions_for(r, "test")
@@ -247,6 +336,7 @@ The folder `merged` holds the whole pipeline with the adapters added into the we
 for which no PEFT is needed: `{kind}.from_pretrained("merged")`.
 """
 
+
 def _loading(r, files):  # the section on loading
     kind, lines = kind_of(r).pipeline, load_lines(r, files)
     if kind:
@@ -255,48 +345,71 @@ def _loading(r, files):  # the section on loading
     code = "\n".join(lines)
     text = f"## How to load it\n\n```python\n{code}\n```\n\nWritten with {used}.\n"
     comfy = [f for f in files if f.endswith("-comfyui.safetensors")]
-    return (text+"".join(_COMFY.format(file=f) for f in comfy)
-            +(_MERGED.format(kind=kind.__name__) if "merged/model_index.json" in files else ""))
+    return (
+        text
+        + "".join(_COMFY.format(file=f) for f in comfy)
+        + (
+            _MERGED.format(kind=kind.__name__)
+            if "merged/model_index.json" in files
+            else ""
+        )
+    )
 
 # %% ../nbs/19_export.ipynb #6ccb8b1d
 def _data_section(r, licence):  # what it learned from
     train, test = (Counter(captions_for(r, s).classes) for s in ("train", "test"))
     classes = dict.fromkeys([*train, *test])
-    rows = [*((c, train[c], test[c]) for c in classes),
-            ("all", train.total(), test.total())]
+    rows = [
+        *((c, train[c], test[c]) for c in classes),
+        ("all", train.total(), test.total()),
+    ]
     terms = data_terms(r, licence)
-    kind = ("drawn phantoms, no images of patients" if r.data.startswith("phantom/")
-            else f"{dataset_of(r).modality} images")
+    kind = (
+        "drawn phantoms, no images of patients"
+        if r.data.startswith("phantom/")
+        else f"{dataset_of(r).modality} images"
+    )
     lacking = "not stated; whoever passes this folder on has to state them first"
-    return (f"## What it was trained on\n\nData set {r.dataset}: {kind}. Terms of the "
-            f"images: {terms or lacking}.\n\n"
-            +_table(("class", "training images", "test images"), rows)
-            +f"\nCaptions: {_whose(r, 'train')}.\n")
+    return (
+        f"## What it was trained on\n\nData set {r.dataset}: {kind}. Terms of the "
+        f"images: {terms or lacking}.\n\n"
+        + _table(("class", "training images", "test images"), rows)
+        + f"\nCaptions: {_whose(r, 'train')}.\n"
+    )
 
 # %% ../nbs/19_export.ipynb #9aac18bc
 def changed_settings(
-    r:Recipe # a run
-) -> dict:   # name -> (here, in the paper)
+    r: Recipe,  # a run
+) -> dict:  # name -> (here, in the paper)
     "Settings that differ from those of the paper's method on the same data set."
     own = {} if r.dataset in DATASETS else dict(data=r.data)
     paper = recipe(r.dataset, "medart", "paper", **own)
     here, there = (public(settings(x, "train", "caption")) for x in (r, paper))
     apart = ("dataset", "data", "seed", "method")
-    return {k:(v, there[k]) for k, v in here.items() if v != there[k] and k not in apart}
+    return {
+        k: (v, there[k]) for k, v in here.items() if v != there[k] and k not in apart
+    }
 
 # %% ../nbs/19_export.ipynb #ae0e6105
 def _settings_section(r, steps):  # how it was trained
     rows = [(k, *map(_shown, v)) for k, v in changed_settings(r).items()]
-    how = (f"rank {r.rank}, alpha {r.alpha}, so that the change is scaled by "
-           f"alpha/rank = {r.alpha/r.rank:g}")
+    how = (
+        f"rank {r.rank}, alpha {r.alpha}, so that the change is scaled by "
+        f"alpha/rank = {r.alpha / r.rank:g}"
+    )
     if kind_of(r).pipeline is None:
         how = "all weights of the transformer were trained, from nothing"
-    text = (f"## How it was trained\n\nMethod `{r.method}`, {r.scale} scale, seed {r.seed}, "
-            f"{steps:,} updates; {how}. ")
+    text = (
+        f"## How it was trained\n\nMethod `{r.method}`, {r.scale} scale, seed {r.seed}, "
+        f"{steps:,} updates; {how}. "
+    )
     if not rows:
-        return text+"All settings are the paper's.\n"
-    return text+("Settings that differ from the paper's:\n\n"
-                 +_table(("setting", "here", "paper"), rows))
+        return text + "All settings are the paper's.\n"
+    return text + (
+        "Settings that differ from the paper's:\n\n"
+        + _table(("setting", "here", "paper"), rows)
+    )
+
 
 def _shown(v):  # a setting in a table
     return ", ".join(v) if isinstance(v, tuple) else "none" if v in ("", None) else v
@@ -313,26 +426,44 @@ Copies of training images: {flagged} of {looked_at} generated images were flagge
 where {rate:.0%} of independent images would be.
 """
 
+
 def _results_section(r):  # how good it is, and beside what
     path = results_path(r, "metrics.json")
     fault = results_fault(r) if path.exists() else "it was not measured"
     if fault:
         return f"## How good it is\n\nThere are no numbers that hold: {fault}.\n"
     res = read_record(path)
-    head = ("measure", "space", "value", "95% interval", "real against real",
-            "untouched base", "note")
-    told = dict(about=res["about"].capitalize(), looked_at=res["copies"]["n"],
-                table=_table(head, map(_result_row, res["rows"])),
-                spaces="".join(f"- `{k}`: {v}\n" for k, v in res["spaces"].items()))
-    same = {k:res[k] for k in ("n", "n_real", "n_floor", "floor")}
-    copies = {k:res["copies"][k] for k in ("flagged", "rate")}
-    return "## How good it is\n\n"+_RESULTS.format(**told, **same, **copies)
+    head = (
+        "measure",
+        "space",
+        "value",
+        "95% interval",
+        "real against real",
+        "untouched base",
+        "note",
+    )
+    told = dict(
+        about=res["about"].capitalize(),
+        looked_at=res["copies"]["n"],
+        table=_table(head, map(_result_row, res["rows"])),
+        spaces="".join(f"- `{k}`: {v}\n" for k, v in res["spaces"].items()),
+    )
+    same = {k: res[k] for k in ("n", "n_real", "n_floor", "floor")}
+    copies = {k: res["copies"][k] for k in ("flagged", "rate")}
+    return "## How good it is\n\n" + _RESULTS.format(**told, **same, **copies)
+
 
 def _result_row(x):  # of the table
     ends = [_number(x.get(k)) for k in ("low", "high")]
-    return (MEASURES[x["measure"]].title, x["space"], _number(x["value"]),
-            " to ".join(filter(None, ends)), _number(x.get("floor")),
-            _number(x.get("base")), x.get("note", ""))
+    return (
+        MEASURES[x["measure"]].title,
+        x["space"],
+        _number(x["value"]),
+        " to ".join(filter(None, ends)),
+        _number(x.get("floor")),
+        _number(x.get("base")),
+        x.get("note", ""),
+    )
 
 # %% ../nbs/19_export.ipynb #6ad739fd
 _USE = """## What it is for, and what not
@@ -360,62 +491,90 @@ uses these adapters, a model that they were merged into, or what either paints. 
 passes the files on passes these restrictions on.
 """
 
+
 def _licence_section(r, licence):  # who allows what
     model, data = model_terms(r), data_terms(r, licence) or "not stated"
     text = _LICENCE.format(base=base_name(r), model=model, data=data)
-    return text+(_RAIL if "RAIL" in model else "")
+    return text + (_RAIL if "RAIL" in model else "")
 
 # %% ../nbs/19_export.ipynb #42ca2c4b
 def _front_of(r, licence):  # what the hub reads
     hub = base_name(r) == FAMILIES[r.family]["paper"]
     tags = ["medart", "lora", "synthetic-data", "medical", "not-for-diagnosis"]
-    return _front(dict(license=hub_licence(r, licence),
-                       base_model=base_name(r) if hub else "",
-                       library_name="peft" if kind_of(r).pipeline else "diffusers",
-                       pipeline_tag="text-to-image", tags=tags))
+    return _front(
+        dict(
+            license=hub_licence(r, licence),
+            base_model=base_name(r) if hub else "",
+            library_name="peft" if kind_of(r).pipeline else "diffusers",
+            pipeline_tag="text-to-image",
+            tags=tags,
+        )
+    )
+
 
 def _title(r):
-    what = (f"LoRA adapters for {base_name(r)} (family {r.family})"
-            if kind_of(r).pipeline else "A diffusion transformer")
-    return (f"# Med-Art: {r.dataset}\n\n{what}, trained with Med-Art's method `{r.method}` "
-            f"to paint {dataset_of(r).modality} images from captions.\n")
+    what = (
+        f"LoRA adapters for {base_name(r)} (family {r.family})"
+        if kind_of(r).pipeline
+        else "A diffusion transformer"
+    )
+    return (
+        f"# Med-Art: {r.dataset}\n\n{what}, trained with Med-Art's method `{r.method}` "
+        f"to paint {dataset_of(r).modality} images from captions.\n"
+    )
+
 
 def model_card(
-    r:Recipe,      # a trained run
-    files=(),      # names of what lies beside the card
-    licence:str="" # of the training images
-) -> str:          # markdown
+    r: Recipe,  # a trained run
+    files=(),  # names of what lies beside the card
+    licence: str = "",  # of the training images
+) -> str:  # markdown
     "What others should know of a run's adapters."
-    steps = read_record(run_dir(r)/"done.json").get("steps", 0)
+    steps = read_record(run_dir(r) / "done.json").get("steps", 0)
     use = _USE.format(modality=dataset_of(r).modality)
-    return "\n".join((_front_of(r, licence)+_title(r), _loading(r, files),
-                      _data_section(r, licence), _settings_section(r, steps),
-                      _results_section(r), use, _licence_section(r, licence)))
+    return "\n".join(
+        (
+            _front_of(r, licence) + _title(r),
+            _loading(r, files),
+            _data_section(r, licence),
+            _settings_section(r, steps),
+            _results_section(r),
+            use,
+            _licence_section(r, licence),
+        )
+    )
 
 # %% ../nbs/19_export.ipynb #1f39a1ed
 def export_fault(
-    folder   # that may hold an export
-) -> str:    # what is wrong; empty when nothing is
+    folder,  # that may hold an export
+) -> str:  # what is wrong; empty when nothing is
     "Is a folder what `export` wrote, all of it and nothing else?"
     folder = Path(folder)
     if not folder.is_dir():
         return "it is no folder"
-    record = read_record(folder/"export.json")
+    record = read_record(folder / "export.json")
     if not record:
         return "it holds no whole export.json, so export did not write it"
-    more = sorted({*files_below(folder)}-{*record["files"], "export.json"})
-    return record_fault(folder/"export.json", {}) or (f"{more[0]} is none of its files" if more else "")
+    more = sorted({*files_below(folder)} - {*record["files"], "export.json"})
+    return record_fault(folder / "export.json", {}) or (
+        f"{more[0]} is none of its files" if more else ""
+    )
+
 
 def _refuse_foreign(folder):
     empty = folder.is_dir() and not any(folder.iterdir())
     fault = "" if empty or not folder.exists() else export_fault(folder)
     if fault:
-        raise FileExistsError(f"{folder} is there already, and {fault}. Nothing was written: move it away, "
-                              "or pass another folder.")
+        raise FileExistsError(
+            f"{folder} is there already, and {fault}. Nothing was written: move it away, "
+            "or pass another folder."
+        )
 
 # %% ../nbs/19_export.ipynb #62e5f2a1
 @contextmanager
-def _in_place(folder, tag):  # yields an empty folder that takes this one's place when it is complete
+def _in_place(
+    folder, tag
+):  # yields an empty folder that takes this one's place when it is complete
     part, old = (folder.with_name(f".{folder.name}.{tag}.{x}") for x in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -436,65 +595,91 @@ def _forget_origin(folder):  # in every configuration below
     for f in Path(folder).rglob("*.json"):
         c = json.loads(f.read_text(encoding="utf-8"))
         if isinstance(c, dict) and c.keys() & {"_name_or_path", "name_or_path"}:
-            c = {k:v for k, v in c.items() if k not in ("_name_or_path", "name_or_path")}
-            write_atomic(f, json.dumps(c, indent=2, ensure_ascii=False)+"\n")
+            c = {
+                k: v for k, v in c.items() if k not in ("_name_or_path", "name_or_path")
+            }
+            write_atomic(f, json.dumps(c, indent=2, ensure_ascii=False) + "\n")
+
 
 def _write_merged(r, folder):
     whole = replace(r, text_bits=16)  # adapters are merged into whole weights
     merge_and_save(load_model(whole, adapters=run_dir(r)), folder)
     _forget_origin(folder)
 
-def _copy_adapters(r, to):  # the files that training wrote and noted; the base model's name goes into PEFT's description
-    for name in read_record(run_dir(r)/"done.json")["files"]:
-        (to/name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run_dir(r)/name, to/name)
+
+def _copy_adapters(
+    r, to
+):  # the files that training wrote and noted; the base model's name goes into PEFT's description
+    for name in read_record(run_dir(r) / "done.json")["files"]:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run_dir(r) / name, to / name)
         if Path(name).name == "adapter_config.json" and base_name(r) != OWN_FOLDER:
-            c = json.loads((to/name).read_text())|dict(base_model_name_or_path=base_name(r))
-            write_atomic(to/name, json.dumps(c, indent=1, sort_keys=True)+"\n")
+            c = json.loads((to / name).read_text()) | dict(
+                base_model_name_or_path=base_name(r)
+            )
+            write_atomic(to / name, json.dumps(c, indent=1, sort_keys=True) + "\n")
 
 # %% ../nbs/19_export.ipynb #c6043980
 def check_shareable(
-    r:Recipe # a run
+    r: Recipe,  # a run
 ) -> None:
     "Refuse a run that there is nothing to share of."
     if not r.epochs:
-        raise ValueError(f"method={r.method} is the untouched model: there is nothing that training changed. "
-                         "Share another method's run.")
+        raise ValueError(
+            f"method={r.method} is the untouched model: there is nothing that training changed. "
+            "Share another method's run."
+        )
     check_trained(r, captions_key(captions_for(r, "train")))
 
+
 def export(
-    r:Recipe,          # a trained run
-    folder=None,       # where to; {run_dir}/share by default
-    merged:bool=False, # also the whole pipeline, adapters merged into its weights
-    comfyui:bool=True, # also one file for ComfyUI, where it can read one
-    licence:str=""     # of the training images, where they are your own
-) -> Path:             # the folder
+    r: Recipe,  # a trained run
+    folder=None,  # where to; {run_dir}/share by default
+    merged: bool = False,  # also the whole pipeline, adapters merged into its weights
+    comfyui: bool = True,  # also one file for ComfyUI, where it can read one
+    licence: str = "",  # of the training images, where they are your own
+) -> Path:  # the folder
     "Write a folder that others can use: adapters, ComfyUI's file, a model card."
     check_shareable(r)
-    folder = Path(folder or run_dir(r)/"share").expanduser().resolve()
+    folder = Path(folder or run_dir(r) / "share").expanduser().resolve()
     _refuse_foreign(folder)
-    with alone(run_dir(r), "export"), _in_place(folder, stable_hash(str(run_dir(r)))[:12]) as new:
+    with (
+        alone(run_dir(r), "export"),
+        _in_place(folder, stable_hash(str(run_dir(r)))[:12]) as new,
+    ):
         _copy_adapters(r, new)
         if comfyui and not comfyui_fault(r):
             write_comfyui(r, new)
         if merged:
-            _write_merged(r, new/"merged")
-        write_atomic(new/"README.md", model_card(r, files_below(new), licence))
-        read = {"the adapters":read_record(run_dir(r)/"done.json")["key"]}
-        write_record(new/"export.json", read, sorted(files_below(new)), dataset=r.dataset, method=r.method,
-                     base_model=base_name(r), rank=r.rank, alpha=r.alpha, data_licence=data_terms(r, licence))
+            _write_merged(r, new / "merged")
+        write_atomic(new / "README.md", model_card(r, files_below(new), licence))
+        read = {"the adapters": read_record(run_dir(r) / "done.json")["key"]}
+        write_record(
+            new / "export.json",
+            read,
+            sorted(files_below(new)),
+            dataset=r.dataset,
+            method=r.method,
+            base_model=base_name(r),
+            rank=r.rank,
+            alpha=r.alpha,
+            data_licence=data_terms(r, licence),
+        )
     return folder
 
 # %% ../nbs/19_export.ipynb #164b0c43
 def _painted(folder):  # the record of a finished set of images, or an error
-    record = read_record(folder/"key.json")
-    fault = record_fault(folder/"key.json", {})
+    record = read_record(folder / "key.json")
+    fault = record_fault(folder / "key.json", {})
     if fault or "metadata.csv" not in record["files"]:
-        raise ValueError(f"{folder} cannot be described: {fault or 'painting was not finished'}. Run generate again.")
+        raise ValueError(
+            f"{folder} cannot be described: {fault or 'painting was not finished'}. Run generate again."
+        )
     return record
 
+
 def _says(folder, name):  # what an image says of itself
-    with Image.open(folder/name) as im:
+    with Image.open(folder / name) as im:
         return dict(im.info)
 
 # %% ../nbs/19_export.ipynb #87351da3
@@ -512,67 +697,97 @@ The image of `file_name` in `metadata.csv` starts from the noise of its `seed` a
 
 """
 
+
 def _whose_captions(r, table):  # of a set
     if set(table["class"]) == {"prompt"}:
         return "prompts of one's own"
     split = "test" if r.gen_split == "test" else "train"
     return f"gen_split={r.gen_split}; {_whose(r, split)}"
 
+
 def _set_facts(r, record, table, said):  # one line each
-    return {"images":len(table), "base model":base_name(r), "method":f"{r.method}, {r.scale} scale",
-            "trained on":r.dataset, "seeds":", ".join(map(str, sorted(set(table.seed)))),
-            "adapters (key of training's record)":record["read"].get("the adapters", "not noted"),
-            "captions":_whose_captions(r, table), "sampling steps":r.gen_steps,
-            "guidance":r.gen_guidance, "each file says":said.get("note", "nothing")}
+    return {
+        "images": len(table),
+        "base model": base_name(r),
+        "method": f"{r.method}, {r.scale} scale",
+        "trained on": r.dataset,
+        "seeds": ", ".join(map(str, sorted(set(table.seed)))),
+        "adapters (key of training's record)": record["read"].get(
+            "the adapters", "not noted"
+        ),
+        "captions": _whose_captions(r, table),
+        "sampling steps": r.gen_steps,
+        "guidance": r.gen_guidance,
+        "each file says": said.get("note", "nothing"),
+    }
+
 
 def _set_card(r, record, table, said, licence):  # of a finished set
-    front = _front(dict(license=hub_licence(r, licence),
-                        pretty_name=f"Med-Art: synthetic {r.dataset}",
-                        task_categories=["text-to-image", "image-classification"],
-                        tags=["synthetic", "medical", "not-for-diagnosis"]))
+    front = _front(
+        dict(
+            license=hub_licence(r, licence),
+            pretty_name=f"Med-Art: synthetic {r.dataset}",
+            task_categories=["text-to-image", "image-classification"],
+            tags=["synthetic", "medical", "not-for-diagnosis"],
+        )
+    )
     facts = _set_facts(r, record, table, said).items()
     counts = Counter(table["class"]).items()
-    body = _SET.format(modality=dataset_of(r).modality, facts=_table(("", ""), facts),
-                       counts=_table(("class", "images"), counts))
-    return front+body+_licence_section(r, licence)
+    body = _SET.format(
+        modality=dataset_of(r).modality,
+        facts=_table(("", ""), facts),
+        counts=_table(("class", "images"), counts),
+    )
+    return front + body + _licence_section(r, licence)
 
 # %% ../nbs/19_export.ipynb #a362c2ba
 def data_card(
-    folder,        # of generated images, as `generate` leaves it below its run
-    licence:str="" # of the images that the model was trained on, where they are your own
-) -> Path:         # README.md
+    folder,  # of generated images, as `generate` leaves it below its run
+    licence: str = "",  # of the images that the model was trained on, where they are your own
+) -> Path:  # README.md
     "Write a card beside the images' metadata.csv; another README.md is set aside."
     folder = Path(folder)
     record = _painted(folder)
-    if not (folder.parent/"config.json").exists():
-        raise FileNotFoundError(f"{folder.parent.name} holds no config.json: a set of images is described where generate "
-                                "wrote it, below its run. Copy the folder afterwards.")
+    if not (folder.parent / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder.parent.name} holds no config.json: a set of images is described where generate "
+            "wrote it, below its run. Copy the folder afterwards."
+        )
     r = load_recipe(folder.parent)
-    r = replace(r, **{k:v for k, v in record.items() if k in settings(r, "generate")})
-    table = read_names(folder/"metadata.csv")
+    r = replace(r, **{k: v for k, v in record.items() if k in settings(r, "generate")})
+    table = read_names(folder / "metadata.csv")
     text = _set_card(r, record, table, _says(folder, table.file_name[0]), licence)
-    card = folder/"README.md"
+    card = folder / "README.md"
     if card.exists() and card.read_text(encoding="utf-8") != text:
-        print(f"Another README.md was there; it is kept as {shareable(set_aside(card, folder))}.")
+        print(
+            f"Another README.md was there; it is kept as {shareable(set_aside(card, folder))}."
+        )
     return write_atomic(card, text)
 
 # %% ../nbs/19_export.ipynb #c0e64ca4
 def push_to_hub(
-    folder,            # as written by `export`
-    name:str,          # account/repository
-    private:bool=True  # visible to yourself alone
-) -> str:              # address of what was uploaded
+    folder,  # as written by `export`
+    name: str,  # account/repository
+    private: bool = True,  # visible to yourself alone
+) -> str:  # address of what was uploaded
     "Upload an export to the Hugging Face hub."
     folder = Path(folder)
     if fault := export_fault(folder):
-        raise ValueError(f"{folder} is not uploaded: {fault}. Export anew, and upload what that wrote.")
-    if not read_record(folder/"export.json")["data_licence"]:
-        raise ValueError("Nobody has stated under which terms the training images may be used. "
-                         "Export anew with licence='...', and upload that.")
+        raise ValueError(
+            f"{folder} is not uploaded: {fault}. Export anew, and upload what that wrote."
+        )
+    if not read_record(folder / "export.json")["data_licence"]:
+        raise ValueError(
+            "Nobody has stated under which terms the training images may be used. "
+            "Export anew with licence='...', and upload that."
+        )
     if constants.HF_HUB_OFFLINE:
-        raise ConnectionError(f"HF_HUB_OFFLINE forbids to reach the Hugging Face hub, so {name} is not uploaded. Unset it, "
-                              "or copy the folder to a machine with a network and run `hf upload` there.")
+        raise ConnectionError(
+            f"HF_HUB_OFFLINE forbids to reach the Hugging Face hub, so {name} is not uploaded. Unset it, "
+            "or copy the folder to a machine with a network and run `hf upload` there."
+        )
     return _upload(folder, name, private)
+
 
 def _upload(folder, name, private):
     try:
@@ -582,12 +797,19 @@ def _upload(folder, name, private):
     except Exception as e:  # the client raises its own kinds and those of its transport
         raise _upload_error(name, e) from e
 
+
 def _upload_error(name, error):
     said = f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     if isinstance(error, HFValidationError):
-        return ValueError(f"hub={name!r} is no name of a repository: write account/repository. {said}")
+        return ValueError(
+            f"hub={name!r} is no name of a repository: write account/repository. {said}"
+        )
     if isinstance(error, HfHubHTTPError):
-        return PermissionError(f"The Hugging Face hub refused {name}: run `hf auth login` with a token that may write, "
-                               f"and check the account's name. {said}")
-    return ConnectionError(f"{name} was not uploaded. The folder itself is complete: try again later, or run `hf upload` "
-                           f"on another machine. {said}")
+        return PermissionError(
+            f"The Hugging Face hub refused {name}: run `hf auth login` with a token that may write, "
+            f"and check the account's name. {said}"
+        )
+    return ConnectionError(
+        f"{name} was not uploaded. The folder itself is complete: try again later, or run `hf upload` "
+        f"on another machine. {said}"
+    )

@@ -9,8 +9,8 @@ __all__ = ['Plan', 'shares', 'generation_plan', 'prompt_plan', 'starting_noise',
            'samples_sheet', 'before_and_after', 'color_histograms']
 
 # %% ../nbs/10_generation.ipynb #e95f14a7
-import gc,io,os,subprocess,sys,tempfile,time
-from contextlib import contextmanager,nullcontext
+import gc, io, os, subprocess, sys, tempfile, time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,198 +18,301 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
-from PIL import Image,PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from .core import (alone, file_hash, image_grid, np_rng, progress, read_names, read_record, record_fault, rng, set_aside, shareable,
-                         stable_hash, write_atomic, write_record)
-from .data import Split,crop,load_split,read_pixels,unit
-from .hldf import check_trained,training_fault
-from .model import Cond,Model,cat_cond,load_base,load_model,merge,vae_batch
-from .recipes import Recipe,category,command,count_of,portable,recipe_hash,run_dir,samples_dir,save_recipe,settings
+from medart.core import (
+    alone,
+    file_hash,
+    image_grid,
+    np_rng,
+    progress,
+    read_names,
+    read_record,
+    record_fault,
+    rng,
+    set_aside,
+    shareable,
+    stable_hash,
+    write_atomic,
+    write_record,
+)
+from .data import Split, crop, load_split, read_pixels, unit
+from .hldf import check_trained, training_fault
+from .model import Cond, Model, cat_cond, load_base, load_model, merge, vae_batch
+from medart.recipes import (
+    Recipe,
+    category,
+    command,
+    count_of,
+    portable,
+    recipe_hash,
+    run_dir,
+    samples_dir,
+    save_recipe,
+    settings,
+)
 from .sampler import sample
-from .simplify import captions_for,captions_key,check_known,reading,told_prompts,unknown_words
+from medart.simplify import (
+    captions_for,
+    captions_key,
+    check_known,
+    reading,
+    told_prompts,
+    unknown_words,
+)
 from .vsg import processes
 
 # %% ../nbs/10_generation.ipynb #c2bdecd1
 @dataclass(frozen=True)
 class Plan:
     "What to paint."
-    index:tuple    # n numbers of images: the place of the caption, or of the image that it stands in for
-    classes:tuple  # n class folders
-    texts:tuple    # n captions
 
-    def __len__(self): return len(self.index)
+    index: tuple  # n numbers of images: the place of the caption, or of the image that it stands in for
+    classes: tuple  # n class folders
+    texts: tuple  # n captions
+
+    def __len__(self):
+        return len(self.index)
 
 # %% ../nbs/10_generation.ipynb #01c1ebf5
 def shares(
-    sizes:dict, # class -> images there are
-    count:int   # images wanted of all classes; 0 for all
-) -> dict:      # class -> images, about `count` together, or all where there are no more
+    sizes: dict,  # class -> images there are
+    count: int,  # images wanted of all classes; 0 for all
+) -> dict:  # class -> images, about `count` together, or all where there are no more
     "An even share of each class."
     total = sum(sizes.values())
     if not count or count >= total:
         return dict(sizes)
     if count < len(sizes):
-        raise ValueError(f"gen_count={count} leaves out some of the {len(sizes)} classes. "
-                         f"Pass gen_count={len(sizes)} or more, or 0 for all {total} images.")
-    many = {c:max(1, round(count*n/total)) for c, n in sizes.items()}
+        raise ValueError(
+            f"gen_count={count} leaves out some of the {len(sizes)} classes. "
+            f"Pass gen_count={len(sizes)} or more, or 0 for all {total} images."
+        )
+    many = {c: max(1, round(count * n / total)) for c, n in sizes.items()}
     if sum(many.values()) != count:
-        print(f"gen_count={count} is no even share of {len(sizes)} classes: "
-              f"{sum(many.values())} images are made.")
+        print(
+            f"gen_count={count} is no even share of {len(sizes)} classes: "
+            f"{sum(many.values())} images are made."
+        )
     return many
 
 # %% ../nbs/10_generation.ipynb #10c3077a
 def generation_plan(
-    r:Recipe   # gen_split says whose captions, gen_count how many
+    r: Recipe,  # gen_split says whose captions, gen_count how many
 ) -> Plan:
     "A caption for each image of the test or training set, for an even share of them, or so many of each class."
-    s = captions_for(r,"train" if r.gen_split=="train" else "test"); texts = list(s.texts)
-    by = {c:[i for i,d in enumerate(s.classes) if d==c] for c in dict.fromkeys(s.classes)}
-    train = captions_for(r,"train") if r.gen_split=="sample" else None
+    s = captions_for(r, "train" if r.gen_split == "train" else "test")
+    texts = list(s.texts)
+    by = {
+        c: [i for i, d in enumerate(s.classes) if d == c]
+        for c in dict.fromkeys(s.classes)
+    }
+    train = captions_for(r, "train") if r.gen_split == "sample" else None
     if train is not None:
-        for c,ids in by.items():
-            for i,t in zip(ids,_drawn(r,train,c,len(ids))): texts[i] = t
-    if r.per_class: return _so_many(r,s,by,texts,train)
-    many = shares({c:len(ids) for c,ids in by.items()},r.gen_count)
-    keep = sorted(i for c,ids in by.items() for i in ids[:many[c]])
-    return Plan(tuple(keep),tuple(s.classes[i] for i in keep),tuple(texts[i] for i in keep))
+        for c, ids in by.items():
+            for i, t in zip(ids, _drawn(r, train, c, len(ids))):
+                texts[i] = t
+    if r.per_class:
+        return _so_many(r, s, by, texts, train)
+    many = shares({c: len(ids) for c, ids in by.items()}, r.gen_count)
+    keep = sorted(i for c, ids in by.items() for i in ids[: many[c]])
+    return Plan(
+        tuple(keep), tuple(s.classes[i] for i in keep), tuple(texts[i] for i in keep)
+    )
 
 # %% ../nbs/10_generation.ipynb #941a4bbe
-def _drawn(r,train,cls,n): # n captions of one class, none twice while there are others
-    own = [t for t,d in zip(train.texts,train.classes) if d==cls]
+def _drawn(
+    r, train, cls, n
+):  # n captions of one class, none twice while there are others
+    own = [t for t, d in zip(train.texts, train.classes) if d == cls]
     if not own:
-        raise ValueError(f"class {cls} has {n} test images and no training image to take captions from. "
-                         f"Use gen_split=test, or add images to {train.folder}.")
-    g = np_rng(r.seed,f"captions {cls}")
-    return [own[j] for _ in range(-(-n//len(own))) for j in g.permutation(len(own))][:n]
+        raise ValueError(
+            f"class {cls} has {n} test images and no training image to take captions from. "
+            f"Use gen_split=test, or add images to {train.folder}."
+        )
+    g = np_rng(r.seed, f"captions {cls}")
+    return [own[j] for _ in range(-(-n // len(own))) for j in g.permutation(len(own))][
+        :n
+    ]
 
 # %% ../nbs/10_generation.ipynb #2d2b49c3
-def _so_many(r,s,by,texts,train): # per_class images of each class
+def _so_many(r, s, by, texts, train):  # per_class images of each class
     rows = []
-    for k,(c,ids) in enumerate(by.items()):
-        more = max(0,r.per_class-len(ids))
-        again = _drawn(r,train,c,len(ids)+more)[len(ids):] if train else _drawn(r,s,c,more)
-        places = [*ids[:r.per_class],*(len(s)+k+j*len(by) for j in range(more))]
-        rows += [(i,c,t) for i,t in zip(places,[*(texts[i] for i in ids[:r.per_class]),*again])]
+    for k, (c, ids) in enumerate(by.items()):
+        more = max(0, r.per_class - len(ids))
+        again = (
+            _drawn(r, train, c, len(ids) + more)[len(ids) :]
+            if train
+            else _drawn(r, s, c, more)
+        )
+        places = [*ids[: r.per_class], *(len(s) + k + j * len(by) for j in range(more))]
+        rows += [
+            (i, c, t)
+            for i, t in zip(places, [*(texts[i] for i in ids[: r.per_class]), *again])
+        ]
     return Plan(*zip(*sorted(rows)))
 
 # %% ../nbs/10_generation.ipynb #78c64e25
 def prompt_plan(
-    prompts:str # a prompt, or a file of them: see PROMPT_FILES
+    prompts: str,  # a prompt, or a file of them: see PROMPT_FILES
 ) -> Plan:
     "One image for each prompt."
     texts = told_prompts(prompts)
-    return Plan(tuple(range(len(texts))),("prompt",)*len(texts),texts)
+    return Plan(tuple(range(len(texts))), ("prompt",) * len(texts), texts)
 
 # %% ../nbs/10_generation.ipynb #c0d3faad
 def starting_noise(
-    model:Model,  # the latents' shape
-    seed:int,     # the run's
-    indices       # of the images
-) -> Tensor:      # (n,4,h,w)
+    model: Model,  # the latents' shape
+    seed: int,  # the run's
+    indices,  # of the images
+) -> Tensor:  # (n,4,h,w)
     "Where the images start, each from its own generator."
-    return torch.stack([torch.randn(model.latent_shape,generator=rng(seed,"image",i)) for i in indices])
+    return torch.stack(
+        [
+            torch.randn(model.latent_shape, generator=rng(seed, "image", i))
+            for i in indices
+        ]
+    )
 
 # %% ../nbs/10_generation.ipynb #1040c372
 @torch.no_grad()
 def paint(
-    model:Model,  # trained or not
-    r:Recipe,     # steps, guidance, seed
-    texts,        # n captions, or a Cond with the empty caption last
-    indices=None  # of the images, 0..n-1 by default
-) -> Tensor:      # (n,3,h,w), about -1..1
+    model: Model,  # trained or not
+    r: Recipe,  # steps, guidance, seed
+    texts,  # n captions, or a Cond with the empty caption last
+    indices=None,  # of the images, 0..n-1 by default
+) -> Tensor:  # (n,3,h,w), about -1..1
     "Images for captions, all at once."
-    both = texts if isinstance(texts,Cond) else cat_cond(model.encode_text(list(texts)),model.encode_text([""]))
-    cond,null = both[:-1],both[-1:]
-    z = starting_noise(model,r.seed,range(len(cond)) if indices is None else indices).to(model.device)
-    z0 = sample(model,z,cond,null,r.gen_steps,r.gen_guidance)
-    return torch.cat([model.decode(some).float() for some in z0.split(vae_batch(r.size,len(z0)))])
+    both = (
+        texts
+        if isinstance(texts, Cond)
+        else cat_cond(model.encode_text(list(texts)), model.encode_text([""]))
+    )
+    cond, null = both[:-1], both[-1:]
+    z = starting_noise(
+        model, r.seed, range(len(cond)) if indices is None else indices
+    ).to(model.device)
+    z0 = sample(model, z, cond, null, r.gen_steps, r.gen_guidance)
+    return torch.cat(
+        [model.decode(some).float() for some in z0.split(vae_batch(r.size, len(z0)))]
+    )
 
 # %% ../nbs/10_generation.ipynb #2580aab3
-def to_uint8(x): return ((x.clamp(-1,1)+1)*127.5).round().byte().cpu()  # (n,3,h,w)
+def to_uint8(x):
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()  # (n,3,h,w)
 
 # %% ../nbs/10_generation.ipynb #da009220
 def sample_name(
-    cls:str, # class folder
-    i:int    # index
+    cls: str,  # class folder
+    i: int,  # index
 ) -> str:
     "An image's file name below the samples folder."
     return f"{cls}/{i:05d}.png"
 
 # %% ../nbs/10_generation.ipynb #5de13b86
 def save_png(
-    path,          # where to
-    x:Tensor,      # uint8 (3,h,w)
-    about:dict     # what is written into the file
+    path,  # where to
+    x: Tensor,  # uint8 (3,h,w)
+    about: dict,  # what is written into the file
 ) -> None:
     "One image with its caption, seed and origin inside."
     info = PngImagePlugin.PngInfo()
-    for k,v in about.items(): info.add_itxt(k,str(v))
-    buf = io.BytesIO(); Image.fromarray(x.permute(1,2,0).numpy()).save(buf,"PNG",pnginfo=info)
-    write_atomic(path,buf.getvalue())
+    for k, v in about.items():
+        info.add_itxt(k, str(v))
+    buf = io.BytesIO()
+    Image.fromarray(x.permute(1, 2, 0).numpy()).save(buf, "PNG", pnginfo=info)
+    write_atomic(path, buf.getvalue())
 
 # %% ../nbs/10_generation.ipynb #16d0dd8a
 def painted_from(
-    r:Recipe,        # the run
-    plan:Plan=None,    # its captions; None where they cannot be asked for
-    prompts:bool=False # of one's own? then no images belong to them
-) -> dict:           # name -> key
+    r: Recipe,  # the run
+    plan: Plan = None,  # its captions; None where they cannot be asked for
+    prompts: bool = False,  # of one's own? then no images belong to them
+) -> dict:  # name -> key
     "All that the images depend on."
-    now = {"the settings": recipe_hash(r, "train", "generate"),
-           "the adapters": read_record(run_dir(r)/"done.json").get("key", "")}
+    now = {
+        "the settings": recipe_hash(r, "train", "generate"),
+        "the adapters": read_record(run_dir(r) / "done.json").get("key", ""),
+    }
     if plan is None:
         return now
     split = "train" if r.gen_split == "train" else "test"
     images = "" if prompts else captions_key(captions_for(r, split))
-    return now | {"the captions or their images": stable_hash([plan.index, plan.classes, plan.texts, images])}
+    return now | {
+        "the captions or their images": stable_hash(
+            [plan.index, plan.classes, plan.texts, images]
+        )
+    }
 
 # %% ../nbs/10_generation.ipynb #6793b145
 def samples_fault(
-    r:Recipe,         # a run
-    whole:bool=True,  # compare the bytes of adapters and images
-    data:bool=True    # compare with the data set; a table needs only results
-) -> str:             # why its images cannot be used; empty when they can
+    r: Recipe,  # a run
+    whole: bool = True,  # compare the bytes of adapters and images
+    data: bool = True,  # compare with the data set; a table needs only results
+) -> str:  # why its images cannot be used; empty when they can
     "Are a run's images those that would be painted now?"
-    stamp = samples_dir(r)/"key.json"
+    stamp = samples_dir(r) / "key.json"
     record = read_record(stamp)
     if not record.get("read"):
         fault = record_fault(stamp, {}, whole=False)
     else:
-        trained = training_fault(r, captions_key(captions_for(r, "train")) if data else None, whole)
-        fault = f"{run_dir(r).name}: {trained}" if trained else \
-            record_fault(stamp, painted_from(r, generation_plan(r) if data else None), whole)
-    return fault or ("" if "metadata.csv" in record["files"] else "painting was not finished")
+        trained = training_fault(
+            r, captions_key(captions_for(r, "train")) if data else None, whole
+        )
+        fault = (
+            f"{run_dir(r).name}: {trained}"
+            if trained
+            else record_fault(
+                stamp, painted_from(r, generation_plan(r) if data else None), whole
+            )
+        )
+    return fault or (
+        "" if "metadata.csv" in record["files"] else "painting was not finished"
+    )
 
 # %% ../nbs/10_generation.ipynb #4b61e5eb
 def check_painted(
-    r:Recipe # a run whose images are to be used
+    r: Recipe,  # a run whose images are to be used
 ) -> None:
     "Refuse images that are not those that would be painted now."
     folder, again = samples_dir(r), command(r, "generate")
-    if not (folder/"key.json").exists():
-        raise FileNotFoundError(f"{folder} holds no generated images (no key.json). Paint them first: {again}")
+    if not (folder / "key.json").exists():
+        raise FileNotFoundError(
+            f"{folder} holds no generated images (no key.json). Paint them first: {again}"
+        )
     if fault := samples_fault(r):
-        raise ValueError(f"The images in {folder} are refused: {fault}. To paint them anew (what is there is set aside) run "
-                         f"generate again: {again}")
-
+        raise ValueError(
+            f"The images in {folder} are refused: {fault}. To paint them anew (what is there is set aside) run "
+            f"generate again: {again}"
+        )
 
 # %% ../nbs/10_generation.ipynb #61de58ff
 def image_label(
-    r:Recipe,    # the run
-    plan:Plan,   # its captions
-    key:str,     # of `painted_from`, hashed
-    j:int,       # which image
-    read:dict    # its tokens, how many are cut off, how many are unknown
-) -> dict:       # what is written into its file
+    r: Recipe,  # the run
+    plan: Plan,  # its captions
+    key: str,  # of `painted_from`, hashed
+    j: int,  # which image
+    read: dict,  # its tokens, how many are cut off, how many are unknown
+) -> dict:  # what is written into its file
     "What an image says of itself."
-    return dict(caption=plan.texts[j], index=plan.index[j], seed=r.seed, recipe=recipe_hash(r, "train", "generate"),
-                model=portable(dict(model=r.model))["model"], method=r.method, scale=r.scale,
-                **read, note="synthetic image, not for diagnosis", key=key)
+    return dict(
+        caption=plan.texts[j],
+        index=plan.index[j],
+        seed=r.seed,
+        recipe=recipe_hash(r, "train", "generate"),
+        model=portable(dict(model=r.model))["model"],
+        method=r.method,
+        scale=r.scale,
+        **read,
+        note="synthetic image, not for diagnosis",
+        key=key,
+    )
+
 
 def has_label(
-    path,       # an image
-    label:dict  # that it should have
+    path,  # an image
+    label: dict,  # that it should have
 ) -> bool:
     "Is it a whole image with this label?"
     try:
@@ -222,102 +325,166 @@ def has_label(
 
 # %% ../nbs/10_generation.ipynb #b4d23322
 def prompts_dir(
-    r:Recipe, # a trained run and generation settings
-    plan:Plan # of prompts
-) -> Path:    # {run_dir}/prompts~hash{+changes}
+    r: Recipe,  # a trained run and generation settings
+    plan: Plan,  # of prompts
+) -> Path:  # {run_dir}/prompts~hash{+changes}
     "The folder of the images of one's own prompts."
-    return run_dir(r)/(f"prompts~{stable_hash(plan.texts)[:12]}"+samples_dir(r).name.removeprefix("samples"))
+    return run_dir(r) / (
+        f"prompts~{stable_hash(plan.texts)[:12]}"
+        + samples_dir(r).name.removeprefix("samples")
+    )
 
 # %% ../nbs/10_generation.ipynb #0d035939
 def generate(
-    r:Recipe,      # a trained run and generation settings
-    prompts:str="" # a prompt, or a file of them, in place of the data set's captions
-) -> Path:         # the samples folder, with metadata.csv
+    r: Recipe,  # a trained run and generation settings
+    prompts: str = "",  # a prompt, or a file of them, in place of the data set's captions
+) -> Path:  # the samples folder, with metadata.csv
     "Paint one image for every caption; run again to paint only what is missing."
-    own = prompts not in ("",None) # 0 and False are mistakes, which `prompt_plan` names
+    own = prompts not in (
+        "",
+        None,
+    )  # 0 and False are mistakes, which `prompt_plan` names
     plan = prompt_plan(prompts) if own else generation_plan(r)
-    check_known(r,plan.texts)
-    out = prompts_dir(r,plan) if own else samples_dir(r)
-    check_trained(r,None if own else captions_key(captions_for(r,"train")))
-    reads,state = painted_from(r,plan,own),processes()
-    with alone(run_dir(r),out.name) if state.is_main_process else nullcontext():
-        _paint_missing(r,out,plan,reads,state)
+    check_known(r, plan.texts)
+    out = prompts_dir(r, plan) if own else samples_dir(r)
+    check_trained(r, None if own else captions_key(captions_for(r, "train")))
+    reads, state = painted_from(r, plan, own), processes()
+    with alone(run_dir(r), out.name) if state.is_main_process else nullcontext():
+        _paint_missing(r, out, plan, reads, state)
     return out
 
 # %% ../nbs/10_generation.ipynb #3a523623
-def _paint_missing(r,out,plan,reads,state):
-    names = [sample_name(c,i) for c,i in zip(plan.classes,plan.index)]
-    table = reading(r,plan.texts)
+def _paint_missing(r, out, plan, reads, state):
+    names = [sample_name(c, i) for c, i in zip(plan.classes, plan.index)]
+    table = reading(r, plan.texts)
     read = table.to_dict("records")
-    labels = [image_label(r,plan,stable_hash(reads),j,read[j]) for j in range(len(plan))]
+    labels = [
+        image_label(r, plan, stable_hash(reads), j, read[j]) for j in range(len(plan))
+    ]
     if state.is_main_process:
-        for line in _not_read(r,plan,table): print(line)
-        _make_room(r,out,names,labels,reads)
+        for line in _not_read(r, plan, table):
+            print(line)
+        _make_room(r, out, names, labels, reads)
     state.wait_for_everyone()
-    blocks = [range(k,min(len(plan),k+r.gen_block)) for k in range(0,len(plan),r.gen_block)]
-    todo = [b for b in blocks if not all((out/names[j]).exists() for j in b)]
+    blocks = [
+        range(k, min(len(plan), k + r.gen_block))
+        for k in range(0, len(plan), r.gen_block)
+    ]
+    todo = [b for b in blocks if not all((out / names[j]).exists() for j in b)]
     state.wait_for_everyone()
-    if mine := todo[state.process_index::state.num_processes]:
-        with one_thread(state.device): _paint_blocks(r,out,plan,names,labels,mine,state.device)
+    if mine := todo[state.process_index :: state.num_processes]:
+        with one_thread(state.device):
+            _paint_blocks(r, out, plan, names, labels, mine, state.device)
     state.wait_for_everyone()
-    if state.is_main_process and _unfinished(out,reads):
-        m = pd.DataFrame(dict(file_name=names,text=plan.texts,**{"class":plan.classes},seed=r.seed,index=plan.index)).join(table)
-        write_atomic(out/"metadata.csv",m.to_csv(index=False))
-        write_record(out/"key.json",reads,[*names,"metadata.csv"],**settings(r,"generate"))
+    if state.is_main_process and _unfinished(out, reads):
+        m = pd.DataFrame(
+            dict(
+                file_name=names,
+                text=plan.texts,
+                **{"class": plan.classes},
+                seed=r.seed,
+                index=plan.index,
+            )
+        ).join(table)
+        write_atomic(out / "metadata.csv", m.to_csv(index=False))
+        write_record(
+            out / "key.json", reads, [*names, "metadata.csv"], **settings(r, "generate")
+        )
     state.wait_for_everyone()
 
-def _unfinished(out,reads):
-    return record_fault(out/"key.json",reads) or "metadata.csv" not in read_record(out/"key.json")["files"]
 
-def _make_room(r,out,names,labels,reads):  # set aside what is not to be used, and say what is being painted
-    known = read_record(out/"key.json")
-    if known and known["read"]!=reads:
-        why = record_fault(out/"key.json",reads,whole=False)
-        kept = set_aside(out,run_dir(r))
-        print(f"Setting aside the images in {shareable(out)}: {why}. They are kept in {shareable(kept)} until this happens again.")
+def _unfinished(out, reads):
+    return (
+        record_fault(out / "key.json", reads)
+        or "metadata.csv" not in read_record(out / "key.json")["files"]
+    )
+
+
+def _make_room(
+    r, out, names, labels, reads
+):  # set aside what is not to be used, and say what is being painted
+    known = read_record(out / "key.json")
+    if known and known["read"] != reads:
+        why = record_fault(out / "key.json", reads, whole=False)
+        kept = set_aside(out, run_dir(r))
+        print(
+            f"Setting aside the images in {shareable(out)}: {why}. They are kept in {shareable(kept)} until this happens again."
+        )
         known = {}
-    def good(name,label):
-        if name in known.get("files",{}): return file_hash(out/name)==known["files"][name]
-        return has_label(out/name,label)
-    bad = [n for n,label in zip(names,labels) if (out/n).exists() and not good(n,label)]
-    if bad: print(f"Setting aside {len(bad)} images that are not as they were painted, {bad[0]} first.")
-    for n in bad: set_aside(out/n,run_dir(r))
-    if _unfinished(out,reads): write_record(out/"key.json",reads,**settings(r,"generate"))
+
+    def good(name, label):
+        if name in known.get("files", {}):
+            return file_hash(out / name) == known["files"][name]
+        return has_label(out / name, label)
+
+    bad = [
+        n
+        for n, label in zip(names, labels)
+        if (out / n).exists() and not good(n, label)
+    ]
+    if bad:
+        print(
+            f"Setting aside {len(bad)} images that are not as they were painted, {bad[0]} first."
+        )
+    for n in bad:
+        set_aside(out / n, run_dir(r))
+    if _unfinished(out, reads):
+        write_record(out / "key.json", reads, **settings(r, "generate"))
 
 # %% ../nbs/10_generation.ipynb #e6a103b7
-def _not_read(r,plan,table): # what of the captions does not reach the model, in words
-    cut,lost = table.cut[table.cut>0],(table.unknown>0).tolist()
+def _not_read(
+    r, plan, table
+):  # what of the captions does not reach the model, in words
+    cut, lost = table.cut[table.cut > 0], (table.unknown > 0).tolist()
     if len(cut):
-        yield (f"{len(cut)} of {len(plan)} captions are longer than the model reads: "
-               f"up to {cut.max()} tokens at their end are cut off.")
-    words = unknown_words(r,[t for t,x in zip(plan.texts,lost) if x])
-    more = f" and {len(words)-10} more" if len(words)>10 else ""
-    if words: yield f"The model does not know: {', '.join(words[:10])}{more}."
+        yield (
+            f"{len(cut)} of {len(plan)} captions are longer than the model reads: "
+            f"up to {cut.max()} tokens at their end are cut off."
+        )
+    words = unknown_words(r, [t for t, x in zip(plan.texts, lost) if x])
+    more = f" and {len(words) - 10} more" if len(words) > 10 else ""
+    if words:
+        yield f"The model does not know: {', '.join(words[:10])}{more}."
 
 # %% ../nbs/10_generation.ipynb #e9a20d87
 @contextmanager
 def one_thread(
-    device # torch device that computes
+    device,  # torch device that computes
 ):
     "Inside, a CPU computes with one thread, so that rounding does not depend on how many there are."
     threads = torch.get_num_threads()
-    if device.type=="cpu": torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../nbs/10_generation.ipynb #8bbc5de0
-def _paint_blocks(r,out,plan,names,labels,todo,device):
-    model = merge(load_model(r,adapters=run_dir(r),device=device))
-    full = {b:[*b]+[b[-1]]*(r.gen_block-len(b)) for b in todo}
+def _paint_blocks(r, out, plan, names, labels, todo, device):
+    model = merge(load_model(r, adapters=run_dir(r), device=device))
+    full = {b: [*b] + [b[-1]] * (r.gen_block - len(b)) for b in todo}
     with torch.no_grad():
-        conds = {b:cat_cond(model.encode_text([plan.texts[j] for j in full[b]]),model.encode_text([""])).to("cpu")
-                 for b in todo}
-    for p in [*model.parts][1:]: setattr(model,p,None)
+        conds = {
+            b: cat_cond(
+                model.encode_text([plan.texts[j] for j in full[b]]),
+                model.encode_text([""]),
+            ).to("cpu")
+            for b in todo
+        }
+    for p in [*model.parts][1:]:
+        setattr(model, p, None)
     gc.collect()
-    if device.type=="cuda": torch.cuda.empty_cache()
-    for b in progress(todo,desc=f"painting {r.dataset} {r.method}"):
-        for j,x in zip(b,to_uint8(paint(model,r,conds[b].to(device),[plan.index[j] for j in full[b]]))):
-            save_png(out/names[j],x,labels[j])
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    for b in progress(todo, desc=f"painting {r.dataset} {r.method}"):
+        for j, x in zip(
+            b,
+            to_uint8(
+                paint(model, r, conds[b].to(device), [plan.index[j] for j in full[b]])
+            ),
+        ):
+            save_png(out / names[j], x, labels[j])
 
 # %% ../nbs/10_generation.ipynb #265a96d2
 def _place(r, prompts):  # where the images go, and how many there will be
@@ -325,12 +492,18 @@ def _place(r, prompts):  # where the images go, and how many there will be
     plan = prompt_plan(prompts) if own else generation_plan(r)
     return prompts_dir(r, plan) if own else samples_dir(r), len(plan)
 
-def _run_counting(command, env, folder, total, desc):  # a bar of the images that lie there
-    with subprocess.Popen(command, env=env) as child, progress(total=total, desc=desc) as bar:
+
+def _run_counting(
+    command, env, folder, total, desc
+):  # a bar of the images that lie there
+    with (
+        subprocess.Popen(command, env=env) as child,
+        progress(total=total, desc=desc) as bar,
+    ):
         try:
             while child.poll() is None:
                 time.sleep(1)
-                bar.update(min(total, len([*folder.glob("*/*.png")]))-bar.n)
+                bar.update(min(total, len([*folder.glob("*/*.png")])) - bar.n)
         except BaseException:
             child.kill()
             raise
@@ -339,122 +512,213 @@ def _run_counting(command, env, folder, total, desc):  # a bar of the images tha
 
 # %% ../nbs/10_generation.ipynb #098557f9
 def generate_in(
-    processes:int, # how many, one a GPU, or any number on a CPU
-    r:Recipe,      # a trained run and generation settings
-    prompts:str="" # as for `generate`
+    processes: int,  # how many, one a GPU, or any number on a CPU
+    r: Recipe,  # a trained run and generation settings
+    prompts: str = "",  # as for `generate`
 ) -> Path:
     "Generate, in as many processes."
-    if prompts not in ("",None): prompt_plan(prompts) # a mistake is named before processes start
-    gpus,processes = torch.cuda.device_count(),count_of("processes",processes)
-    if processes<1 or 0<gpus<processes:
-        raise ValueError(f"processes={processes}: it takes 1 to {gpus or 'any number, without a GPU'}.")
-    if processes>1:
+    if prompts not in ("", None):
+        prompt_plan(prompts)  # a mistake is named before processes start
+    gpus, processes = torch.cuda.device_count(), count_of("processes", processes)
+    if processes < 1 or 0 < gpus < processes:
+        raise ValueError(
+            f"processes={processes}: it takes 1 to {gpus or 'any number, without a GPU'}."
+        )
+    if processes > 1:
         with tempfile.TemporaryDirectory() as d:
-            save_recipe(r,d)
-            code = ("import sys; from medart.generation import generate; from medart.recipes import load_recipe; "
-                    "generate(load_recipe(sys.argv[1]),sys.argv[2])")
-            quiet = dict(TQDM_DISABLE="1")|({} if gpus else dict(OMP_NUM_THREADS="1"))
-            _run_counting([sys.executable,"-m","torch.distributed.run","--standalone",f"--nproc-per-node={processes}",
-                           "--no-python",sys.executable,"-c",code,d,prompts or ""],os.environ|quiet,*_place(r,prompts),
-                          f"painting {r.dataset} {r.method}")
-    return generate(r,prompts)
+            save_recipe(r, d)
+            code = (
+                "import sys; from medart.generation import generate; from medart.recipes import load_recipe; "
+                "generate(load_recipe(sys.argv[1]),sys.argv[2])"
+            )
+            quiet = dict(TQDM_DISABLE="1") | ({} if gpus else dict(OMP_NUM_THREADS="1"))
+            _run_counting(
+                [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    f"--nproc-per-node={processes}",
+                    "--no-python",
+                    sys.executable,
+                    "-c",
+                    code,
+                    d,
+                    prompts or "",
+                ],
+                os.environ | quiet,
+                *_place(r, prompts),
+                f"painting {r.dataset} {r.method}",
+            )
+    return generate(r, prompts)
 
 # %% ../nbs/10_generation.ipynb #6490f7c8
 def samples_table(
-    folder # as written by `generate`
-) -> pd.DataFrame: # a row an image: file_name, text, class, seed, index
+    folder,  # as written by `generate`
+) -> pd.DataFrame:  # a row an image: file_name, text, class, seed, index
     "What was generated, without reading an image."
-    path, again = Path(folder)/"metadata.csv", "run generate with the parameters of this run"
+    path, again = (
+        Path(folder) / "metadata.csv",
+        "run generate with the parameters of this run",
+    )
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no generated images (no metadata.csv). Paint them first: {again}.")
+        raise FileNotFoundError(
+            f"{folder} holds no generated images (no metadata.csv). Paint them first: {again}."
+        )
     try:
         table = read_names(path)
     except ValueError:
         table = pd.DataFrame()
     if not len(table) or {"file_name", "class", "text"} - set(table):
-        raise ValueError(f"{path} is empty or damaged. To write it anew {again}: what is painted stays.")
-    if lost := [f for f in table.file_name if not (path.parent/f).is_file()]:
-        raise FileNotFoundError(f"{len(lost)} images named in {path} are missing, {lost[0]} first. "
-                                f"To paint them again {again}.")
+        raise ValueError(
+            f"{path} is empty or damaged. To write it anew {again}: what is painted stays."
+        )
+    if lost := [f for f in table.file_name if not (path.parent / f).is_file()]:
+        raise FileNotFoundError(
+            f"{len(lost)} images named in {path} are missing, {lost[0]} first. "
+            f"To paint them again {again}."
+        )
     return table
 
 # %% ../nbs/10_generation.ipynb #19206e46
 def load_samples(
-    folder # as written by `generate`
-) -> tuple: # uint8 (n,3,h,w), and its metadata
+    folder,  # as written by `generate`
+) -> tuple:  # uint8 (n,3,h,w), and its metadata
     "Read generated images back."
     m = samples_table(folder)
-    s = Split(Path(folder),tuple(m.file_name),tuple(m["class"]),tuple(m.text))
-    with Image.open(s.folder/s.files[0]) as im: size = min(im.size)
-    return torch.stack(read_pixels(s,size)),m
+    s = Split(Path(folder), tuple(m.file_name), tuple(m["class"]), tuple(m.text))
+    with Image.open(s.folder / s.files[0]) as im:
+        size = min(im.size)
+    return torch.stack(read_pixels(s, size)), m
 
 # %% ../nbs/10_generation.ipynb #76aff9be
 def one_of_each(
-    s:Split,    # images
-    k:int=1,    # of each class
-    seed:int=0  # which ones
+    s: Split,  # images
+    k: int = 1,  # of each class
+    seed: int = 0,  # which ones
 ) -> Split:
     "A few images of every class, in the order of the classes' first appearance."
-    by = {c:[i for i,d in enumerate(s.classes) if d==c] for c in dict.fromkeys(s.classes)}
-    return s[[i for c,ids in by.items() for i in np_rng(seed,f"show {c}").permutation(ids)[:k]]]
+    by = {
+        c: [i for i, d in enumerate(s.classes) if d == c]
+        for c in dict.fromkeys(s.classes)
+    }
+    return s[
+        [
+            i
+            for c, ids in by.items()
+            for i in np_rng(seed, f"show {c}").permutation(ids)[:k]
+        ]
+    ]
 
 # %% ../nbs/10_generation.ipynb #7e4dd28c
 def real_beside_generated(
-    r:Recipe,   # a run whose images are painted
-    k:int=4     # of each kind and class
-):              # figure
+    r: Recipe,  # a run whose images are painted
+    k: int = 4,  # of each kind and class
+):  # figure
     "For each class k real test images, then k generated ones."
-    x,m = load_samples(samples_dir(r)); test = load_split(r,"test")
-    shown = one_of_each(test,k); real = [unit(crop(p,r.size)) for p in read_pixels(shown,r.size)]
-    images,rows = [],list(dict.fromkeys(shown.classes))
+    x, m = load_samples(samples_dir(r))
+    test = load_split(r, "test")
+    shown = one_of_each(test, k)
+    real = [unit(crop(p, r.size)) for p in read_pixels(shown, r.size)]
+    images, rows = [], list(dict.fromkeys(shown.classes))
     for c in rows:
-        images += [p for p,d in zip(real,shown.classes) if d==c][:k]+[unit(x[i]) for i in m.index[m["class"]==c][:k]]
-    fig = image_grid(images,ncol=2*k,cell=.8,rows=[category(c) for c in rows])
-    fig.suptitle(f"{k} real test images{' ('+r.data+')' if r.data.startswith('phantom') else ''}, "
-                 f"then {k} generated ({r.method}, {r.scale} scale)",fontsize=8)
+        images += [p for p, d in zip(real, shown.classes) if d == c][:k] + [
+            unit(x[i]) for i in m.index[m["class"] == c][:k]
+        ]
+    fig = image_grid(images, ncol=2 * k, cell=0.8, rows=[category(c) for c in rows])
+    fig.suptitle(
+        f"{k} real test images{' (' + r.data + ')' if r.data.startswith('phantom') else ''}, "
+        f"then {k} generated ({r.method}, {r.scale} scale)",
+        fontsize=8,
+    )
     return fig
 
 # %% ../nbs/10_generation.ipynb #0dbab5d9
 def samples_sheet(
-    folder,   # as written by `generate`
-    k:int=8   # images of each class
-):            # figure
+    folder,  # as written by `generate`
+    k: int = 8,  # images of each class
+):  # figure
     "One row a class; prompts of one's own with their words."
-    x,m = load_samples(folder); rows = list(dict.fromkeys(m["class"]))
-    if rows==["prompt"]: return image_grid(unit(x[:8*k]),m.text[:8*k],ncol=min(len(x),k),cell=1.3,width=22)
-    at = {c:m.index[m["class"]==c][:k] for c in rows}; n = max(map(len,at.values())); blank = torch.ones_like(x[0]).float()
-    fig = image_grid([unit(x[at[c][i]]) if i<len(at[c]) else blank for c in rows for i in range(n)],
-                     ncol=n,cell=.8,rows=[category(c) for c in rows])
-    fig.suptitle("generated images, by class",fontsize=8)
+    x, m = load_samples(folder)
+    rows = list(dict.fromkeys(m["class"]))
+    if rows == ["prompt"]:
+        return image_grid(
+            unit(x[: 8 * k]), m.text[: 8 * k], ncol=min(len(x), k), cell=1.3, width=22
+        )
+    at = {c: m.index[m["class"] == c][:k] for c in rows}
+    n = max(map(len, at.values()))
+    blank = torch.ones_like(x[0]).float()
+    fig = image_grid(
+        [
+            unit(x[at[c][i]]) if i < len(at[c]) else blank
+            for c in rows
+            for i in range(n)
+        ],
+        ncol=n,
+        cell=0.8,
+        rows=[category(c) for c in rows],
+    )
+    fig.suptitle("generated images, by class", fontsize=8)
     return fig
 
 # %% ../nbs/10_generation.ipynb #8c76d3f1
 def before_and_after(
-    r:Recipe,    # a trained run
-    k:int=4,     # images of each class
-    device="cpu" # where to paint
-) -> dict:       # "real", "before", "after": (n,3,h,w) in -1..1, and "texts"
+    r: Recipe,  # a trained run
+    k: int = 4,  # images of each class
+    device="cpu",  # where to paint
+) -> dict:  # "real", "before", "after": (n,3,h,w) in -1..1, and "texts"
     "Real test images, and their captions painted by the untouched and by the fine-tuned model."
-    s = one_of_each(captions_for(r,"test"),k)
+    s = one_of_each(captions_for(r, "test"), k)
+
     def all_blocks(model):
-        return torch.cat([paint(model,r,s.texts[i:i+r.gen_block],range(i,min(len(s),i+r.gen_block)))
-                          for i in progress(range(0,len(s),r.gen_block),desc="painting")])
-    return dict(real=unit(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)])),
-                before=all_blocks(load_base(r,device)).cpu(),
-                after=all_blocks(merge(load_model(r,adapters=run_dir(r),device=device))).cpu(),
-                texts=s.texts, classes=s.classes)
+        return torch.cat(
+            [
+                paint(
+                    model,
+                    r,
+                    s.texts[i : i + r.gen_block],
+                    range(i, min(len(s), i + r.gen_block)),
+                )
+                for i in progress(range(0, len(s), r.gen_block), desc="painting")
+            ]
+        )
+
+    return dict(
+        real=unit(torch.stack([crop(p, r.size) for p in read_pixels(s, r.size)])),
+        before=all_blocks(load_base(r, device)).cpu(),
+        after=all_blocks(
+            merge(load_model(r, adapters=run_dir(r), device=device))
+        ).cpu(),
+        texts=s.texts,
+        classes=s.classes,
+    )
 
 # %% ../nbs/10_generation.ipynb #6c1f6076
 def color_histograms(
-    sets:dict    # name -> images (n,3,h,w) in -1..1
-):               # figure
+    sets: dict,  # name -> images (n,3,h,w) in -1..1
+):  # figure
     "How often each channel takes each value, a panel a channel."
-    fig,axs = plt.subplots(1,3,figsize=(8,2.1),layout="constrained",sharey=True)
-    styles = dict(zip(sets,[("black","-"),("#d55e00","--"),("#0072b2","-"),("#009e73",":")]))
-    for c,(ax,name) in enumerate(zip(axs,("red","green","blue"))):
-        for k,x in sets.items():
-            v = x[:,c].flatten(); h = torch.histc(v.clamp(-1,1),48,-1,1)/len(v)*24
-            ax.plot(torch.linspace(-1,1,48),h,color=styles[k][0],ls=styles[k][1],label=k,lw=1.4)
-        ax.set(xlabel=f"{name} channel, -1..1",ylabel="density" if c==0 else "")
-    axs[-1].legend(frameon=False,fontsize=7); sns.despine(fig); plt.close(fig)
+    fig, axs = plt.subplots(1, 3, figsize=(8, 2.1), layout="constrained", sharey=True)
+    styles = dict(
+        zip(
+            sets,
+            [("black", "-"), ("#d55e00", "--"), ("#0072b2", "-"), ("#009e73", ":")],
+        )
+    )
+    for c, (ax, name) in enumerate(zip(axs, ("red", "green", "blue"))):
+        for k, x in sets.items():
+            v = x[:, c].flatten()
+            h = torch.histc(v.clamp(-1, 1), 48, -1, 1) / len(v) * 24
+            ax.plot(
+                torch.linspace(-1, 1, 48),
+                h,
+                color=styles[k][0],
+                ls=styles[k][1],
+                label=k,
+                lw=1.4,
+            )
+        ax.set(xlabel=f"{name} channel, -1..1", ylabel="density" if c == 0 else "")
+    axs[-1].legend(frameon=False, fontsize=7)
+    sns.despine(fig)
+    plt.close(fig)
     return fig

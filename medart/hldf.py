@@ -14,811 +14,1176 @@ __all__ = ['IMAGES', 'cached_moments', 'TrainingSet', 'training_set', 'per_updat
            'loss_figure', 'run_summary']
 
 # %% ../nbs/09_hldf.ipynb #dd164d0c
-import hashlib,json,math,os,shutil,signal,threading,time
-from contextlib import contextmanager,nullcontext
-from dataclasses import dataclass,field,fields,replace
+import hashlib, json, math, os, shutil, signal, threading, time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator,debug_launcher,notebook_launcher
+from accelerate import Accelerator, debug_launcher, notebook_launcher
 from accelerate.state import AcceleratorState
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
 from filelock import FileLock
 from PIL import Image
-from safetensors.torch import load,load_file,save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_,get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .core import (DiskFault, alone, disk_faults, image_grid, np_rng, outputs_dir, peak_rss, progress, read_kept,
-                         read_record, record_fault, rng, save_figure, seed_of, set_aside, shareable, sync_folder, write_atomic,
-                         write_kept, write_record)
-from .data import Split,crop,read_pixels,unit
-from .losses import add_noise,color_due,color_loss,color_weight,latent_loss,velocity
-from .model import Cond,Model,Moments,check_size_and_steps,converted,flat,kind_of,load_model,put,unflat,vae_batch
-from .recipes import Recipe,check_shares,command,recipe_from_line,recipe_hash,run_dir,save_recipe,settings
-from .sampler import Graphed,checkpointing,floats,graphs,recomputing,sample
-from .simplify import captions_for,captions_key,check_known,told_prompts
+from medart.core import (
+    DiskFault,
+    alone,
+    disk_faults,
+    image_grid,
+    np_rng,
+    outputs_dir,
+    peak_rss,
+    progress,
+    read_kept,
+    read_record,
+    record_fault,
+    rng,
+    save_figure,
+    seed_of,
+    set_aside,
+    shareable,
+    sync_folder,
+    write_atomic,
+    write_kept,
+    write_record,
+)
+from .data import Split, crop, read_pixels, unit
+from medart.losses import (
+    add_noise,
+    color_due,
+    color_loss,
+    color_weight,
+    latent_loss,
+    velocity,
+)
+from medart.model import (
+    Cond,
+    Model,
+    Moments,
+    check_size_and_steps,
+    converted,
+    flat,
+    kind_of,
+    load_model,
+    put,
+    unflat,
+    vae_batch,
+)
+from medart.recipes import (
+    Recipe,
+    check_shares,
+    command,
+    recipe_from_line,
+    recipe_hash,
+    run_dir,
+    save_recipe,
+    settings,
+)
+from .sampler import Graphed, checkpointing, floats, graphs, recomputing, sample
+from .simplify import captions_for, captions_key, check_known, told_prompts
 from .vsg import weights_key
 
 # %% ../nbs/09_hldf.ipynb #56f0e761
 def cached_moments(
-    model:Model, # encodes
-    pixels:list, # uint8 crops, (3,size,size)
-    batch:int=16 # images encoded at once, fewer of large ones
-) -> Moments:    # on the model's device, in its precision
+    model: Model,  # encodes
+    pixels: list,  # uint8 crops, (3,size,size)
+    batch: int = 16,  # images encoded at once, fewer of large ones
+) -> Moments:  # on the model's device, in its precision
     "The latents' moments of some crops: from disk, or computed and put there."
-    h = hashlib.blake2b(str(model.dtype).encode(),digest_size=8)
-    for p in (*model.vae.state_dict().values(),*pixels):
+    h = hashlib.blake2b(str(model.dtype).encode(), digest_size=8)
+    for p in (*model.vae.state_dict().values(), *pixels):
         h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    path = outputs_dir()/"latents"/f"{h.hexdigest()}.safetensors"
-    with disk_faults(path): path.parent.mkdir(parents=True,exist_ok=True)
-    with disk_faults(path), FileLock(f"{path}.lock"):  # of several processes one computes
+    path = outputs_dir() / "latents" / f"{h.hexdigest()}.safetensors"
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        disk_faults(path),
+        FileLock(f"{path}.lock"),
+    ):  # of several processes one computes
         kept = read_kept(path)
         if not kept:
-            ms = _encode(model,pixels,vae_batch(pixels[0].shape[-1],batch))
-            kept = save({k:torch.cat([getattr(m,k) for m in ms]).cpu().contiguous() for k in ("mean","std")})
-            write_kept(path,kept)
-    return Moments(**{k:v.to(model.device) for k,v in load(kept).items()})
+            ms = _encode(model, pixels, vae_batch(pixels[0].shape[-1], batch))
+            kept = save(
+                {
+                    k: torch.cat([getattr(m, k) for m in ms]).cpu().contiguous()
+                    for k in ("mean", "std")
+                }
+            )
+            write_kept(path, kept)
+    return Moments(**{k: v.to(model.device) for k, v in load(kept).items()})
+
 
 @torch.no_grad()
-def _encode(model,pixels,batch):
-    return [model.encode_image(unit(put(torch.stack(pixels[i:i+batch]),model.device)))
-            for i in progress(range(0,len(pixels),batch),desc="encoding images",leave=False)]
+def _encode(model, pixels, batch):
+    return [
+        model.encode_image(unit(put(torch.stack(pixels[i : i + batch]), model.device)))
+        for i in progress(
+            range(0, len(pixels), batch), desc="encoding images", leave=False
+        )
+    ]
 
 # %% ../nbs/09_hldf.ipynb #af842771
 @dataclass
 class TrainingSet:
     "Training images in memory, ready to be drawn from."
-    files:tuple            # n names
-    texts:tuple            # n captions
-    pixels:list            # n uint8 images (3,h,w): center crops, or, to be cropped at each step, with shorter side `size`
-    size:int               # pixels a side of a crop
-    moments:Moments|None   # of the center crops, or None: encode at each step
 
-    def __len__(self): return len(self.texts)
+    files: tuple  # n names
+    texts: tuple  # n captions
+    pixels: list  # n uint8 images (3,h,w): center crops, or, to be cropped at each step, with shorter side `size`
+    size: int  # pixels a side of a crop
+    moments: Moments | None  # of the center crops, or None: encode at each step
+
+    def __len__(self):
+        return len(self.texts)
 
     @cached_property
-    def members(self): # class -> indices of its images
+    def members(self):  # class -> indices of its images
         by = {}
-        for i,f in enumerate(self.files): by.setdefault(Path(f).parent.name,[]).append(i)
+        for i, f in enumerate(self.files):
+            by.setdefault(Path(f).parent.name, []).append(i)
         return by
 
+
 def training_set(
-    model:Model, # encodes
-    r:Recipe,    # crop and size
-    s:Split      # which images
+    model: Model,  # encodes
+    r: Recipe,  # crop and size
+    s: Split,  # which images
 ) -> TrainingSet:
     "Read the images and, where crops never change, look up their latents."
-    pixels,moments = read_pixels(s,r.size),None
-    if r.crop=="center": pixels = [crop(p,r.size) for p in pixels]; moments = cached_moments(model,pixels)
-    return TrainingSet(s.files,s.texts,pixels,r.size,moments)
+    pixels, moments = read_pixels(s, r.size), None
+    if r.crop == "center":
+        pixels = [crop(p, r.size) for p in pixels]
+        moments = cached_moments(model, pixels)
+    return TrainingSet(s.files, s.texts, pixels, r.size, moments)
 
 # %% ../nbs/09_hldf.ipynb #779e11e9
 def per_update(
-    r:Recipe # batch size, accumulate
-) -> int:    # images
+    r: Recipe,  # batch size, accumulate
+) -> int:  # images
     "How many images one update sees, in all processes together."
-    return r.batch_size*r.accumulate
+    return r.batch_size * r.accumulate
 
 # %% ../nbs/09_hldf.ipynb #cfc1d412
-_kept = {} # (seed, stream, n) -> (pass, its permutation)
+_kept = {}  # (seed, stream, n) -> (pass, its permutation)
+
 
 def permutation(
-    seed:int,   # of the run
-    stream:str, # what is drawn
-    n:int,      # of how many
-    k:int       # which pass, from 0
-):              # numpy array (n,)
+    seed: int,  # of the run
+    stream: str,  # what is drawn
+    n: int,  # of how many
+    k: int,  # which pass, from 0
+):  # numpy array (n,)
     "The order of a pass, drawn once and kept until another pass is asked for."
-    have,drawn = _kept.get((seed,stream,n),(None,None))
-    if have!=k:
-        drawn = np_rng(seed,stream,k).permutation(n)
-        _kept[seed,stream,n] = k,drawn
+    have, drawn = _kept.get((seed, stream, n), (None, None))
+    if have != k:
+        drawn = np_rng(seed, stream, k).permutation(n)
+        _kept[seed, stream, n] = k, drawn
     return drawn
 
 # %% ../nbs/09_hldf.ipynb #ce637d18
 def order(
-    r:Recipe,    # seed, images an update, sampling
-    n:int,       # training images
-    step:int,    # from 0
-    members=None # class -> indices of its images, which balanced sampling asks for
-) -> list:       # indices, as many as one update sees
+    r: Recipe,  # seed, images an update, sampling
+    n: int,  # training images
+    step: int,  # from 0
+    members=None,  # class -> indices of its images, which balanced sampling asks for
+) -> list:  # indices, as many as one update sees
     "Which images a step sees: every epoch a new permutation, without gaps at its end."
     b = per_update(r)
-    places = range(step*b,(step+1)*b)
-    if r.sampling=="balanced": return [_balanced(r.seed,members,p) for p in places]
-    return [int(permutation(r.seed,"order",n,p//n)[p%n]) for p in places]
+    places = range(step * b, (step + 1) * b)
+    if r.sampling == "balanced":
+        return [_balanced(r.seed, members, p) for p in places]
+    return [int(permutation(r.seed, "order", n, p // n)[p % n]) for p in places]
 
 # %% ../nbs/09_hldf.ipynb #1081f671
-def _balanced(seed,members,place): # the image at one place of the endless sequence
-    turn,at = divmod(place,len(members))
-    c = [*members][permutation(seed,"classes",len(members),turn)[at]]
+def _balanced(seed, members, place):  # the image at one place of the endless sequence
+    turn, at = divmod(place, len(members))
+    c = [*members][permutation(seed, "classes", len(members), turn)[at]]
     own = members[c]
-    again,k = divmod(turn,len(own))
-    return own[permutation(seed,f"order of {c}",len(own),again)[k]]
+    again, k = divmod(turn, len(own))
+    return own[permutation(seed, f"order of {c}", len(own), again)[k]]
 
 # %% ../nbs/09_hldf.ipynb #cb69bb50
 @dataclass
 class Batch:
     "What one step sees: a process's share of it."
-    texts:list    # captions, n of them
-    crops:list    # uint8 pixels in main memory, (3,h,w)
-    z0:Tensor     # latents, (n,4,h/f,w/f)
-    eps:Tensor    # noise to add, as z0
-    t:Tensor      # times, (n,)
-    noise:Tensor  # where HLDF's sampling starts, as z0
 
-    def __getitem__(self, i:slice): return Batch(*(getattr(self,f.name)[i] for f in fields(self)))
-    def x(self): return unit(put(torch.stack(self.crops),self.z0.device))  # pixels in -1..1, (n,3,h,w)
+    texts: list  # captions, n of them
+    crops: list  # uint8 pixels in main memory, (3,h,w)
+    z0: Tensor  # latents, (n,4,h/f,w/f)
+    eps: Tensor  # noise to add, as z0
+    t: Tensor  # times, (n,)
+    noise: Tensor  # where HLDF's sampling starts, as z0
+
+    def __getitem__(self, i: slice):
+        return Batch(*(getattr(self, f.name)[i] for f in fields(self)))
+
+    def x(self):
+        return unit(
+            put(torch.stack(self.crops), self.z0.device)
+        )  # pixels in -1..1, (n,3,h,w)
 
 # %% ../nbs/09_hldf.ipynb #e8aad1cb
 def draw_batch(
-    model:Model,     # encodes where needed
-    r:Recipe,        # seed and batch size
-    ts:TrainingSet,  # what is drawn from
-    step:int,        # from 0
-    rank:int=0,      # which process
-    world:int=1      # of how many
+    model: Model,  # encodes where needed
+    r: Recipe,  # seed and batch size
+    ts: TrainingSet,  # what is drawn from
+    step: int,  # from 0
+    rank: int = 0,  # which process
+    world: int = 1,  # of how many
 ) -> Batch:
     "Everything random about a step, from (seed, stream, step) alone."
-    i,n = order(r,len(ts),step,ts.members),per_update(r)//world; mine = slice(rank*n,rank*n+n)
-    g,wide = lambda stream: rng(r.seed,stream,step),torch.promote_types(model.dtype,torch.float32)
-    def randn(stream): return put(torch.randn((len(i),*model.latent_shape),generator=g(stream),dtype=wide)[mine],model.device)
-    drop = (torch.rand(len(i),generator=g("drop"))<r.caption_dropout).tolist()[mine]
-    t = put(torch.randint(len(model.abar),(len(i),),generator=g("time"))[mine],model.device)
-    if ts.moments is None: crops,m = _cropped(model,ts,i[mine],torch.rand(len(i),2,generator=g("crop")).tolist()[mine],n//r.accumulate)
+    i, n = order(r, len(ts), step, ts.members), per_update(r) // world
+    mine = slice(rank * n, rank * n + n)
+    g, wide = (
+        lambda stream: rng(r.seed, stream, step),
+        torch.promote_types(model.dtype, torch.float32),
+    )
+
+    def randn(stream):
+        return put(
+            torch.randn((len(i), *model.latent_shape), generator=g(stream), dtype=wide)[
+                mine
+            ],
+            model.device,
+        )
+
+    drop = (torch.rand(len(i), generator=g("drop")) < r.caption_dropout).tolist()[mine]
+    t = put(
+        torch.randint(len(model.abar), (len(i),), generator=g("time"))[mine],
+        model.device,
+    )
+    if ts.moments is None:
+        crops, m = _cropped(
+            model,
+            ts,
+            i[mine],
+            torch.rand(len(i), 2, generator=g("crop")).tolist()[mine],
+            n // r.accumulate,
+        )
     else:
-        crops,pick = [ts.pixels[j] for j in i[mine]],lambda x: torch.stack([x[j] for j in i[mine]]).to(wide)
-        m = Moments(pick(ts.moments.mean),pick(ts.moments.std))
-    return Batch(["" if d else ts.texts[j] for d,j in zip(drop,i[mine])],crops,
-                 m.sample(randn("latent")),randn("noise"),t,randn("start"))
+        crops, pick = (
+            [ts.pixels[j] for j in i[mine]],
+            lambda x: torch.stack([x[j] for j in i[mine]]).to(wide),
+        )
+        m = Moments(pick(ts.moments.mean), pick(ts.moments.std))
+    return Batch(
+        ["" if d else ts.texts[j] for d, j in zip(drop, i[mine])],
+        crops,
+        m.sample(randn("latent")),
+        randn("noise"),
+        t,
+        randn("start"),
+    )
+
 
 @torch.no_grad()
-def _cropped(model,ts,ids,at,batch): # crops, and their latents' moments
-    crops = [crop(ts.pixels[j],ts.size,a) for j,a in zip(ids,at)]
-    ms = [model.encode_image(unit(put(torch.stack(crops[k:k+batch]),model.device))) for k in range(0,len(crops),batch)]
-    return crops,Moments(torch.cat([m.mean for m in ms]),torch.cat([m.std for m in ms]))
+def _cropped(model, ts, ids, at, batch):  # crops, and their latents' moments
+    crops = [crop(ts.pixels[j], ts.size, a) for j, a in zip(ids, at)]
+    ms = [
+        model.encode_image(unit(put(torch.stack(crops[k : k + batch]), model.device)))
+        for k in range(0, len(crops), batch)
+    ]
+    return crops, Moments(
+        torch.cat([m.mean for m in ms]), torch.cat([m.std for m in ms])
+    )
 
 # %% ../nbs/09_hldf.ipynb #d9f11122
 def min_snr_weight(
-    abar:Tensor, # signal left at each sample's time, (n,)
-    gamma:float, # the largest signal-to-noise ratio that counts in full
-    v:bool=False # the loss is on v, not on the noise
-) -> Tensor:     # (n,)
+    abar: Tensor,  # signal left at each sample's time, (n,)
+    gamma: float,  # the largest signal-to-noise ratio that counts in full
+    v: bool = False,  # the loss is on v, not on the noise
+) -> Tensor:  # (n,)
     "Min-SNR weighting. https://arxiv.org/abs/2303.09556"
-    snr = abar/(1-abar)
-    return snr.clamp(max=gamma)/(snr+1 if v else snr)
+    snr = abar / (1 - abar)
+    return snr.clamp(max=gamma) / (snr + 1 if v else snr)
 
 # %% ../nbs/09_hldf.ipynb #65a52791
 def diffusion_loss(
-    model:Model,  # the four verbs
-    r:Recipe,     # how captions are written, min_snr
-    b:Batch,      # what the step sees
-    cond:Cond=None # captions already encoded
-) -> Tensor:      # scalar
+    model: Model,  # the four verbs
+    r: Recipe,  # how captions are written, min_snr
+    b: Batch,  # what the step sees
+    cond: Cond = None,  # captions already encoded
+) -> Tensor:  # scalar
     "Eq. 3: noise the latents, predict the noise from the caption."
-    abar,v = model.abar[b.t],model.predicts=="v"; zt = add_noise(b.z0,b.eps,abar)
-    c = model.encode_text(b.texts,raw=not r.lowercase) if cond is None else cond
-    out,target = model.predict(zt,b.t,c),velocity(b.z0,b.eps,abar) if v else b.eps
-    if not r.min_snr: return latent_loss(target,out)
-    w = min_snr_weight(abar,r.min_snr,v).sqrt().to(out.dtype)[:,None,None,None]
-    return latent_loss(w*target,w*out)
+    abar, v = model.abar[b.t], model.predicts == "v"
+    zt = add_noise(b.z0, b.eps, abar)
+    c = model.encode_text(b.texts, raw=not r.lowercase) if cond is None else cond
+    out, target = model.predict(zt, b.t, c), velocity(b.z0, b.eps, abar) if v else b.eps
+    if not r.min_snr:
+        return latent_loss(target, out)
+    w = min_snr_weight(abar, r.min_snr, v).sqrt().to(out.dtype)[:, None, None, None]
+    return latent_loss(w * target, w * out)
 
 # %% ../nbs/09_hldf.ipynb #6576bcec
 def in_the_way(
-    r:Recipe,    # settings
-    event=False  # of a colour loss? T5 is read outside the recording there
-) -> list:       # of them, as one would write them
+    r: Recipe,  # settings
+    event=False,  # of a colour loss? T5 is read outside the recording there
+) -> list:  # of them, as one would write them
     "What keeps a step from being recorded: it must do the same operations in the same places each time."
-    on = dict(offload=r.offload and r.lora_text, checkpoint_all=r.checkpoint_all,
-              t5_dropout=r.t5_dropout and not event, text_bits=r.text_bits<16)
-    return [f"{k}={getattr(r,k)}" for k,v in on.items() if v]
+    on = dict(
+        offload=r.offload and r.lora_text,
+        checkpoint_all=r.checkpoint_all,
+        t5_dropout=r.t5_dropout and not event,
+        text_bits=r.text_bits < 16,
+    )
+    return [f"{k}={getattr(r, k)}" for k, v in on.items() if v]
+
 
 def recorded(
-    r:Recipe,    # cuda_graphs, and what is in its way
-    event=False  # a colour loss?
+    r: Recipe,  # cuda_graphs, and what is in its way
+    event=False,  # a colour loss?
 ) -> bool:
     "Is a step recorded, where there is a GPU?"
-    return r.cuda_graphs and not in_the_way(r,event)
+    return r.cuda_graphs and not in_the_way(r, event)
 
 # %% ../nbs/09_hldf.ipynb #3c124077
 def diffusion_gradients(
-    model:Model,  # the four verbs
-    r:Recipe,     # everything
-    b:Batch,      # what the step sees
-    params:list   # the denoiser's, then the text encoders'
-) -> tuple:       # noise loss, its gradients
+    model: Model,  # the four verbs
+    r: Recipe,  # everything
+    b: Batch,  # what the step sees
+    params: list,  # the denoiser's, then the text encoders'
+) -> tuple:  # noise loss, its gradients
     "Eq. 3 and its gradients."
     if not recorded(r):
-        with checkpointing(model,r.checkpoint_all,text=True):
-            loss = diffusion_loss(model,r,b)
-            return loss.detach(),torch.autograd.grad(loss,params)
-    def run(z0,eps,t,*tokens):
-        with converted(model.networks,model.dtype):
-            loss = diffusion_loss(model,r,Batch(None,None,z0,eps,t,None),model.read(*tokens))
-        return [loss.detach(),flat(torch.autograd.grad(loss,params))]
-    step = graphs(model).setdefault(("step",r,*map(id,params)),Graphed(run))
-    loss,grads = step(b.z0,b.eps,b.t,*model.tokens(b.texts,raw=not r.lowercase))
-    return loss,unflat(grads,params)
+        with checkpointing(model, r.checkpoint_all, text=True):
+            loss = diffusion_loss(model, r, b)
+            return loss.detach(), torch.autograd.grad(loss, params)
+
+    def run(z0, eps, t, *tokens):
+        with converted(model.networks, model.dtype):
+            loss = diffusion_loss(
+                model, r, Batch(None, None, z0, eps, t, None), model.read(*tokens)
+            )
+        return [loss.detach(), flat(torch.autograd.grad(loss, params))]
+
+    step = graphs(model).setdefault(("step", r, *map(id, params)), Graphed(run))
+    loss, grads = step(b.z0, b.eps, b.t, *model.tokens(b.texts, raw=not r.lowercase))
+    return loss, unflat(grads, params)
 
 # %% ../nbs/09_hldf.ipynb #7569ca6b
 def noise_gradients(
-    model:Model,  # the four verbs
-    r:Recipe,     # everything
-    b:Batch,      # what the update sees
-    params:list   # the denoiser's, then the text encoders'
-) -> tuple:       # noise loss, its gradients: means over `accumulate` batches
+    model: Model,  # the four verbs
+    r: Recipe,  # everything
+    b: Batch,  # what the update sees
+    params: list,  # the denoiser's, then the text encoders'
+) -> tuple:  # noise loss, its gradients: means over `accumulate` batches
     "Eq. 3 over all that one update sees, a batch at a time."
-    if r.accumulate==1: return diffusion_gradients(model,r,b,params)
-    n,loss,total = len(b.texts)//r.accumulate,0.,None
-    for k in range(0,len(b.texts),n):
-        one,grads = diffusion_gradients(model,r,b[k:k+n],params)
-        loss = loss+one/r.accumulate
-        grads = torch._foreach_div(list(grads),r.accumulate)
-        total = grads if total is None else torch._foreach_add(total,grads)
-    return loss,total
+    if r.accumulate == 1:
+        return diffusion_gradients(model, r, b, params)
+    n, loss, total = len(b.texts) // r.accumulate, 0.0, None
+    for k in range(0, len(b.texts), n):
+        one, grads = diffusion_gradients(model, r, b[k : k + n], params)
+        loss = loss + one / r.accumulate
+        grads = torch._foreach_div(list(grads), r.accumulate)
+        total = grads if total is None else torch._foreach_add(total, grads)
+    return loss, total
 
 # %% ../nbs/09_hldf.ipynb #16254e2d
 def hldf_cond(
-    model:Model, # the four verbs
-    r:Recipe,    # of the run; its `lowercase` is about the noise loss alone
-    b:Batch      # its captions
-) -> Cond:       # n captions, then the empty one
+    model: Model,  # the four verbs
+    r: Recipe,  # of the run; its `lowercase` is about the noise loss alone
+    b: Batch,  # its captions
+) -> Cond:  # n captions, then the empty one
     "The captions of a colour loss, in lower case as wherever images are sampled."
-    return model.encode_text([*b.texts,""])
+    return model.encode_text([*b.texts, ""])
 
 # %% ../nbs/09_hldf.ipynb #40948875
 def hldf_loss(
-    model:Model,    # the four verbs
-    r:Recipe,       # M, guidance, how far back to differentiate
-    b:Batch,        # what the step sees
-    cond:Cond=None  # captions already encoded
-) -> Tensor:        # scalar, unweighted
+    model: Model,  # the four verbs
+    r: Recipe,  # M, guidance, how far back to differentiate
+    b: Batch,  # what the step sees
+    cond: Cond = None,  # captions already encoded
+) -> Tensor:  # scalar, unweighted
     "Eq. 4 on images that the model paints now, from fresh noise and the batch's own captions."
-    whole,every = recorded(r,event=True),r.checkpoint_all
-    with recomputing(model) if whole else nullcontext(), checkpointing(model,r.checkpointing or every,text=every,image=not whole):
-        c = hldf_cond(model,r,b) if cond is None else cond
-        z0 = sample(model,b.noise,c[:-1],c[-1:],r.solver_steps,r.guidance,r.backprop_last_k)
-        return color_loss(model.decode(z0),b.x(),r.color_reduction)
+    whole, every = recorded(r, event=True), r.checkpoint_all
+    with (
+        recomputing(model) if whole else nullcontext(),
+        checkpointing(model, r.checkpointing or every, text=every, image=not whole),
+    ):
+        c = hldf_cond(model, r, b) if cond is None else cond
+        z0 = sample(
+            model,
+            b.noise,
+            c[:-1],
+            c[-1:],
+            r.solver_steps,
+            r.guidance,
+            r.backprop_last_k,
+        )
+        return color_loss(model.decode(z0), b.x(), r.color_reduction)
 
 # %% ../nbs/09_hldf.ipynb #8e46676e
 def color_gradients(
-    model:Model,  # the four verbs
-    r:Recipe,     # color_batch, offload, weight
-    b:Batch,      # what the step sees
-    params:list   # the denoiser's, then the text encoders'
-) -> tuple:       # colour loss, gradients of its weighted value
+    model: Model,  # the four verbs
+    r: Recipe,  # color_batch, offload, weight
+    b: Batch,  # what the step sees
+    params: list,  # the denoiser's, then the text encoders'
+) -> tuple:  # colour loss, gradients of its weighted value
     "Eq. 4 and its gradients."
     n = len(b.texts)
-    k = min(r.color_batch or n,max(1,n//r.accumulate))
-    if k>=n: return _color_gradients(model,r,b,params)
-    shares = [(min(k,n-i)/n,*_color_gradients(model,r,b[i:i+k],params)) for i in range(0,n,k)]
-    mean = lambda xs: sum(w*x for (w,*_),x in zip(shares,xs))
-    return mean([c for _,c,_ in shares]),[mean(g) for g in zip(*(gs for *_,gs in shares))]
+    k = min(r.color_batch or n, max(1, n // r.accumulate))
+    if k >= n:
+        return _color_gradients(model, r, b, params)
+    shares = [
+        (min(k, n - i) / n, *_color_gradients(model, r, b[i : i + k], params))
+        for i in range(0, n, k)
+    ]
+    mean = lambda xs: sum(w * x for (w, *_), x in zip(shares, xs))
+    return mean([c for _, c, _ in shares]), [
+        mean(g) for g in zip(*(gs for *_, gs in shares))
+    ]
 
-def _color_gradients(model,r,b,params):
-    weight = color_weight(r.solver_steps,r.lambda_color)
-    if r.offload and r.lora_text: return _offloaded(model,r,b,params,weight)
-    color = hldf_loss(model,r,b)
-    return color.detach(),torch.autograd.grad(weight*color,params)
+
+def _color_gradients(model, r, b, params):
+    weight = color_weight(r.solver_steps, r.lambda_color)
+    if r.offload and r.lora_text:
+        return _offloaded(model, r, b, params, weight)
+    color = hldf_loss(model, r, b)
+    return color.detach(), torch.autograd.grad(weight * color, params)
 
 # %% ../nbs/09_hldf.ipynb #8733af5f
-def _offloaded(model,r,b,params,weight):
-    k,home = sum(p.requires_grad for p in model.denoiser.parameters()),model.device
-    cards = [home] if home.type=="cuda" else []
-    with torch.random.fork_rng(cards), torch.no_grad(): # the same dropout, if any, again below
-        c = hldf_cond(model,r,b)
+def _offloaded(model, r, b, params, weight):
+    k, home = sum(p.requires_grad for p in model.denoiser.parameters()), model.device
+    cards = [home] if home.type == "cuda" else []
+    with (
+        torch.random.fork_rng(cards),
+        torch.no_grad(),
+    ):  # the same dropout, if any, again below
+        c = hldf_cond(model, r, b)
     c = c.map(lambda x: x.detach().requires_grad_(x.is_floating_point()))
     model.forget()
-    for e in model.text_encoders: e.to("cpu")
+    for e in model.text_encoders:
+        e.to("cpu")
     try:
-        color = hldf_loss(model,r,b,c)
-        grads = torch.autograd.grad(weight*color,[*params[:k],*floats(c.tensors())])
+        color = hldf_loss(model, r, b, c)
+        grads = torch.autograd.grad(weight * color, [*params[:k], *floats(c.tensors())])
     finally:
-        for e in model.text_encoders: e.to(home)
-    with checkpointing(model,r.checkpoint_all,text=r.checkpoint_all): again = floats(hldf_cond(model,r,b).tensors())
-    return color.detach(),(*grads[:k],*torch.autograd.grad(again,params[k:],grads[k:]))
+        for e in model.text_encoders:
+            e.to(home)
+    with checkpointing(model, r.checkpoint_all, text=r.checkpoint_all):
+        again = floats(hldf_cond(model, r, b).tensors())
+    return color.detach(), (
+        *grads[:k],
+        *torch.autograd.grad(again, params[k:], grads[k:]),
+    )
 
 # %% ../nbs/09_hldf.ipynb #3539c923
 def training_step(
-    model:Model,       # trained in place
-    r:Recipe,          # everything
-    b:Batch,           # what this step sees
-    opt,               # of `make_optimizer`
-    step:int,          # from 0
-    acc:Accelerator,   # processes and precision
-    spans:list=None    # receives when the colour loss began and ended
-) -> dict:             # scalars, still on the device
+    model: Model,  # trained in place
+    r: Recipe,  # everything
+    b: Batch,  # what this step sees
+    opt,  # of `make_optimizer`
+    step: int,  # from 0
+    acc: Accelerator,  # processes and precision
+    spans: list = None,  # receives when the colour loss began and ended
+) -> dict:  # scalars, still on the device
     "Eq. 5, one update."
     params = [p for g in opt.param_groups for p in g["params"]]
-    torch.manual_seed(seed_of(r.seed,"dropout",step,acc.process_index))
-    for e in model.text_encoders: e.train(r.t5_dropout)
-    loss,grads = noise_gradients(model,r,b,params)
-    *grads,loss = across(acc,[*grads,loss])
+    torch.manual_seed(seed_of(r.seed, "dropout", step, acc.process_index))
+    for e in model.text_encoders:
+        e.train(r.t5_dropout)
+    loss, grads = noise_gradients(model, r, b, params)
+    *grads, loss = across(acc, [*grads, loss])
     log = dict(loss=loss)
-    if color_due(step,r.interval,r.color_at_start):
-        for e in model.text_encoders: e.train(r.color_dropout)
+    if color_due(step, r.interval, r.color_at_start):
+        for e in model.text_encoders:
+            e.train(r.color_dropout)
         t0 = mark(model.device)
-        color,more = color_gradients(model,r,b,params)
-        *more,color = across(acc,[*more,color]); norm = get_total_norm(more)
-        if r.clip_color: more = torch._foreach_mul(more,(r.clip_color/(norm+1e-6)).clamp(max=1))
-        grads = torch._foreach_add(grads,more)
-        log |= dict(color=color,color_grad_norm=norm)
-        if spans is not None: spans.append((t0,mark(model.device)))
+        color, more = color_gradients(model, r, b, params)
+        *more, color = across(acc, [*more, color])
+        norm = get_total_norm(more)
+        if r.clip_color:
+            more = torch._foreach_mul(more, (r.clip_color / (norm + 1e-6)).clamp(max=1))
+        grads = torch._foreach_add(grads, more)
+        log |= dict(color=color, color_grad_norm=norm)
+        if spans is not None:
+            spans.append((t0, mark(model.device)))
     log["grad_norm"] = get_total_norm(grads)
-    return log|dict(skipped=update(model,r,opt,params,grads,log))
+    return log | dict(skipped=update(model, r, opt, params, grads, log))
 
 # %% ../nbs/09_hldf.ipynb #18eece37
 @torch.no_grad()
-def update(model,r,opt,params,grads,log):
+def update(model, r, opt, params, grads, log):
     "Clip and step, unless something is not finite; 1 where the step was skipped."
     bad = ~torch.stack([v.isfinite() for v in log.values()]).all()
-    for p,g in zip(params,grads): p.grad = g
-    if r.clip: clip_grads_with_norm_(params,r.clip,log["grad_norm"])
-    opt.found_inf = bad.float(); opt.step(); opt.zero_grad()
+    for p, g in zip(params, grads):
+        p.grad = g
+    if r.clip:
+        clip_grads_with_norm_(params, r.clip, log["grad_norm"])
+    opt.found_inf = bad.float()
+    opt.step()
+    opt.zero_grad()
     if model.ema:
         average = list(model.ema.values())
-        torch._foreach_add_(average,torch._foreach_mul(torch._foreach_sub(params,average),(1-r.ema)*(1-bad.float())))
+        torch._foreach_add_(
+            average,
+            torch._foreach_mul(
+                torch._foreach_sub(params, average), (1 - r.ema) * (1 - bad.float())
+            ),
+        )
     return bad
 
 # %% ../nbs/09_hldf.ipynb #d6a02944
 def across(
-    acc:Accelerator, # knows the processes
-    tensors          # one from each process in every place
-) -> list:           # their means
+    acc: Accelerator,  # knows the processes
+    tensors,  # one from each process in every place
+) -> list:  # their means
     "Average over processes, in a single message."
-    if acc.num_processes==1: return list(tensors)
-    return unflat(acc.reduce(flat(tensors),"mean"),tensors)
+    if acc.num_processes == 1:
+        return list(tensors)
+    return unflat(acc.reduce(flat(tensors), "mean"), tensors)
 
-def mark(device): # now, on the device's own clock
+
+def mark(device):  # now, on the device's own clock
     "A moment, to be compared with another by `between`."
-    if torch.device(device).type!="cuda": return time.perf_counter()
-    e = torch.cuda.Event(enable_timing=True); e.record()
+    if torch.device(device).type != "cuda":
+        return time.perf_counter()
+    e = torch.cuda.Event(enable_timing=True)
+    e.record()
     return e
 
-def between(a,b): # seconds from a to b, of `mark`
+
+def between(a, b):  # seconds from a to b, of `mark`
     "Seconds between two moments; on a GPU this waits for the later one."
-    if isinstance(a,float): return b-a
+    if isinstance(a, float):
+        return b - a
     b.synchronize()
-    return a.elapsed_time(b)/1e3
+    return a.elapsed_time(b) / 1e3
 
 # %% ../nbs/09_hldf.ipynb #bb499321
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG",":4096:8")  # read once, when cuBLAS is first used
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # read once, when cuBLAS is first used
+
 
 @contextmanager
 def deterministic(
-    r:Recipe, # deterministic
-    device    # a CPU needs no asking
+    r: Recipe,  # deterministic
+    device,  # a CPU needs no asking
 ):
     "Inside, the same input gives the same bytes."
-    if not r.deterministic or torch.device(device).type!="cuda": yield; return
-    was = torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()
+    if not r.deterministic or torch.device(device).type != "cuda":
+        yield
+        return
+    was = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True); torch.utils.deterministic.fill_uninitialized_memory = False
-    try: yield
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
     except RuntimeError as e:
-        if "deterministic" not in str(e): raise
-        raise RuntimeError(f"{e}\nOr pass deterministic=False: the run may then differ a little from itself "
-                           "when it is stopped and continued.") from e
+        if "deterministic" not in str(e):
+            raise
+        raise RuntimeError(
+            f"{e}\nOr pass deterministic=False: the run may then differ a little from itself "
+            "when it is stopped and continued."
+        ) from e
     finally:
-        torch.use_deterministic_algorithms(was[0],warn_only=was[1])
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 # %% ../nbs/09_hldf.ipynb #cb862886
 def make_optimizer(
-    model:Model, # its trainable parameters
-    r:Recipe     # learning rates, weight decay, ema
+    model: Model,  # its trainable parameters
+    r: Recipe,  # learning rates, weight decay, ema
 ):
     "AdamW over both LoRAs, in one kernel; and the average of the adapters, `model.ema`."
     t = model.trainable()
-    model.ema = {n:p.detach().clone() for n,p in t.items()} if r.ema else {}
-    rates = {part:r.lr if i==0 or r.lr_text is None else r.lr_text for i,part in enumerate(model.parts)}
-    groups = [dict(params=[p for n,p in t.items() if n.split(".")[0]==part],lr=lr) for part,lr in rates.items()]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=r.lr, weight_decay=r.weight_decay, fused=True)
+    model.ema = {n: p.detach().clone() for n, p in t.items()} if r.ema else {}
+    rates = {
+        part: r.lr if i == 0 or r.lr_text is None else r.lr_text
+        for i, part in enumerate(model.parts)
+    }
+    groups = [
+        dict(params=[p for n, p in t.items() if n.split(".")[0] == part], lr=lr)
+        for part, lr in rates.items()
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=r.lr,
+        weight_decay=r.weight_decay,
+        fused=True,
+    )
 
 # %% ../nbs/09_hldf.ipynb #33ff64f3
 class Waits(TorchDispatchMode):
     "Counts, inside a `with`, the operations whose result the host must wait for."
-    those = "_local_scalar_dense","nonzero","is_nonzero","equal","masked_select","unique_dim","_unique2"
-    def __init__(self): super().__init__(); self.names = []
+
+    those = (
+        "_local_scalar_dense",
+        "nonzero",
+        "is_nonzero",
+        "equal",
+        "masked_select",
+        "unique_dim",
+        "_unique2",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.those: self.names.append(str(func))
-        return func(*args,**(kwargs or {}))
+        if func.overloadpacket.__name__ in self.those:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 # %% ../nbs/09_hldf.ipynb #646a140f
 @dataclass
 class Log:
     "What a run has written down, and what still lies on the device."
-    rows:list    # one dict a step
-    clock:list   # (step, seconds, of them in colour losses, of them in sample grids), over all sittings
-    pending:list = field(default_factory=list)  # (step from 1, scalars on the device, spans of its colour loss)
+
+    rows: list  # one dict a step
+    clock: list  # (step, seconds, of them in colour losses, of them in sample grids), over all sittings
+    pending: list = field(
+        default_factory=list
+    )  # (step from 1, scalars on the device, spans of its colour loss)
 
 # %% ../nbs/09_hldf.ipynb #6d0a4713
 def read_log(
-    log:Log,        # receives rows
-    r:Recipe,       # max_bad_steps
-    ts:TrainingSet  # names of the images
-) -> tuple:         # the new rows, seconds they spent in colour losses
+    log: Log,  # receives rows
+    r: Recipe,  # max_bad_steps
+    ts: TrainingSet,  # names of the images
+) -> tuple:  # the new rows, seconds they spent in colour losses
     "Fetch what lies on the device."
-    new,spent = [],0.
-    bad = next((k for k,x in enumerate(reversed(log.rows)) if not x["skipped"]),len(log.rows))  # in a row
-    for step,scalars,spans in log.pending:
-        row = dict(step=step,**{k:v.item() for k,v in scalars.items()}); row["skipped"] = int(row["skipped"])
-        if row["skipped"]: row["images"] = " ".join(ts.files[i] for i in order(r,len(ts),step-1,ts.members))
-        bad = bad+1 if row["skipped"] else 0; spent += sum(between(*s) for s in spans)
-        new.append(row); log.rows.append(row)
-        if bad>=r.max_bad_steps:
+    new, spent = [], 0.0
+    bad = next(
+        (k for k, x in enumerate(reversed(log.rows)) if not x["skipped"]), len(log.rows)
+    )  # in a row
+    for step, scalars, spans in log.pending:
+        row = dict(step=step, **{k: v.item() for k, v in scalars.items()})
+        row["skipped"] = int(row["skipped"])
+        if row["skipped"]:
+            row["images"] = " ".join(
+                ts.files[i] for i in order(r, len(ts), step - 1, ts.members)
+            )
+        bad = bad + 1 if row["skipped"] else 0
+        spent += sum(between(*s) for s in spans)
+        new.append(row)
+        log.rows.append(row)
+        if bad >= r.max_bad_steps:
             images = ", ".join(x["images"] for x in log.rows[-bad:])
-            raise FloatingPointError(f"steps {step-bad+1} to {step}: {bad} updates in a row had a loss or gradient that is not finite "
-                                     f"(images {images}). They were skipped and the last checkpoint is kept. "
-                                     "Try a smaller lr or lambda_color, or backprop_last_k=5.")
+            raise FloatingPointError(
+                f"steps {step - bad + 1} to {step}: {bad} updates in a row had a loss or gradient that is not finite "
+                f"(images {images}). They were skipped and the last checkpoint is kept. "
+                "Try a smaller lr or lambda_color, or backprop_last_k=5."
+            )
     log.pending.clear()
-    return new,spent
+    return new, spent
 
 # %% ../nbs/09_hldf.ipynb #db3cce8e
 def shown(
-    rows:list,    # the log
-    rate:float    # images a second
+    rows: list,  # the log
+    rate: float,  # images a second
 ) -> dict:
     "What the progress bar says beside steps and time left."
-    mean,good = lambda xs: sum(xs)/len(xs),[x for x in rows if not x["skipped"]]
-    loss,gaps = [x["loss"] for x in rows[-50:] if not x["skipped"]],[x["color"] for x in good if "color" in x][-5:]
+    mean, good = lambda xs: sum(xs) / len(xs), [x for x in rows if not x["skipped"]]
+    loss, gaps = (
+        [x["loss"] for x in rows[-50:] if not x["skipped"]],
+        [x["color"] for x in good if "color" in x][-5:],
+    )
     says = dict(loss=f"{mean(loss):.4f}") if loss else {}
-    if gaps: says["gap"] = f"{mean(gaps):.3f}"
+    if gaps:
+        says["gap"] = f"{mean(gaps):.3f}"
     held = [x["validation"] for x in rows if "validation" in x]
-    if held: says["val"] = f"{held[-1]:.4f}"
+    if held:
+        says["val"] = f"{held[-1]:.4f}"
     says["img/s"] = f"{rate:.1f}"
-    if len(good)<len(rows): says["skipped"] = len(rows)-len(good)
+    if len(good) < len(rows):
+        says["skipped"] = len(rows) - len(good)
     return says
 
 # %% ../nbs/09_hldf.ipynb #ef7f78cf
 def checkpoint_files(
-    model:Model,  # its adapters
-    opt,          # torch optimizer
-    log           # a Log
-) -> dict:        # name -> bytes
+    model: Model,  # its adapters
+    opt,  # torch optimizer
+    log,  # a Log
+) -> dict:  # name -> bytes
     "What a checkpoint consists of."
-    t,cpu = model.trainable(),lambda d: save({k:v.detach().cpu().contiguous() for k,v in d.items()})
-    moments = {f"{n}|{k}":v for n,p in t.items() for k,v in opt.state.get(p,{}).items()}
-    files = {"adapters.safetensors":cpu(t), "optimizer.safetensors":cpu(moments)}
-    if model.ema: files["ema.safetensors"] = cpu(model.ema)
-    return files|{"log.json":json.dumps(log.rows).encode(), "clock.json":json.dumps(log.clock).encode()}
+    t, cpu = (
+        model.trainable(),
+        lambda d: save({k: v.detach().cpu().contiguous() for k, v in d.items()}),
+    )
+    moments = {
+        f"{n}|{k}": v for n, p in t.items() for k, v in opt.state.get(p, {}).items()
+    }
+    files = {"adapters.safetensors": cpu(t), "optimizer.safetensors": cpu(moments)}
+    if model.ema:
+        files["ema.safetensors"] = cpu(model.ema)
+    return files | {
+        "log.json": json.dumps(log.rows).encode(),
+        "clock.json": json.dumps(log.clock).encode(),
+    }
 
 # %% ../nbs/09_hldf.ipynb #8296b1e4
 def _seal(manifest):
-    return hashlib.sha256(json.dumps({k:v for k,v in manifest.items() if k!="seal"},sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(
+            {k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True
+        ).encode()
+    ).hexdigest()
 
-def _put(path,data):
-    with open(path,"wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
+
+def _put(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
 
 def _retire(path):  # never leaves half a checkpoint under a checkpoint's name
-    if not path.exists(): return
-    old = path.with_name(f".old-{path.name}"); shutil.rmtree(old,ignore_errors=True)
-    os.replace(path,old); shutil.rmtree(old,ignore_errors=True)
+    if not path.exists():
+        return
+    old = path.with_name(f".old-{path.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(path, old)
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/09_hldf.ipynb #2a611ed2
 def save_checkpoint(
-    folder,       # of all checkpoints
-    model:Model,  # its adapters
-    opt,          # torch optimizer
-    step:int,     # steps done
-    log,          # a Log
-    r:Recipe,     # whose hash it carries
-    captions:str="" # key of the captions it has read
+    folder,  # of all checkpoints
+    model: Model,  # its adapters
+    opt,  # torch optimizer
+    step: int,  # steps done
+    log,  # a Log
+    r: Recipe,  # whose hash it carries
+    captions: str = "",  # key of the captions it has read
 ) -> Path:
     "Write one checkpoint; it appears whole or not at all."
-    folder = Path(folder); name = f"step-{step:07d}"; final,tmp = folder/name,folder/f".{name}.{os.getpid()}"
-    files = checkpoint_files(model,opt,log)
-    manifest = dict(step=step,hash=recipe_hash(r),captions=captions,
-                    files={n:hashlib.sha256(d).hexdigest() for n,d in files.items()})
+    folder = Path(folder)
+    name = f"step-{step:07d}"
+    final, tmp = folder / name, folder / f".{name}.{os.getpid()}"
+    files = checkpoint_files(model, opt, log)
+    manifest = dict(
+        step=step,
+        hash=recipe_hash(r),
+        captions=captions,
+        files={n: hashlib.sha256(d).hexdigest() for n, d in files.items()},
+    )
     manifest["seal"] = _seal(manifest)
     try:
-        shutil.rmtree(tmp,ignore_errors=True); tmp.mkdir(parents=True)
-        for n,d in files.items(): _put(tmp/n,d)
-        _put(tmp/"manifest.json",json.dumps(manifest,indent=1).encode()); sync_folder(tmp)
-        if final.exists(): set_aside(final,folder,"replaced")
-        os.replace(tmp,final); sync_folder(folder)
-        earlier = [p for p in sorted(folder.glob("step-*")) if p.name<=name]
-        for old in earlier[:-r.keep_checkpoints]: _retire(old)
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+        for n, d in files.items():
+            _put(tmp / n, d)
+        _put(tmp / "manifest.json", json.dumps(manifest, indent=1).encode())
+        sync_folder(tmp)
+        if final.exists():
+            set_aside(final, folder, "replaced")
+        os.replace(tmp, final)
+        sync_folder(folder)
+        earlier = [p for p in sorted(folder.glob("step-*")) if p.name <= name]
+        for old in earlier[: -r.keep_checkpoints]:
+            _retire(old)
     except OSError as e:
-        shutil.rmtree(tmp,ignore_errors=True)
-        raise OSError(e.errno,f"{e.strerror}: checkpoint {name} could not be written, those before it are kept. Make room, or set "
-                      "MEDART_OUTPUTS to another disk and move the run there; then run the same command again to continue",
-                      str(folder)) from e
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise OSError(
+            e.errno,
+            f"{e.strerror}: checkpoint {name} could not be written, those before it are kept. Make room, or set "
+            "MEDART_OUTPUTS to another disk and move the run there; then run the same command again to continue",
+            str(folder),
+        ) from e
     return final
 
 # %% ../nbs/09_hldf.ipynb #eff3fa06
 def checkpoint_fault(
-    path # a checkpoint's folder
-) -> str: # what is wrong with it, empty when nothing is
+    path,  # a checkpoint's folder
+) -> str:  # what is wrong with it, empty when nothing is
     "Check a checkpoint against its manifest."
     try:
-        m = json.loads((path/"manifest.json").read_text())
-        files,sealed = m["files"].items(),m["seal"]==_seal(m)
-    except (OSError,ValueError,KeyError,AttributeError,TypeError) as e:
+        m = json.loads((path / "manifest.json").read_text())
+        files, sealed = m["files"].items(), m["seal"] == _seal(m)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
         return f"manifest.json is damaged ({type(e).__name__})"
-    if not sealed: return "manifest.json is damaged (its contents do not match its seal)"
-    for name,sha in files:
-        if not (path/name).exists(): return f"{name} is missing"
-        if hashlib.sha256((path/name).read_bytes()).hexdigest()!=sha: return f"{name} is damaged"
+    if not sealed:
+        return "manifest.json is damaged (its contents do not match its seal)"
+    for name, sha in files:
+        if not (path / name).exists():
+            return f"{name} is missing"
+        if hashlib.sha256((path / name).read_bytes()).hexdigest() != sha:
+            return f"{name} is damaged"
     return ""
 
 # %% ../nbs/09_hldf.ipynb #c57ea4a0
 def checkpoint_outdated(
-    path,          # a whole checkpoint
-    r:Recipe,      # must be the one that wrote it
-    captions:str,  # key of the captions that training reads
-    steps:int=None # that the run has, if known
-) -> str:          # why training cannot go on from it; empty when it can
+    path,  # a whole checkpoint
+    r: Recipe,  # must be the one that wrote it
+    captions: str,  # key of the captions that training reads
+    steps: int = None,  # that the run has, if known
+) -> str:  # why training cannot go on from it; empty when it can
     "Compare a checkpoint with the run that is to continue."
-    m = json.loads((path/"manifest.json").read_text())
+    m = json.loads((path / "manifest.json").read_text())
     if m["hash"] != recipe_hash(r):
-        raise ValueError(f"{path} was written by another recipe (hash {m['hash']}, this one is {recipe_hash(r)}). "
-                         f"Move {path.parent.parent} away to start anew, or run with the settings in its config.json.")
+        raise ValueError(
+            f"{path} was written by another recipe (hash {m['hash']}, this one is {recipe_hash(r)}). "
+            f"Move {path.parent.parent} away to start anew, or run with the settings in its config.json."
+        )
     if m.get("captions", "") != captions:
         return "the images or their captions have changed since"
-    return f"the run has {steps} steps" if steps is not None and m["step"] > steps else ""
+    return (
+        f"the run has {steps} steps" if steps is not None and m["step"] > steps else ""
+    )
 
 # %% ../nbs/09_hldf.ipynb #6a6fddb4
 def set_aside_outdated(
-    folder,        # of all checkpoints
-    r:Recipe,      # the run
-    captions:str,  # key of the captions that training reads
-    steps:int      # that the run has
+    folder,  # of all checkpoints
+    r: Recipe,  # the run
+    captions: str,  # key of the captions that training reads
+    steps: int,  # that the run has
 ) -> None:
     "Move checkpoints that training cannot go on from out of the way, and say so."
     for path in sorted(Path(folder).glob("step-*")):
-        why = "" if checkpoint_fault(path) else checkpoint_outdated(path, r, captions, steps)
+        why = (
+            ""
+            if checkpoint_fault(path)
+            else checkpoint_outdated(path, r, captions, steps)
+        )
         if why:
-            read = json.loads((path/"manifest.json").read_text()).get("captions", "")
-            print(f"Setting aside checkpoint {path.name}: {why}. It is kept in {shareable(set_aside(path, folder, read).parent)}.")
+            read = json.loads((path / "manifest.json").read_text()).get("captions", "")
+            print(
+                f"Setting aside checkpoint {path.name}: {why}. It is kept in {shareable(set_aside(path, folder, read).parent)}."
+            )
 
 # %% ../nbs/09_hldf.ipynb #878cfaba
 def load_checkpoint(
-    folder,       # of all checkpoints
-    model:Model,  # receives adapters
-    opt,          # receives its state
-    r:Recipe,     # must be the one that wrote them
-    captions:str="" # key of the captions that training reads
-) -> tuple:       # steps done and the log so far; (0, empty) when there is none
+    folder,  # of all checkpoints
+    model: Model,  # receives adapters
+    opt,  # receives its state
+    r: Recipe,  # must be the one that wrote them
+    captions: str = "",  # key of the captions that training reads
+) -> tuple:  # steps done and the log so far; (0, empty) when there is none
     "Continue from the newest checkpoint that is whole and has read the same captions."
-    for path in sorted(Path(folder).glob("step-*"),reverse=True):
-        fault = checkpoint_fault(path) or checkpoint_outdated(path,r,captions)
-        if fault: print(f"Passing over checkpoint {path.name}: {fault}."); continue
-        m = json.loads((path/"manifest.json").read_text())
-        adapters,state = load_file(path/"adapters.safetensors"),load_file(path/"optimizer.safetensors")
-        for n,p in model.trainable().items():
+    for path in sorted(Path(folder).glob("step-*"), reverse=True):
+        fault = checkpoint_fault(path) or checkpoint_outdated(path, r, captions)
+        if fault:
+            print(f"Passing over checkpoint {path.name}: {fault}.")
+            continue
+        m = json.loads((path / "manifest.json").read_text())
+        adapters, state = (
+            load_file(path / "adapters.safetensors"),
+            load_file(path / "optimizer.safetensors"),
+        )
+        for n, p in model.trainable().items():
             p.data.copy_(adapters[n])
-            opt.state[p] = {k.split("|")[1]:v.to(p.device) for k,v in state.items() if k.split("|")[0]==n}
+            opt.state[p] = {
+                k.split("|")[1]: v.to(p.device)
+                for k, v in state.items()
+                if k.split("|")[0] == n
+            }
         if model.ema:
-            average = load_file(path/"ema.safetensors")
-            model.ema = {n:average[n].to(model.device) for n in model.ema}  # a file has an order of its own
-        return m["step"],Log(*(json.loads((path/f).read_text()) for f in ("log.json","clock.json")))
-    return 0,Log([],[])
+            average = load_file(path / "ema.safetensors")
+            model.ema = {
+                n: average[n].to(model.device) for n in model.ema
+            }  # a file has an order of its own
+        return m["step"], Log(
+            *(json.loads((path / f).read_text()) for f in ("log.json", "clock.json"))
+        )
+    return 0, Log([], [])
 
 # %% ../nbs/09_hldf.ipynb #9d441a10
 @contextmanager
 def stop_signals():
     "Yields a list that fills when a stop is asked for. A second interrupt stops at once."
     asked = []
-    if threading.current_thread() is not threading.main_thread(): yield asked; return
-    def note(sig,frame):
-        if asked and sig==signal.SIGINT: raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(sig, frame):
+        if asked and sig == signal.SIGINT:
+            raise KeyboardInterrupt
         asked.append(signal.Signals(sig).name)
-    old = {s:signal.signal(s,note) for s in (signal.SIGINT,signal.SIGTERM)}
-    try: yield asked
+
+    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
     finally:
-        for s,h in old.items(): signal.signal(s,h)
+        for s, h in old.items():
+            signal.signal(s, h)
 
 # %% ../nbs/09_hldf.ipynb #5578360f
 class Votes:
     "Whether to stop, agreed on by all processes without waiting for the device."
-    def __init__(self, acc:Accelerator): self.acc,self.sent = acc,None
-    def __call__(self, asked:list) -> bool:
-        if self.acc.num_processes==1: return bool(asked)
-        mine = put(torch.tensor([float(bool(asked))]),self.acc.device)
-        flag = self.acc.reduce(mine,"sum").to("cpu",non_blocking=True)
-        before,self.sent = self.sent,(flag,mark(self.acc.device))
-        if before is None: return False
-        if self.acc.device.type=="cuda": before[1].synchronize()
-        return before[0].item()>0
+
+    def __init__(self, acc: Accelerator):
+        self.acc, self.sent = acc, None
+
+    def __call__(self, asked: list) -> bool:
+        if self.acc.num_processes == 1:
+            return bool(asked)
+        mine = put(torch.tensor([float(bool(asked))]), self.acc.device)
+        flag = self.acc.reduce(mine, "sum").to("cpu", non_blocking=True)
+        before, self.sent = self.sent, (flag, mark(self.acc.device))
+        if before is None:
+            return False
+        if self.acc.device.type == "cuda":
+            before[1].synchronize()
+        return before[0].item() > 0
 
 # %% ../nbs/09_hldf.ipynb #01b29641
 @torch.no_grad()
 def sample_grid(
-    model:Model,    # paints as it is now
-    r:Recipe,       # seed, solver steps, guidance
-    ts:TrainingSet, # whose captions
-    many:int=8,     # images, and at most so many at once
-    prompts=()      # of one's own, painted below
-):                  # figure
+    model: Model,  # paints as it is now
+    r: Recipe,  # seed, solver steps, guidance
+    ts: TrainingSet,  # whose captions
+    many: int = 8,  # images, and at most so many at once
+    prompts=(),  # of one's own, painted below
+):  # figure
     "Some training captions, painted from fixed noise, and prompts of one's own."
-    kinds = {Path(f).parent:i for i,f in reversed([*enumerate(ts.files)])}; ids = sorted(kinds.values())[:many]
-    for e in model.text_encoders: e.eval()
-    names,texts = [Path(ts.files[i]).parent.name for i in ids],[ts.texts[i] for i in ids]
-    rows = [texts,*(prompts[k:k+many] for k in range(0,len(prompts),many))]
-    first = [0,*(len(ids)+k for k in range(0,len(prompts),many))]
-    x = torch.cat([_from_fixed_noise(model,r,*row) for row in zip(rows,first)])
-    return image_grid(x,[*names,*prompts],ncol=len(ids),cell=1)
+    kinds = {Path(f).parent: i for i, f in reversed([*enumerate(ts.files)])}
+    ids = sorted(kinds.values())[:many]
+    for e in model.text_encoders:
+        e.eval()
+    names, texts = (
+        [Path(ts.files[i]).parent.name for i in ids],
+        [ts.texts[i] for i in ids],
+    )
+    rows = [texts, *(prompts[k : k + many] for k in range(0, len(prompts), many))]
+    first = [0, *(len(ids) + k for k in range(0, len(prompts), many))]
+    x = torch.cat([_from_fixed_noise(model, r, *row) for row in zip(rows, first)])
+    return image_grid(x, [*names, *prompts], ncol=len(ids), cell=1)
 
-def _from_fixed_noise(model,r,texts,first): # images of captions, the number of the first one's noise
-    z = put(torch.stack([torch.randn(model.latent_shape,generator=rng(r.seed,"grid",first+k)) for k in range(len(texts))]),model.device)
-    c = model.encode_text([*texts,""])
-    wide = torch.promote_types(model.dtype,torch.float32)
-    return model.decode(sample(model,z.to(wide),c[:-1],c[-1:],r.solver_steps,r.guidance))
+
+def _from_fixed_noise(
+    model, r, texts, first
+):  # images of captions, the number of the first one's noise
+    z = put(
+        torch.stack(
+            [
+                torch.randn(
+                    model.latent_shape, generator=rng(r.seed, "grid", first + k)
+                )
+                for k in range(len(texts))
+            ]
+        ),
+        model.device,
+    )
+    c = model.encode_text([*texts, ""])
+    wide = torch.promote_types(model.dtype, torch.float32)
+    return model.decode(
+        sample(model, z.to(wide), c[:-1], c[-1:], r.solver_steps, r.guidance)
+    )
 
 # %% ../nbs/09_hldf.ipynb #ff0d8813
 class Window:
     "Shows a figure in the notebook, each time in place of the last; elsewhere does nothing."
+
     def __init__(self):
-        try: from IPython import get_ipython; self.there = getattr(get_ipython(),"kernel",None) is not None
-        except ImportError: self.there = False
+        try:
+            from IPython import get_ipython
+
+            self.there = getattr(get_ipython(), "kernel", None) is not None
+        except ImportError:
+            self.there = False
         self.handle = None
+
     def show(self, fig):
-        if not self.there: return
+        if not self.there:
+            return
         from IPython.display import display
-        if self.handle is None: self.handle = display(fig,display_id=True)
-        else: self.handle.update(fig)
+
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)
 
 # %% ../nbs/09_hldf.ipynb #3738846d
 def track_picture(
-    acc:Accelerator, # its trackers
-    path,            # a PNG
-    step:int         # updates done
+    acc: Accelerator,  # its trackers
+    path,  # a PNG
+    step: int,  # updates done
 ) -> None:
     "Show a grid in the tracker."
-    with Image.open(path) as im: x = np.asarray(im.convert("RGB"))[None]
-    for t in acc.trackers: t.log_images({"samples":x},step=step,dataformats="NHWC")
+    with Image.open(path) as im:
+        x = np.asarray(im.convert("RGB"))[None]
+    for t in acc.trackers:
+        t.log_images({"samples": x}, step=step, dataformats="NHWC")
 
 # %% ../nbs/09_hldf.ipynb #ba371c63
 def taken_in_turn(
-    classes, # of n images
-    many:int # how many to take
-) -> list:   # indices
+    classes,  # of n images
+    many: int,  # how many to take
+) -> list:  # indices
     "The first image of every class, then the second, until there are enough."
     seen = {}
-    turn = [seen.setdefault(c,[]).append(0) or len(seen[c]) for c in classes]
-    return sorted(range(len(turn)),key=lambda i: (turn[i],i))[:many]
+    turn = [seen.setdefault(c, []).append(0) or len(seen[c]) for c in classes]
+    return sorted(range(len(turn)), key=lambda i: (turn[i], i))[:many]
 
 # %% ../nbs/09_hldf.ipynb #90e90fb9
 def held_out(
-    model:Model, # encodes
-    r:Recipe     # seed, validation_images
-) -> list:       # of Batch
+    model: Model,  # encodes
+    r: Recipe,  # seed, validation_images
+) -> list:  # of Batch
     "Some test images with fixed noise and times."
-    s = captions_for(r,"test")
-    s = s[taken_in_turn(s.classes,r.validation_images)]
-    ts,n = training_set(model,replace(r,crop="center"),s),len(s)
-    wide = torch.promote_types(model.dtype,torch.float32)
+    s = captions_for(r, "test")
+    s = s[taken_in_turn(s.classes, r.validation_images)]
+    ts, n = training_set(model, replace(r, crop="center"), s), len(s)
+    wide = torch.promote_types(model.dtype, torch.float32)
+
     def randn(stream):
-        z = torch.randn((n,*model.latent_shape),generator=rng(r.seed,stream),dtype=wide)
-        return put(z,model.device)
-    z0 = Moments(ts.moments.mean.to(wide),ts.moments.std.to(wide)).sample(randn("validation latent"))
-    spread = (np_rng(r.seed,"validation time").permutation(n)+.5)/n*len(model.abar)
-    t,eps = put(torch.from_numpy(spread).long(),model.device),randn("validation noise")
-    whole = Batch(list(s.texts),ts.pixels,z0,eps,t,eps)
-    return [whole[k:k+r.batch_size] for k in range(0,n,r.batch_size)]
+        z = torch.randn(
+            (n, *model.latent_shape), generator=rng(r.seed, stream), dtype=wide
+        )
+        return put(z, model.device)
+
+    z0 = Moments(ts.moments.mean.to(wide), ts.moments.std.to(wide)).sample(
+        randn("validation latent")
+    )
+    spread = (
+        (np_rng(r.seed, "validation time").permutation(n) + 0.5) / n * len(model.abar)
+    )
+    t, eps = (
+        put(torch.from_numpy(spread).long(), model.device),
+        randn("validation noise"),
+    )
+    whole = Batch(list(s.texts), ts.pixels, z0, eps, t, eps)
+    return [whole[k : k + r.batch_size] for k in range(0, n, r.batch_size)]
 
 # %% ../nbs/09_hldf.ipynb #06d1eb09
 @torch.no_grad()
 def validation_loss(
-    model:Model,  # as it is now
-    r:Recipe,     # how captions are written
-    batches:list  # of `held_out`
-) -> Tensor:      # scalar, in main memory
+    model: Model,  # as it is now
+    r: Recipe,  # how captions are written
+    batches: list,  # of `held_out`
+) -> Tensor:  # scalar, in main memory
     "Eq. 3 on images that training does not see."
-    for e in model.text_encoders: e.eval()
-    plain = replace(r,min_snr=0.)
-    total = sum(diffusion_loss(model,plain,b).double()*len(b.texts) for b in batches)
-    return (total/sum(len(b.texts) for b in batches)).cpu()
+    for e in model.text_encoders:
+        e.eval()
+    plain = replace(r, min_snr=0.0)
+    total = sum(
+        diffusion_loss(model, plain, b).double() * len(b.texts) for b in batches
+    )
+    return (total / sum(len(b.texts) for b in batches)).cpu()
 
 # %% ../nbs/09_hldf.ipynb #7199fa03
 def compile_blocks(
-    model:Model,             # its repeated blocks are compiled in place
-    backend:str="inductor"   # of torch.compile
+    model: Model,  # its repeated blocks are compiled in place
+    backend: str = "inductor",  # of torch.compile
 ) -> Model:
     "Compile each network's blocks, one program for all blocks of a kind and a caption length."
     torch._dynamo.config.recompile_limit = 64
-    repeated = GradientCheckpointingLayer,BasicTransformerBlock,HunyuanDiTBlock
-    for net in (model.denoiser,*model.text_encoders):
+    repeated = GradientCheckpointingLayer, BasicTransformerBlock, HunyuanDiTBlock
+    for net in (model.denoiser, *model.text_encoders):
         for b in net.modules():
-            if isinstance(b,repeated): b.compile(backend=backend,dynamic=False)
+            if isinstance(b, repeated):
+                b.compile(backend=backend, dynamic=False)
     return model
 
 # %% ../nbs/09_hldf.ipynb #ee4d1a3f
 def total_steps(
-    r:Recipe, # epochs, images an update
-    n:int     # training images
+    r: Recipe,  # epochs, images an update
+    n: int,  # training images
 ) -> int:
     "How many updates a run makes."
-    return int(round(r.epochs*n,6))//per_update(r)
+    return int(round(r.epochs * n, 6)) // per_update(r)
 
 # %% ../nbs/09_hldf.ipynb #fe69bf42
 IMAGES = "the training images or their captions"
+
 
 def _reads(r, captions):
     now = {"the settings": recipe_hash(r), "the base model": weights_key(r.model)}
     return now if captions is None else now | {IMAGES: captions}
 
+
 def training_fault(
-    r:Recipe,          # a run
-    captions:str=None, # key of the captions that training would read now; None does not ask
-    whole:bool=True    # compare the adapters' bytes
-) -> str:              # why its adapters cannot be used; empty when they can
+    r: Recipe,  # a run
+    captions: str = None,  # key of the captions that training would read now; None does not ask
+    whole: bool = True,  # compare the adapters' bytes
+) -> str:  # why its adapters cannot be used; empty when they can
     "Is a run trained, as it would be now?"
-    done = run_dir(r)/"done.json"
+    done = run_dir(r) / "done.json"
     fault = record_fault(done, _reads(r, captions), whole)
     diverged = read_record(done).get("diverged")
     return fault or (f"training diverged: {diverged}" if diverged else "")
 
 # %% ../nbs/09_hldf.ipynb #6f5fade9
 def finished(
-    r:Recipe,    # a recipe
-    captions:str # key of the captions that training reads
-) -> bool:       # whether its run is complete
+    r: Recipe,  # a recipe
+    captions: str,  # key of the captions that training reads
+) -> bool:  # whether its run is complete
     "Is the work already done, with these settings and these captions?"
     return not training_fault(r, captions)
 
 # %% ../nbs/09_hldf.ipynb #a47fdcad
 def check_trained(
-    r:Recipe,          # a run whose adapters are to be used
-    captions:str=None  # key of the captions that training would read now; None does not ask
+    r: Recipe,  # a run whose adapters are to be used
+    captions: str = None,  # key of the captions that training would read now; None does not ask
 ) -> None:
     "Refuse adapters that are not those that training would leave now."
     fault = training_fault(r, captions)
-    if not (run_dir(r)/"done.json").exists():
-        raise FileNotFoundError(f"{run_dir(r)} holds no finished training. Train first: {command(r, 'train')}")
+    if not (run_dir(r) / "done.json").exists():
+        raise FileNotFoundError(
+            f"{run_dir(r)} holds no finished training. Train first: {command(r, 'train')}"
+        )
     if fault:
-        raise ValueError(f"The adapters in {run_dir(r)} are refused: {fault}. Train again (what is there is set aside, and "
-                         f"checkpoints that still hold are used): {command(r, 'train')}")
+        raise ValueError(
+            f"The adapters in {run_dir(r)} are refused: {fault}. Train again (what is there is set aside, and "
+            f"checkpoints that still hold are used): {command(r, 'train')}"
+        )
 
 # %% ../nbs/09_hldf.ipynb #09d63ee1
 def check_steps(
-    r:Recipe, # epochs and batch size
-    n:int     # training images
-) -> int:     # updates
+    r: Recipe,  # epochs and batch size
+    n: int,  # training images
+) -> int:  # updates
     "Refuse a run of no updates that was not asked for."
     steps = total_steps(r, n)
     if r.epochs and not steps:
         b = per_update(r)
-        raise ValueError(f"epochs={r.epochs:g} of {n} training images in updates of {b} make no update at all. "
-                         f"Pass epochs={-(-100*b//n)/100:g} or more, or method=base for the untouched model.")
-    rates = [r.lr]*r.lora_transformer + [r.lr if r.lr_text is None else r.lr_text]*r.lora_text
+        raise ValueError(
+            f"epochs={r.epochs:g} of {n} training images in updates of {b} make no update at all. "
+            f"Pass epochs={-(-100 * b // n) / 100:g} or more, or method=base for the untouched model."
+        )
+    rates = [r.lr] * r.lora_transformer + [
+        r.lr if r.lr_text is None else r.lr_text
+    ] * r.lora_text
     if steps and not any(rates):
-        raise ValueError(f"lr={r.lr:g} and lr_text={r.lr_text} change nothing in {steps} updates. "
-                         "Pass a rate above 0, or method=base for the untouched model.")
+        raise ValueError(
+            f"lr={r.lr:g} and lr_text={r.lr_text} change nothing in {steps} updates. "
+            "Pass a rate above 0, or method=base for the untouched model."
+        )
     return steps
 
 # %% ../nbs/09_hldf.ipynb #747a755b
 def without_color(
-    r:Recipe,  # interval
-    steps:int  # updates of the run
-) -> str:      # what to know before it; empty where there is nothing to say
+    r: Recipe,  # interval
+    steps: int,  # updates of the run
+) -> str:  # what to know before it; empty where there is nothing to say
     "Does a run with HLDF end before its first color loss?"
     due = (color_due(k, r.interval, r.color_at_start) for k in range(steps))
     if not r.interval or not steps or any(due):
         return ""
-    return (f"interval={r.interval}, and the run has {steps} steps: it computes no color loss and trains as "
-            f"method=no_hldf would. Pass interval={max(1, steps//10)} for example, or more epochs.")
+    return (
+        f"interval={r.interval}, and the run has {steps} steps: it computes no color loss and trains as "
+        f"method=no_hldf would. Pass interval={max(1, steps // 10)} for example, or more epochs."
+    )
 
 # %% ../nbs/09_hldf.ipynb #a6320008
 def divergence(
-    rows:list,  # the log
-    weights     # the adapters
-) -> str:       # what is wrong; empty when training came to a good end
+    rows: list,  # the log
+    weights,  # the adapters
+) -> str:  # what is wrong; empty when training came to a good end
     "Has training failed?"
     if not all(p.isfinite().all() for p in weights):
         return "the adapters hold numbers that are not finite"
     if rows and not math.isfinite(rows[-1]["loss"]):
         return f"the noise loss of the last step is {rows[-1]['loss']}"
     good = max((k for k, x in enumerate(rows) if not x["skipped"]), default=-1)
-    last = len(rows)-1-good
+    last = len(rows) - 1 - good
     return f"the last {last} updates were not finite and skipped" if last > 1 else ""
 
 # %% ../nbs/09_hldf.ipynb #c436a880
@@ -826,213 +1191,381 @@ def _writable(out):
     try:
         with disk_faults(out):
             out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out/".probe", "").unlink()
+            write_atomic(out / ".probe", "").unlink()
     except DiskFault:
         raise
     except OSError as e:
-        raise PermissionError(f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to.") from e
+        raise PermissionError(
+            f"Cannot write to {out} ({e.strerror}). Set MEDART_OUTPUTS to a folder you may write to."
+        ) from e
+
 
 def _sweep(folder):  # what a killed process left half-written or half-deleted
-    for f in (*folder.glob(".step-*"),*folder.glob(".old-*"),*folder.glob(".new-*")): shutil.rmtree(f,ignore_errors=True)
+    for f in (*folder.glob(".step-*"), *folder.glob(".old-*"), *folder.glob(".new-*")):
+        shutil.rmtree(f, ignore_errors=True)
+
 
 def peak_memory(
-    device # where training ran
-) -> float: # GB
+    device,  # where training ran
+) -> float:  # GB
     "The most memory that was taken: on a GPU what torch had set aside there, else what the process had."
-    if torch.device(device).type=="cuda": return torch.cuda.max_memory_reserved(device)/1e9
-    return peak_rss()/1e9
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e9
+    return peak_rss() / 1e9
 
-def _adapter_files(r,out):  # names of what `Model.save` has written, from the run's folder on
-    folders = [f for d in kind_of(r).parts.values() for f in (out/d).rglob("*")]
-    return sorted(f.relative_to(out).as_posix() for f in [*folders, *out.glob("*.safetensors")] if f.is_file())
 
-def _finish(out,model,r,log,steps,key):
-    for n,p in model.trainable().items(): p.data.copy_(model.ema.get(n,p))
-    columns = ["step","loss","grad_norm","color","color_grad_norm","skipped","images"]
-    if any("validation" in x for x in log.rows): columns.append("validation")
-    write_atomic(out/"losses.csv", pd.DataFrame(log.rows,columns=columns).to_csv(index=False))
-    columns = ["step","seconds","seconds_in_color","seconds_in_grids"]
-    write_atomic(out/"timing.csv", pd.DataFrame(log.clock,columns=columns).to_csv(index=False))
-    why = divergence(log.rows,model.trainable().values())
-    if not why: model.save(out)
-    device = torch.cuda.get_device_name(model.device) if model.device.type=="cuda" else "CPU"
-    write_record(out/"done.json", _reads(r,key), [] if why else _adapter_files(r,out),
-                 steps=steps, device=device, peak_memory_gb=round(peak_memory(model.device),2),
-                 **dict(diverged=why) if why else {})
+def _adapter_files(
+    r, out
+):  # names of what `Model.save` has written, from the run's folder on
+    folders = [f for d in kind_of(r).parts.values() for f in (out / d).rglob("*")]
+    return sorted(
+        f.relative_to(out).as_posix()
+        for f in [*folders, *out.glob("*.safetensors")]
+        if f.is_file()
+    )
+
+
+def _finish(out, model, r, log, steps, key):
+    for n, p in model.trainable().items():
+        p.data.copy_(model.ema.get(n, p))
+    columns = [
+        "step",
+        "loss",
+        "grad_norm",
+        "color",
+        "color_grad_norm",
+        "skipped",
+        "images",
+    ]
+    if any("validation" in x for x in log.rows):
+        columns.append("validation")
+    write_atomic(
+        out / "losses.csv", pd.DataFrame(log.rows, columns=columns).to_csv(index=False)
+    )
+    columns = ["step", "seconds", "seconds_in_color", "seconds_in_grids"]
+    write_atomic(
+        out / "timing.csv", pd.DataFrame(log.clock, columns=columns).to_csv(index=False)
+    )
+    why = divergence(log.rows, model.trainable().values())
+    if not why:
+        model.save(out)
+    device = (
+        torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else "CPU"
+    )
+    write_record(
+        out / "done.json",
+        _reads(r, key),
+        [] if why else _adapter_files(r, out),
+        steps=steps,
+        device=device,
+        peak_memory_gb=round(peak_memory(model.device), 2),
+        **dict(diverged=why) if why else {},
+    )
+
 
 def _refuse_diverged(r):
-    why = read_record(run_dir(r)/"done.json").get("diverged")
+    why = read_record(run_dir(r) / "done.json").get("diverged")
     if why:
-        raise FloatingPointError(f"{run_dir(r)}: training diverged: {why}. See its losses.csv. "
-                                 "Try a smaller lr or lambda_color, or backprop_last_k=5: each is a run of its own.")
+        raise FloatingPointError(
+            f"{run_dir(r)}: training diverged: {why}. See its losses.csv. "
+            "Try a smaller lr or lambda_color, or backprop_last_k=5: each is a run of its own."
+        )
 
 # %% ../nbs/09_hldf.ipynb #009076fc
-def _ready(acc,r,out,key,steps):
-    _sweep(out); _sweep(out/"checkpoints")
-    set_aside_outdated(out/"checkpoints",r,key,steps)
-    if (out/"done.json").exists(): _set_aside_run(r,out,training_fault(r,key))
-    if acc.device.type=="cuda" and r.cuda_graphs and (why := in_the_way(r)):
-        print(f"With {', '.join(why)} steps are not recorded as CUDA graphs but launched one by one: several times slower.")
+def _ready(acc, r, out, key, steps):
+    _sweep(out)
+    _sweep(out / "checkpoints")
+    set_aside_outdated(out / "checkpoints", r, key, steps)
+    if (out / "done.json").exists():
+        _set_aside_run(r, out, training_fault(r, key))
+    if acc.device.type == "cuda" and r.cuda_graphs and (why := in_the_way(r)):
+        print(
+            f"With {', '.join(why)} steps are not recorded as CUDA graphs but launched one by one: several times slower."
+        )
 
-def _set_aside_run(r,out,why):  # an earlier end of this run, done.json last: without it nobody takes the rest for whole
-    tag = read_record(out/"done.json").get("key","")
-    made = [*kind_of(r).parts.values(), *(f.name for f in out.glob("*.safetensors")), "losses.csv", "timing.csv", "grids", "done.json"]
+
+def _set_aside_run(
+    r, out, why
+):  # an earlier end of this run, done.json last: without it nobody takes the rest for whole
+    tag = read_record(out / "done.json").get("key", "")
+    made = [
+        *kind_of(r).parts.values(),
+        *(f.name for f in out.glob("*.safetensors")),
+        "losses.csv",
+        "timing.csv",
+        "grids",
+        "done.json",
+    ]
     for name in made:
-        if (out/name).exists(): set_aside(out/name,out,tag)
-    print(f"{shareable(out)} was trained before, but {why}. That is kept in {shareable(out/'set-aside'/tag)}.")
+        if (out / name).exists():
+            set_aside(out / name, out, tag)
+    print(
+        f"{shareable(out)} was trained before, but {why}. That is kept in {shareable(out / 'set-aside' / tag)}."
+    )
 
-def _rate(clock,r):  # images a second since the log was last read
-    (k0,t0,*_),(k1,t1,*_) = ([(0,0.)]+clock)[-2:]
-    return (k1-k0)*per_update(r)/max(t1-t0,1e-9)
+
+def _rate(clock, r):  # images a second since the log was last read
+    (k0, t0, *_), (k1, t1, *_) = ([(0, 0.0)] + clock)[-2:]
+    return (k1 - k0) * per_update(r) / max(t1 - t0, 1e-9)
 
 # %% ../nbs/09_hldf.ipynb #797eef83
-def _train(acc,r,s,key,steps,stop_after,prompts):
-    out,main,rank,world = run_dir(r),acc.is_main_process,acc.process_index,acc.num_processes
-    model = load_model(r,device=acc.device); ts,opt = training_set(model,r,s),make_optimizer(model,r)
-    if r.compile: compile_blocks(model)
-    start,log = load_checkpoint(out/"checkpoints",model,opt,r,key); acc.wait_for_everyone()
-    if main: save_recipe(r,out)
-    if r.tracker: acc.init_trackers("medart",config={k:str(v) for k,v in settings(r).items()})
-    held = held_out(model,r) if main and r.validation_images else []
-    saved,vote,window = time.time(),Votes(acc),Window()
-    _,seconds,in_color,in_grids = log.clock[-1] if log.clock else (0,0.,0.,0.)
-    t0 = time.perf_counter()-seconds
-    bar = progress(range(start,steps),initial=start,total=steps,desc=f"{r.dataset} {r.method}",disable=not main)
-    with stop_signals() as asked, deterministic(r,acc.device):
+def _train(acc, r, s, key, steps, stop_after, prompts):
+    out, main, rank, world = (
+        run_dir(r),
+        acc.is_main_process,
+        acc.process_index,
+        acc.num_processes,
+    )
+    model = load_model(r, device=acc.device)
+    ts, opt = training_set(model, r, s), make_optimizer(model, r)
+    if r.compile:
+        compile_blocks(model)
+    start, log = load_checkpoint(out / "checkpoints", model, opt, r, key)
+    acc.wait_for_everyone()
+    if main:
+        save_recipe(r, out)
+    if r.tracker:
+        acc.init_trackers("medart", config={k: str(v) for k, v in settings(r).items()})
+    held = held_out(model, r) if main and r.validation_images else []
+    saved, vote, window = time.time(), Votes(acc), Window()
+    _, seconds, in_color, in_grids = log.clock[-1] if log.clock else (0, 0.0, 0.0, 0.0)
+    t0 = time.perf_counter() - seconds
+    bar = progress(
+        range(start, steps),
+        initial=start,
+        total=steps,
+        desc=f"{r.dataset} {r.method}",
+        disable=not main,
+    )
+    with stop_signals() as asked, deterministic(r, acc.device):
         for step in bar:
-            b,spans,done = draw_batch(model,r,ts,step,rank,world),[],step+1
-            scalars = training_step(model,r,b,opt,step,acc,spans)
-            look = bool(r.sample_every) and done%r.sample_every==0
-            if held and (look or done==steps):
+            b, spans, done = draw_batch(model, r, ts, step, rank, world), [], step + 1
+            scalars = training_step(model, r, b, opt, step, acc, spans)
+            look = bool(r.sample_every) and done % r.sample_every == 0
+            if held and (look or done == steps):
                 t1 = time.perf_counter()
-                scalars["validation"] = validation_loss(model,r,held)
-                in_grids += time.perf_counter()-t1
-            log.pending.append((done,scalars,spans))
+                scalars["validation"] = validation_loss(model, r, held)
+                in_grids += time.perf_counter() - t1
+            log.pending.append((done, scalars, spans))
             stop = vote(asked)
-            due = (stop or done in (steps,stop_after) or done%r.checkpoint_every==0
-                   or time.time()-saved>60*r.checkpoint_minutes)
-            if due or done%r.log_every==0:
-                new,spent = read_log(log,r,ts); in_color += spent
-                log.clock.append((done,round(time.perf_counter()-t0,3),round(in_color,3),round(in_grids,3)))
-                bar.set_postfix(shown(log.rows,_rate(log.clock,r)),refresh=False)
+            due = (
+                stop
+                or done in (steps, stop_after)
+                or done % r.checkpoint_every == 0
+                or time.time() - saved > 60 * r.checkpoint_minutes
+            )
+            if due or done % r.log_every == 0:
+                new, spent = read_log(log, r, ts)
+                in_color += spent
+                log.clock.append(
+                    (
+                        done,
+                        round(time.perf_counter() - t0, 3),
+                        round(in_color, 3),
+                        round(in_grids, 3),
+                    )
+                )
+                bar.set_postfix(shown(log.rows, _rate(log.clock, r)), refresh=False)
                 if r.tracker:
-                    for row in new: acc.log({k:v for k,v in row.items() if k!="images"},step=row["step"])
-            if main and due: save_checkpoint(out/"checkpoints",model,opt,done,log,r,key); saved = time.time()
+                    for row in new:
+                        acc.log(
+                            {k: v for k, v in row.items() if k != "images"},
+                            step=row["step"],
+                        )
+            if main and due:
+                save_checkpoint(out / "checkpoints", model, opt, done, log, r, key)
+                saved = time.time()
             if main and look:
-                t1,path = time.perf_counter(),out/"grids"/f"step-{done:07d}.png"
-                window.show(save_figure(sample_grid(model,r,ts,prompts=prompts),path))
-                if r.tracker: track_picture(acc,path,done)
-                in_grids += time.perf_counter()-t1
+                t1, path = time.perf_counter(), out / "grids" / f"step-{done:07d}.png"
+                window.show(
+                    save_figure(sample_grid(model, r, ts, prompts=prompts), path)
+                )
+                if r.tracker:
+                    track_picture(acc, path, done)
+                in_grids += time.perf_counter() - t1
             if stop:
                 acc.wait_for_everyone()
-                raise KeyboardInterrupt(f"{(asked or ['another process'])[0]}: stopped after step {done} of {steps}, "
-                                        "checkpoint saved. Run the same command again to continue.")
-            if done==stop_after and stop_after<steps: return out
-    if main: _finish(out,model,r,log,steps,key)
-    if r.tracker: acc.end_training()
+                raise KeyboardInterrupt(
+                    f"{(asked or ['another process'])[0]}: stopped after step {done} of {steps}, "
+                    "checkpoint saved. Run the same command again to continue."
+                )
+            if done == stop_after and stop_after < steps:
+                return out
+    if main:
+        _finish(out, model, r, log, steps, key)
+    if r.tracker:
+        acc.end_training()
     acc.wait_for_everyone()
     _refuse_diverged(r)
     return out
 
 # %% ../nbs/09_hldf.ipynb #4280964a
 def train(
-    r:Recipe,           # everything
-    stop_after:int=None # stop early after so many steps done, with a checkpoint
-) -> Path:              # the run's folder
+    r: Recipe,  # everything
+    stop_after: int = None,  # stop early after so many steps done, with a checkpoint
+) -> Path:  # the run's folder
     "Fine-tune both LoRAs with HLDF. Run again to continue, or to find the work done."
     out = run_dir(r)
-    acc = Accelerator(mixed_precision="no", log_with=r.tracker or None, project_dir=str(out) if r.tracker else None)
-    check_shares(f"{acc.num_processes} processes",acc.num_processes,r.batch_size)
+    acc = Accelerator(
+        mixed_precision="no",
+        log_with=r.tracker or None,
+        project_dir=str(out) if r.tracker else None,
+    )
+    check_shares(f"{acc.num_processes} processes", acc.num_processes, r.batch_size)
     check_size_and_steps(r)
-    with acc.main_process_first(): s = captions_for(r,"train"); key = captions_key(s)
-    if finished(r,key):
+    with acc.main_process_first():
+        s = captions_for(r, "train")
+        key = captions_key(s)
+    if finished(r, key):
         print(f"{out} is complete.")
         return out
-    if not record_fault(out/"done.json",_reads(r,key)): _refuse_diverged(r)
-    prompts = told_prompts(r.validation_prompts,"validation_prompts") if r.validation_prompts else ()
-    check_known(r,[*s.texts,*prompts])
-    steps,main = check_steps(r,len(s)),acc.is_main_process
-    if main: _writable(out)
-    with alone(out,"train") if main else nullcontext():
+    if not record_fault(out / "done.json", _reads(r, key)):
+        _refuse_diverged(r)
+    prompts = (
+        told_prompts(r.validation_prompts, "validation_prompts")
+        if r.validation_prompts
+        else ()
+    )
+    check_known(r, [*s.texts, *prompts])
+    steps, main = check_steps(r, len(s)), acc.is_main_process
+    if main:
+        _writable(out)
+    with alone(out, "train") if main else nullcontext():
         acc.wait_for_everyone()
-        if finished(r,key):  # by another process, while this one waited
+        if finished(r, key):  # by another process, while this one waited
             print(f"{shareable(out)} is complete.")
             return out
-        if main: _ready(acc,r,out,key,steps)
-        if main and (note := without_color(r,steps)): print(note)
+        if main:
+            _ready(acc, r, out, key, steps)
+        if main and (note := without_color(r, steps)):
+            print(note)
         acc.wait_for_everyone()
-        return _train(acc,r,s,key,steps,stop_after,prompts)
+        return _train(acc, r, s, key, steps, stop_after, prompts)
 
 # %% ../nbs/09_hldf.ipynb #0a261d78
 def launch(
-    r:Recipe # num_processes says how many
-) -> Path:   # the run's folder
+    r: Recipe,  # num_processes says how many
+) -> Path:  # the run's folder
     "Train, in as many processes as the recipe asks for."
-    if r.num_processes==1: return train(r)
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asks for GPUs without starting CUDA, which does not survive a fork
+    if r.num_processes == 1:
+        return train(r)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
+        "1"  # asks for GPUs without starting CUDA, which does not survive a fork
+    )
     gpus = torch.cuda.device_count()
-    if 0<gpus<r.num_processes:
-        raise ValueError(f"num_processes={r.num_processes}, but there are {gpus} GPUs. Pass num_processes={gpus} or fewer.")
+    if 0 < gpus < r.num_processes:
+        raise ValueError(
+            f"num_processes={r.num_processes}, but there are {gpus} GPUs. Pass num_processes={gpus} or fewer."
+        )
     AcceleratorState._reset_state(reset_partial_state=True)
-    (notebook_launcher if gpus else debug_launcher)(_forked,(r,),num_processes=r.num_processes)
+    (notebook_launcher if gpus else debug_launcher)(
+        _forked, (r,), num_processes=r.num_processes
+    )
     return run_dir(r)
+
 
 def _forked(r):
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    try: train(r)
-    except KeyboardInterrupt as e: raise InterruptedError(str(e)) from None  # which the parent gets to see, unlike an interrupt
+    try:
+        train(r)
+    except KeyboardInterrupt as e:
+        raise InterruptedError(
+            str(e)
+        ) from None  # which the parent gets to see, unlike an interrupt
 
 # %% ../nbs/09_hldf.ipynb #b97f7814
 def main(
-    args=None # of the command line
-) -> Path:    # the run's folder
+    args=None,  # of the command line
+) -> Path:  # the run's folder
     "`accelerate launch -m medart.hldf --dataset skin --interval 50`"
-    return train(recipe_from_line("medart.hldf","Fine-tune PixArt-alpha with HLDF; run again to continue.",args))
+    return train(
+        recipe_from_line(
+            "medart.hldf",
+            "Fine-tune PixArt-alpha with HLDF; run again to continue.",
+            args,
+        )
+    )
 
 # %% ../nbs/09_hldf.ipynb #6147258f
-if __name__=="__main__" and "__file__" in globals():
-    try: main()
-    except KeyboardInterrupt as e: raise SystemExit(str(e)) from None
+if __name__ == "__main__" and "__file__" in globals():
+    try:
+        main()
+    except KeyboardInterrupt as e:
+        raise SystemExit(str(e)) from None
 
 # %% ../nbs/09_hldf.ipynb #47d1dcfa
 def read_losses(
-    r:Recipe # a finished run
+    r: Recipe,  # a finished run
 ) -> pd.DataFrame:
     "The log of a run: one row a step, color columns filled where Eq. 4 was computed."
-    return pd.read_csv(run_dir(r)/"losses.csv")
+    return pd.read_csv(run_dir(r) / "losses.csv")
 
 # %% ../nbs/09_hldf.ipynb #dd8b196f
 def loss_figure(
-    r:Recipe # a finished run
-):           # figure
+    r: Recipe,  # a finished run
+):  # figure
     "Noise loss, colour gap, and both gradients' norms before clipping."
     import matplotlib.pyplot as plt
     import seaborn as sns
-    d = read_losses(r); c = d.dropna(subset=["color"]); w = max(1,len(d)//20)
-    fig,axs = plt.subplots(1,3,figsize=(9,2.2),layout="constrained")
-    axs[0].plot(d.step,d.loss,color="0.8",lw=.5); axs[0].plot(d.step,d.loss.rolling(w,min_periods=1).mean(),color="#0072b2")
+
+    d = read_losses(r)
+    c = d.dropna(subset=["color"])
+    w = max(1, len(d) // 20)
+    fig, axs = plt.subplots(1, 3, figsize=(9, 2.2), layout="constrained")
+    axs[0].plot(d.step, d.loss, color="0.8", lw=0.5)
+    axs[0].plot(d.step, d.loss.rolling(w, min_periods=1).mean(), color="#0072b2")
     if "validation" in d:
         v = d.dropna(subset=["validation"])
-        axs[0].plot(v.step,v.validation,"s-",ms=2.5,lw=.8,color="black",label="held-out images")
-        axs[0].legend(frameon=False,fontsize=6)
-    axs[1].plot(c.step,c.color,"o-",ms=2.5,lw=.8,color="#d55e00")
-    axs[2].semilogy(d.step,d.grad_norm,color="0.6",lw=.5,label="sum, as clipped")
-    axs[2].semilogy(c.step,c.color_grad_norm,"o",ms=2.5,color="#d55e00",label="colour loss / M")
-    for ax,y in zip(axs,("noise loss (Eq. 3)","colour loss (Eq. 4)","gradient norm")): ax.set(xlabel="step",ylabel=y)
-    axs[2].legend(frameon=False,fontsize=6); sns.despine(fig); plt.close(fig)
+        axs[0].plot(
+            v.step,
+            v.validation,
+            "s-",
+            ms=2.5,
+            lw=0.8,
+            color="black",
+            label="held-out images",
+        )
+        axs[0].legend(frameon=False, fontsize=6)
+    axs[1].plot(c.step, c.color, "o-", ms=2.5, lw=0.8, color="#d55e00")
+    axs[2].semilogy(d.step, d.grad_norm, color="0.6", lw=0.5, label="sum, as clipped")
+    axs[2].semilogy(
+        c.step, c.color_grad_norm, "o", ms=2.5, color="#d55e00", label="colour loss / M"
+    )
+    for ax, y in zip(
+        axs, ("noise loss (Eq. 3)", "colour loss (Eq. 4)", "gradient norm")
+    ):
+        ax.set(xlabel="step", ylabel=y)
+    axs[2].legend(frameon=False, fontsize=6)
+    sns.despine(fig)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/09_hldf.ipynb #9224c544
 def run_summary(
-    r:Recipe # a finished run
+    r: Recipe,  # a finished run
 ) -> pd.DataFrame:
     "Time, speed, memory and the colour loss's share, beside the paper's."
-    t,d,done = pd.read_csv(run_dir(r)/"timing.csv"),read_losses(r),json.loads((run_dir(r)/"done.json").read_text())
-    _,s,color,grids = t.iloc[-1] if len(t) else (0,0.,0.,0.)
-    rest,steps = max(s-color-grids,1e-9),done["steps"]
-    rows = dict(scale=r.scale, device=done["device"], steps=steps, skipped_updates=int(d.skipped.sum()),
-                minutes=round(s/60,2), images_per_second=round(steps*per_update(r)/max(s-grids,1e-9),1),
-                color_losses=int(d.color.notna().sum()), time_added_by_color=f"{color/rest:.0%}",
-                added_in_the_paper="9% (Kvasir, N=500), 6% (skin, N=1500)", minutes_of_sample_grids=round(grids/60,2),
-                peak_memory_gb=done["peak_memory_gb"], last_noise_loss=round(d.loss.tail(50).mean(),4) if len(d) else None)
+    t, d, done = (
+        pd.read_csv(run_dir(r) / "timing.csv"),
+        read_losses(r),
+        json.loads((run_dir(r) / "done.json").read_text()),
+    )
+    _, s, color, grids = t.iloc[-1] if len(t) else (0, 0.0, 0.0, 0.0)
+    rest, steps = max(s - color - grids, 1e-9), done["steps"]
+    rows = dict(
+        scale=r.scale,
+        device=done["device"],
+        steps=steps,
+        skipped_updates=int(d.skipped.sum()),
+        minutes=round(s / 60, 2),
+        images_per_second=round(steps * per_update(r) / max(s - grids, 1e-9), 1),
+        color_losses=int(d.color.notna().sum()),
+        time_added_by_color=f"{color / rest:.0%}",
+        added_in_the_paper="9% (Kvasir, N=500), 6% (skin, N=1500)",
+        minutes_of_sample_grids=round(grids / 60, 2),
+        peak_memory_gb=done["peak_memory_gb"],
+        last_noise_loss=round(d.loss.tail(50).mean(), 4) if len(d) else None,
+    )
     return pd.DataFrame(dict(value=rows))

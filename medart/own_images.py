@@ -14,7 +14,7 @@ import io
 import shlex
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime,timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,76 +23,128 @@ import pandas as pd
 import yaml
 from matplotlib.patches import Rectangle
 
-from .classifier import classified,confusion_figure,recall_figure,scores_table
-from .core import data_dir,read_names,shareable,write_atomic
-from .data import contact_sheet,find_data,get_source,list_images,load_split,read_image,unit
-from .generation import color_histograms,real_beside_generated
-from .hldf import loss_figure,read_losses
-from .metrics import (LEAST,color_figure,copies_figure,evaluate,generated_images,metrics_note,metrics_table,
-                            origin,real_images,results,results_path)
-from .preflight import STAGES,preflight
-from .recipes import (DATASETS,SCALES,Dataset,Recipe,category,class_folder,data_path,
-                            dataset_of,read_dataset,samples_dir)
-from .simplify import captions_used,read_captions,samples_figure,write_captions
-from .vsg import fault_counts,validity
+from .classifier import classified, confusion_figure, recall_figure, scores_table
+from .core import data_dir, read_names, shareable, write_atomic
+from medart.data import (
+    contact_sheet,
+    find_data,
+    get_source,
+    list_images,
+    load_split,
+    read_image,
+    unit,
+)
+from .generation import color_histograms, real_beside_generated
+from .hldf import loss_figure, read_losses
+from medart.metrics import (
+    LEAST,
+    color_figure,
+    copies_figure,
+    evaluate,
+    generated_images,
+    metrics_note,
+    metrics_table,
+    origin,
+    real_images,
+    results,
+    results_path,
+)
+from .preflight import STAGES, preflight
+from medart.recipes import (
+    DATASETS,
+    SCALES,
+    Dataset,
+    Recipe,
+    category,
+    class_folder,
+    data_path,
+    dataset_of,
+    read_dataset,
+    samples_dir,
+)
+from .simplify import captions_used, read_captions, samples_figure, write_captions
+from .vsg import fault_counts, validity
 
 # %% ../nbs/20_own_images.ipynb #fce12a87
 def own_name(
-    folder,     # of images
-    name:str="" # as somebody wants it; empty for the folder's own
+    folder,  # of images
+    name: str = "",  # as somebody wants it; empty for the folder's own
 ) -> str:
     "What a data set of one's own is called."
-    word = str(name).strip() or class_folder(Path(folder).name).replace(".", "-")[:50] or "own"
+    word = (
+        str(name).strip()
+        or class_folder(Path(folder).name).replace(".", "-")[:50]
+        or "own"
+    )
     if word.casefold() not in DATASETS:
         return word
     if name:
-        raise ValueError(f"name={name!r} is one of the paper's data sets. Pass another name.")
+        raise ValueError(
+            f"name={name!r} is one of the paper's data sets. Pass another name."
+        )
     return f"my-{word}"
 
 # %% ../nbs/20_own_images.ipynb #86240176
 GENERAL = "specific color, shape, border, surface texture, and other relevant details"
 "What a captioner is asked about where nobody has said more."
 
+
 def found_labels(
-    folder,   # of images
-    name:str  # of the data set
-) -> pd.DataFrame: # label, cls, n
+    folder,  # of images
+    name: str,  # of the data set
+) -> pd.DataFrame:  # label, cls, n
     "The labels in a folder or its table, and how many images have each."
     bare = Dataset(name, "", "", {}, None, None, "", "FD")
     get_source(bare, folder)
     _, t, how = list_images(folder, bare)
     used = t[(t.why == "") & (t.cls != "")]
     if used.empty:
-        raise FileNotFoundError(f"No images with a class in {folder} ({how}). Put them into "
-                                "class folders, for example melanoma/1.jpg, or add a table "
-                                "with columns like file_name and label.")
+        raise FileNotFoundError(
+            f"No images with a class in {folder} ({how}). Put them into "
+            "class folders, for example melanoma/1.jpg, or add a table "
+            "with columns like file_name and label."
+        )
     return used.groupby(["label", "cls"]).size().rename("n").reset_index()
 
 # %% ../nbs/20_own_images.ipynb #0dd675f3
-def _line(key, value): # of YAML
+def _line(key, value):  # of YAML
     return yaml.safe_dump({key: value}, width=10**6, allow_unicode=True).strip()
 
+
 def proposal(
-    labels:pd.DataFrame, # of `found_labels`
-    modality:str,        # as captions call it
-    features:str=""      # that the captioner is asked about; empty for those of the paper, or general ones
-) -> str:                # the text of a dataset.yaml
+    labels: pd.DataFrame,  # of `found_labels`
+    modality: str,  # as captions call it
+    features: str = "",  # that the captioner is asked about; empty for those of the paper, or general ones
+) -> str:  # the text of a dataset.yaml
     "A description of a data set, to be edited."
     known = {d.modality: d.features for d in DATASETS.values()}
     says = features or known.get(modality, GENERAL)
-    lines = [f"  {_line(x.label, category(x.cls))}  # {x.n} images" for x in labels.itertuples()]
-    return "\n".join(["# Proposed from what was found. Edit it, then run the same command again.",
-                      _line("modality", modality)+"  # stands in each caption",
-                      _line("features", says),
-                      "categories:  # label of a folder or table: name in captions",
-                      *lines])+"\n"
+    lines = [
+        f"  {_line(x.label, category(x.cls))}  # {x.n} images"
+        for x in labels.itertuples()
+    ]
+    return (
+        "\n".join(
+            [
+                "# Proposed from what was found. Edit it, then run the same command again.",
+                _line("modality", modality) + "  # stands in each caption",
+                _line("features", says),
+                "categories:  # label of a folder or table: name in captions",
+                *lines,
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../nbs/20_own_images.ipynb #b0096c9a
-def _agree(path, d, **told): # parameters beside the file
+def _agree(path, d, **told):  # parameters beside the file
     for k, v in told.items():
         if v and v != getattr(d, k):
-            raise ValueError(f"{k}={v!r}, and dataset.yaml in {path.parent} says "
-                             f"{getattr(d, k)!r}. Change that file, or leave -p {k} out.")
+            raise ValueError(
+                f"{k}={v!r}, and dataset.yaml in {path.parent} says "
+                f"{getattr(d, k)!r}. Change that file, or leave -p {k} out."
+            )
+
 
 def _write_new(path, text):
     try:
@@ -100,114 +152,164 @@ def _write_new(path, text):
     except OSError as e:
         raise PermissionError(
             f"dataset.yaml cannot be written to {path.parent} ({e.strerror}). Put it there yourself:\n"
-            f"{text}or pass a folder of links to the images, made by `cp -rs`.") from e
+            f"{text}or pass a folder of links to the images, made by `cp -rs`."
+        ) from e
 
 # %% ../nbs/20_own_images.ipynb #54deae85
 def describe_folder(
-    images,          # folder of images: absolute, from the working directory, or below data/
-    modality:str="", # for a folder without dataset.yaml
-    features:str="", # as for `proposal`
-    name:str=""      # as for `own_name`
+    images,  # folder of images: absolute, from the working directory, or below data/
+    modality: str = "",  # for a folder without dataset.yaml
+    features: str = "",  # as for `proposal`
+    name: str = "",  # as for `own_name`
 ) -> Dataset:
     "What is known of a folder of images: its dataset.yaml, or a proposal that is written there."
     text = str(images).strip()
     if not text:
-        raise ValueError("images is empty. Pass a folder of images: -p images ~/my-images")
-    folder = data_dir()/data_path(text)
+        raise ValueError(
+            "images is empty. Pass a folder of images: -p images ~/my-images"
+        )
+    folder = data_dir() / data_path(text)
     if not folder.is_dir():
-        raise FileNotFoundError(f"images={text!r} is no folder: looked from the working directory and in data/.")
-    called, path = own_name(folder, name), folder/"dataset.yaml"
+        raise FileNotFoundError(
+            f"images={text!r} is no folder: looked from the working directory and in data/."
+        )
+    called, path = own_name(folder, name), folder / "dataset.yaml"
     modality, features = str(modality).strip(), str(features).strip()
     if not path.exists():
         if not modality:
-            raise ValueError("What kind of images are these? Pass for example -p modality dermoscopic, "
-                             f"or write dataset.yaml into {folder}.")
+            raise ValueError(
+                "What kind of images are these? Pass for example -p modality dermoscopic, "
+                f"or write dataset.yaml into {folder}."
+            )
         _write_new(path, proposal(found_labels(folder, called), modality, features))
-        print("Wrote dataset.yaml into the images' folder. To rename a class or say what matters, edit it and run again.")
+        print(
+            "Wrote dataset.yaml into the images' folder. To rename a class or say what matters, edit it and run again."
+        )
     d = read_dataset(called, path)
     _agree(path, d, modality=modality, features=features)
     return d
 
 # %% ../nbs/20_own_images.ipynb #4d6fe1ba
 def cropping(
-    out # a prepared folder
-) -> pd.DataFrame: # a row a class and one for all; shares of pixels
+    out,  # a prepared folder
+) -> pd.DataFrame:  # a row a class and one for all; shares of pixels
     "How much of the images a square from the middle throws away."
-    m = read_names(Path(out)/"manifest.csv")
+    m = read_names(Path(out) / "manifest.csv")
     sides = m[["width", "height"]].astype(int)
-    m["ratio"] = sides.max(axis=1)/sides.min(axis=1)
-    m["lost"] = 1-1/m.ratio
-    wanted = dict(images=("lost", "size"), ratio=("ratio", "median"), lost=("lost", "mean"), most=("lost", "max"))
+    m["ratio"] = sides.max(axis=1) / sides.min(axis=1)
+    m["lost"] = 1 - 1 / m.ratio
+    wanted = dict(
+        images=("lost", "size"),
+        ratio=("ratio", "median"),
+        lost=("lost", "mean"),
+        most=("lost", "max"),
+    )
     each = [m.groupby(m["class"].map(category)), m.groupby(lambda i: "all classes")]
     t = pd.concat([g.agg(**wanted) for g in each]).rename_axis("class").reset_index()
-    return t.rename(columns=dict(ratio="longer / shorter side, median", lost="thrown away, mean",
-                                 most="thrown away, most"))
+    return t.rename(
+        columns=dict(
+            ratio="longer / shorter side, median",
+            lost="thrown away, mean",
+            most="thrown away, most",
+        )
+    )
+
 
 def cropping_note(
-    t:pd.DataFrame # of `cropping`
+    t: pd.DataFrame,  # of `cropping`
 ) -> str:
     "The same in a sentence."
     mean, most = t.iloc[-1][["thrown away, mean", "thrown away, most"]]
-    if most < .005:
+    if most < 0.005:
         return "All images are square: nothing is cropped away."
-    return (f"A square from the middle throws away {mean:.0%} of the pixels on average, and "
-            f"{most:.0%} of the image that loses most.")
+    return (
+        f"A square from the middle throws away {mean:.0%} of the pixels on average, and "
+        f"{most:.0%} of the image that loses most."
+    )
 
 # %% ../nbs/20_own_images.ipynb #3b15f14b
 def cropping_figure(
-    out,         # a prepared folder
-    most:int=8   # classes
-):               # figure
+    out,  # a prepared folder
+    most: int = 8,  # classes
+):  # figure
     "The image of each class that loses most, with the square that is kept."
-    m = read_names(Path(out)/"manifest.csv")
+    m = read_names(Path(out) / "manifest.csv")
     w, h = m.width.astype(int), m.height.astype(int)
-    worst = (np.maximum(w, h)/np.minimum(w, h)).groupby(m["class"]).idxmax()[:most]
-    fig, axs = plt.subplots(1, len(worst), figsize=(1.7*len(worst), 1.9), squeeze=False, layout="constrained")
+    worst = (np.maximum(w, h) / np.minimum(w, h)).groupby(m["class"]).idxmax()[:most]
+    fig, axs = plt.subplots(
+        1,
+        len(worst),
+        figsize=(1.7 * len(worst), 1.9),
+        squeeze=False,
+        layout="constrained",
+    )
     for ax, (c, i) in zip(axs.flat, worst.items()):
-        im = read_image(Path(out)/m.file[i], 160)
+        im = read_image(Path(out) / m.file[i], 160)
         side, (a, b) = min(im.size), im.size
-        x, y = (a-side)//2, (b-side)//2
-        ax.imshow(im, alpha=.35)
-        ax.imshow(im.crop((x, y, x+side, y+side)), extent=(x, x+side, y+side, y))
+        x, y = (a - side) // 2, (b - side) // 2
+        ax.imshow(im, alpha=0.35)
+        ax.imshow(
+            im.crop((x, y, x + side, y + side)), extent=(x, x + side, y + side, y)
+        )
         ax.add_patch(Rectangle((x, y), side, side, fill=False, ec="#d55e00", lw=1.5))
         ax.set(xlim=(0, a), ylim=(b, 0))
-        ax.set_title(f"{category(c)}: {1-side/max(a, b):.0%} lost", fontsize=8)
+        ax.set_title(f"{category(c)}: {1 - side / max(a, b):.0%} lost", fontsize=8)
         ax.axis("off")
     plt.close(fig)
     return fig
 
 # %% ../nbs/20_own_images.ipynb #a4d4f00c
-FAULTS = dict(opening="it did not begin with modality and class", short="it was too short",
-              echo="it repeated the question", refusal="it was a refusal", loop="it repeated itself",
-              language="it was not in English", debris="it held markup or debris")
+FAULTS = dict(
+    opening="it did not begin with modality and class",
+    short="it was too short",
+    echo="it repeated the question",
+    refusal="it was a refusal",
+    loop="it repeated itself",
+    language="it was not in English",
+    debris="it held markup or debris",
+)
 "What was wrong with drafts, in words."
 
-def _strange(r, classes): # those that the bundled captioner has never seen
+
+def _strange(r, classes):  # those that the bundled captioner has never seen
     seen = {category(c) for d in DATASETS.values() for c in d.counts}
-    return [c for c in map(category, classes) if c not in seen] if r.vlm == SCALES["tiny"]["vlm"] else []
+    return (
+        [c for c in map(category, classes) if c not in seen]
+        if r.vlm == SCALES["tiny"]["vlm"]
+        else []
+    )
 
 # %% ../nbs/20_own_images.ipynb #1fcdff57
 def captions_note(
-    r:Recipe,          # a recipe
-    table:pd.DataFrame # of `caption_images`: class, source, faults, tries
+    r: Recipe,  # a recipe
+    table: pd.DataFrame,  # of `caption_images`: class, source, faults, tries
 ) -> str:
     "How many captions are simple, and why, in words."
     n, simple = len(table), int((table.source == "simple").sum())
     if not simple:
         return f"All {n} captions were written by {shareable(r.vlm)}; none had to be replaced."
-    why = [f"{FAULTS.get(k, k)} ({v})" for k, v in fault_counts(table[table.source == "simple"]).items()]
-    said = (f"{simple} of {n} captions ({simple/n:.0%}) are simple ones, which name modality and class and "
-            f"nothing else: no answer of {shareable(r.vlm)} passed the rules. Why answers were refused, with how "
-            f"often: {'; '.join(why)}.")
+    why = [
+        f"{FAULTS.get(k, k)} ({v})"
+        for k, v in fault_counts(table[table.source == "simple"]).items()
+    ]
+    said = (
+        f"{simple} of {n} captions ({simple / n:.0%}) are simple ones, which name modality and class and "
+        f"nothing else: no answer of {shareable(r.vlm)} passed the rules. Why answers were refused, with how "
+        f"often: {'; '.join(why)}."
+    )
     strange = _strange(r, sorted(set(table["class"])))
-    return said+(f" The small captioner bundled for tiny scale knows the classes of {' and '.join(DATASETS)} and "
-                 f"has never seen {', '.join(strange)}; at paper scale, or with -p vlm, a captioner that knows more "
-                 "words takes its place." if strange else "")
+    return said + (
+        f" The small captioner bundled for tiny scale knows the classes of {' and '.join(DATASETS)} and "
+        f"has never seen {', '.join(strange)}; at paper scale, or with -p vlm, a captioner that knows more "
+        "words takes its place."
+        if strange
+        else ""
+    )
 
 # %% ../nbs/20_own_images.ipynb #b2190317
 def caption_own(
-    r:Recipe # a recipe
-) -> dict:   # split -> table of captions; empty where none are asked for
+    r: Recipe,  # a recipe
+) -> dict:  # split -> table of captions; empty where none are asked for
     "Caption both splits and say how many captions are simple, and why."
     if r.captions != "vsg":
         print(f"captions={r.captions}: nothing is captioned.")
@@ -218,19 +320,22 @@ def caption_own(
 
 # %% ../nbs/20_own_images.ipynb #79d93e75
 def too_few_to_measure(
-    r:Recipe # a recipe
-) -> str:    # why; empty when there are enough
+    r: Recipe,  # a recipe
+) -> str:  # why; empty when there are enough
     "Is the test set too small for distances?"
     n = len(load_split(r, "test"))
     if n >= LEAST:
         return ""
-    return (f"No distances and no search for copies: the test set holds {n} images, and {LEAST} are needed. A fifth "
-            f"of each class goes there, so about {5*LEAST} images in all are enough.")
+    return (
+        f"No distances and no search for copies: the test set holds {n} images, and {LEAST} are needed. A fifth "
+        f"of each class goes there, so about {5 * LEAST} images in all are enough."
+    )
+
 
 def evaluate_own(
-    r:Recipe,    # a run whose images are generated
-    spaces:str="" # further feature spaces
-) -> pd.DataFrame: # numbers to read, or the reason why there are none
+    r: Recipe,  # a run whose images are generated
+    spaces: str = "",  # further feature spaces
+) -> pd.DataFrame:  # numbers to read, or the reason why there are none
     "Measure what can be measured."
     if few := too_few_to_measure(r):
         return pd.DataFrame(dict(measured=[few]))
@@ -242,25 +347,33 @@ def evaluate_own(
 @dataclass(frozen=True)
 class Part:
     "One piece of a report."
-    kind:str         # heading, text, command, table or figure
-    what:object      # text, a DataFrame or PNG bytes
-    caption:str=""   # of a table or figure
+
+    kind: str  # heading, text, command, table or figure
+    what: object  # text, a DataFrame or PNG bytes
+    caption: str = ""  # of a table or figure
 
 # %% ../nbs/20_own_images.ipynb #176bc421
-def _png(fig, dpi=130): # bytes
+def _png(fig, dpi=130):  # bytes
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata=dict(Software=None))
+    fig.savefig(
+        buffer, format="png", dpi=dpi, bbox_inches="tight", metadata=dict(Software=None)
+    )
     plt.close(fig)
     return buffer.getvalue()
 
-def _shown(v): # a cell
+
+def _shown(v):  # a cell
     if isinstance(v, (float, np.floating)):
         return "-" if np.isnan(v) else f"{v:.3g}"
     return "-" if v is None or v is pd.NA else shareable(v)
 
-def _rows(t): # a table with its names -> lists of text, the heading first
+
+def _rows(t):  # a table with its names -> lists of text, the heading first
     t = t.reset_index() if t.index.name or t.index.nlevels > 1 else t
-    return [[str(c) for c in t.columns], *([_shown(v) for v in row] for row in t.itertuples(index=False))]
+    return [
+        [str(c) for c in t.columns],
+        *([_shown(v) for v in row] for row in t.itertuples(index=False)),
+    ]
 
 # %% ../nbs/20_own_images.ipynb #a970083c
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -270,90 +383,120 @@ table{border-collapse:collapse;font-size:.82rem;margin:.5rem 0}td,th{padding:.2r
 th{border-bottom:1px solid #888}tr:nth-child(even){background:#f6f6f6}
 figure{margin:1rem 0}img{max-width:100%}figcaption,.caption{font-size:.85rem;color:#555}"""
 
-def _html(p): # a part
+
+def _html(p):  # a part
     note = html.escape(p.caption)
     if p.kind == "figure":
         data = base64.b64encode(p.what).decode()
         return f'<figure><img alt="{note}" src="data:image/png;base64,{data}"><figcaption>{note}</figcaption></figure>'
     if p.kind == "table":
         head, *rows = [[html.escape(c) for c in row] for row in _rows(p.what)]
-        body = "".join("<tr>"+"".join(f"<td>{c}</td>" for c in row)+"</tr>" for row in rows)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows
+        )
         top = "".join(f"<th>{c}</th>" for c in head)
         return f'<p class="caption">{note}</p><div class="wide"><table><tr>{top}</tr>{body}</table></div>'
     tag = dict(title="h1", heading="h2", command="pre").get(p.kind, "p")
     return f"<{tag}>{html.escape(str(p.what))}</{tag}>"
 
+
 def write_html(
-    parts:list, # of a report
-    path        # to write
+    parts: list,  # of a report
+    path,  # to write
 ) -> Path:
     "One web page that needs nothing beside it."
     body = "\n".join(map(_html, parts))
-    return write_atomic(path, f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-                              f"<title>{html.escape(str(parts[0].what))}</title><style>{STYLE}</style></head>"
-                              f"<body>{body}</body></html>\n")
+    return write_atomic(
+        path,
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(str(parts[0].what))}</title><style>{STYLE}</style></head>"
+        f"<body>{body}</body></html>\n",
+    )
 
 # %% ../nbs/20_own_images.ipynb #aae99374
-def _blank_pdf(): # A4 with DejaVu fonts and numbered pages
+def _blank_pdf():  # A4 with DejaVu fonts and numbered pages
     from fpdf import FPDF
+
     pdf = FPDF(format="A4")
-    fonts = Path(plt.matplotlib.get_data_path())/"fonts/ttf"
+    fonts = Path(plt.matplotlib.get_data_path()) / "fonts/ttf"
     for style, file in {"": "DejaVuSans", "B": "DejaVuSans-Bold"}.items():
-        pdf.add_font("DejaVu", style, fonts/f"{file}.ttf")
+        pdf.add_font("DejaVu", style, fonts / f"{file}.ttf")
+
     def number():
         pdf.set_y(-12)
         pdf.set_font("DejaVu", size=7)
         pdf.cell(0, 5, str(pdf.page_no()), align="C")
+
     pdf.footer = number
     pdf.set_margin(15)
     pdf.set_auto_page_break(True, 16)
-    pdf.creation_date = datetime(2000, 1, 1, tzinfo=timezone.utc) # no clock in what is written
+    pdf.creation_date = datetime(
+        2000, 1, 1, tzinfo=timezone.utc
+    )  # no clock in what is written
     pdf.add_page()
     return pdf
 
+
 def _paragraph(pdf, text, size=9, style="", after=2):
     pdf.set_font("DejaVu", style, size)
-    pdf.multi_cell(0, size*.5, str(text), new_x="LMARGIN", new_y="NEXT", align="L")
+    pdf.multi_cell(0, size * 0.5, str(text), new_x="LMARGIN", new_y="NEXT", align="L")
     pdf.ln(after)
 
 # %% ../nbs/20_own_images.ipynb #1a1a6096
-def _figure(pdf, p): # as wide as the page, or as it is
+def _figure(pdf, p):  # as wide as the page, or as it is
     from PIL import Image as Pictures
+
     w, h = Pictures.open(io.BytesIO(p.what)).size
-    wide = min(pdf.epw, w/130*25.4, 215*w/h)
-    if pdf.will_page_break(wide*h/w+8):
+    wide = min(pdf.epw, w / 130 * 25.4, 215 * w / h)
+    if pdf.will_page_break(wide * h / w + 8):
         pdf.add_page()
     pdf.image(io.BytesIO(p.what), w=wide, alt_text=p.caption or None)
     pdf.ln(1)
     _paragraph(pdf, p.caption, 7.5)
 
+
 def _table(pdf, p):
     from fpdf.fonts import FontFace
+
     rows = _rows(p.what)
     size = 7.5 if len(rows[0]) < 8 else 6
     longest = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    words = [max(len(w) for row in rows for w in row[i].split() or [""]) for i in range(len(rows[0]))]
-    widths = [max(min(n, 34), min(w, 22), 4)+3 for n, w in zip(longest, words)]
+    words = [
+        max(len(w) for row in rows for w in row[i].split() or [""])
+        for i in range(len(rows[0]))
+    ]
+    widths = [max(min(n, 34), min(w, 22), 4) + 3 for n, w in zip(longest, words)]
     if pdf.will_page_break(26):
         pdf.add_page()
     _paragraph(pdf, p.caption, 7.5, after=1)
     pdf.set_font("DejaVu", size=size)
-    width = min(pdf.epw, sum(widths)*size*.23)
-    with pdf.table(rows, col_widths=widths, width=width, align="LEFT", text_align="LEFT", line_height=size*.47,
-                   borders_layout="HORIZONTAL_LINES", padding=.6, headings_style=FontFace(emphasis="BOLD")):
+    width = min(pdf.epw, sum(widths) * size * 0.23)
+    with pdf.table(
+        rows,
+        col_widths=widths,
+        width=width,
+        align="LEFT",
+        text_align="LEFT",
+        line_height=size * 0.47,
+        borders_layout="HORIZONTAL_LINES",
+        padding=0.6,
+        headings_style=FontFace(emphasis="BOLD"),
+    ):
         pass
     pdf.ln(4)
 
 # %% ../nbs/20_own_images.ipynb #7ef6710b
 def write_pdf(
-    parts:list, # of a report
-    path        # to write
-) -> Path:      # or None where fpdf2 is not installed, which is said
+    parts: list,  # of a report
+    path,  # to write
+) -> Path:  # or None where fpdf2 is not installed, which is said
     "The report on pages."
     try:
         pdf = _blank_pdf()
     except ModuleNotFoundError:
-        print("No PDF was written: it needs fpdf2 (pip install fpdf2). The web page holds the same.")
+        print(
+            "No PDF was written: it needs fpdf2 (pip install fpdf2). The web page holds the same."
+        )
         return None
     for p in parts:
         if p.kind in ("figure", "table"):
@@ -362,37 +505,82 @@ def write_pdf(
         big = dict(title=16, heading=12).get(p.kind, 0)
         if big and pdf.will_page_break(45):
             pdf.add_page()
-        _paragraph(pdf, p.what, big or (7.5 if p.kind == "command" else 9), "B" if big else "")
+        _paragraph(
+            pdf, p.what, big or (7.5 if p.kind == "command" else 9), "B" if big else ""
+        )
     return write_atomic(path, bytes(pdf.output()))
 
 # %% ../nbs/20_own_images.ipynb #de3e2aa9
 def _data_parts(r, folder):
-    m = read_names(folder/"manifest.csv")
-    q = read_names(folder/"quarantine.csv")
-    copies = read_names(folder/"duplicates.csv")
-    counts = pd.crosstab(m["class"].map(category), m.split).reindex(columns=["train", "test"], fill_value=0)
-    counts = pd.concat([counts, counts.sum().to_frame("all classes").T]).rename_axis("class")
+    m = read_names(folder / "manifest.csv")
+    q = read_names(folder / "quarantine.csv")
+    copies = read_names(folder / "duplicates.csv")
+    counts = pd.crosstab(m["class"].map(category), m.split).reindex(
+        columns=["train", "test"], fill_value=0
+    )
+    counts = pd.concat([counts, counts.sum().to_frame("all classes").T]).rename_axis(
+        "class"
+    )
     kinds = copies.groupby("kind").size().to_dict()
-    told = yaml.safe_load((folder/"prepared.json").read_text(encoding="utf-8")).get("remarks", [])
-    parts = [Part("heading", "The images"),
-             Part("text", f"{len(m):,} images of {m['class'].nunique()} classes, {dataset_of(r).modality}. A fifth of each "
-                          "class is for testing and is never trained on; copies of one image stay on one side."),
-             Part("table", counts, "Images of each class"),
-             Part("text", f"Set aside before anything else: {len(q)} files. Copies among the rest: {kinds.get('exact', 0)} "
-                          f"pairs that are the same and {kinds.get('near', 0)} that look alike.")]
+    told = yaml.safe_load((folder / "prepared.json").read_text(encoding="utf-8")).get(
+        "remarks", []
+    )
+    parts = [
+        Part("heading", "The images"),
+        Part(
+            "text",
+            f"{len(m):,} images of {m['class'].nunique()} classes, {dataset_of(r).modality}. A fifth of each "
+            "class is for testing and is never trained on; copies of one image stay on one side.",
+        ),
+        Part("table", counts, "Images of each class"),
+        Part(
+            "text",
+            f"Set aside before anything else: {len(q)} files. Copies among the rest: {kinds.get('exact', 0)} "
+            f"pairs that are the same and {kinds.get('near', 0)} that look alike.",
+        ),
+    ]
     if len(q):
-        parts.append(Part("table", q.groupby(["class", "reason"]).size().rename("files").reset_index(), "Why files were set aside"))
+        parts.append(
+            Part(
+                "table",
+                q.groupby(["class", "reason"]).size().rename("files").reset_index(),
+                "Why files were set aside",
+            )
+        )
     parts += [Part("text", f"Noticed: {x}.") for x in told]
-    return [*parts, Part("figure", _png(contact_sheet(folder)), "The first training images of each class")]
+    return [
+        *parts,
+        Part(
+            "figure",
+            _png(contact_sheet(folder)),
+            "The first training images of each class",
+        ),
+    ]
+
 
 def _cropping_parts(folder):
     t = cropping(folder)
     shown = t.assign(**{c: t[c].map("{:.0%}".format) for c in t.columns[-2:]})
-    parts = [Part("heading", "What cropping throws away"),
-             Part("text", cropping_note(t)+" The models see squares: the middle of each image."),
-             Part("table", shown, "Shares of pixels outside of the square")]
-    lost = t.iloc[-1]["thrown away, most"] >= .005
-    return parts+([Part("figure", _png(cropping_figure(folder)), "The image of each class that loses most")] if lost else [])
+    parts = [
+        Part("heading", "What cropping throws away"),
+        Part(
+            "text",
+            cropping_note(t) + " The models see squares: the middle of each image.",
+        ),
+        Part("table", shown, "Shares of pixels outside of the square"),
+    ]
+    lost = t.iloc[-1]["thrown away, most"] >= 0.005
+    return parts + (
+        [
+            Part(
+                "figure",
+                _png(cropping_figure(folder)),
+                "The image of each class that loses most",
+            )
+        ]
+        if lost
+        else []
+    )
 
 # %% ../nbs/20_own_images.ipynb #83f1cbea
 def _caption_parts(r):
@@ -402,168 +590,342 @@ def _caption_parts(r):
         both = pd.concat(tables.values(), ignore_index=True)
         shares = validity(both)
         shares["class"] = shares["class"].map(category)
-        parts += [Part("text", captions_note(r, both)),
-                  Part("table", shares, "Shares of captions accepted at once, accepted after asking again, and replaced by the simple one"),
-                  Part("figure", _png(samples_figure(r, "test", tables["test"])),
-                       "Test images. In brackets the simple caption, then the one that is used")]
-    used = captions_used(r)[["split", "captions", "whose", "limit, tokens", "longest, tokens", "beyond the limit"]]
+        parts += [
+            Part("text", captions_note(r, both)),
+            Part(
+                "table",
+                shares,
+                "Shares of captions accepted at once, accepted after asking again, and replaced by the simple one",
+            ),
+            Part(
+                "figure",
+                _png(samples_figure(r, "test", tables["test"])),
+                "Test images. In brackets the simple caption, then the one that is used",
+            ),
+        ]
+    used = captions_used(r)[
+        [
+            "split",
+            "captions",
+            "whose",
+            "limit, tokens",
+            "longest, tokens",
+            "beyond the limit",
+        ]
+    ]
     return [*parts, Part("table", used, "Captions as the model reads them")]
 
+
 def _training_parts(r):
-    told = [f"{r.method}, {r.scale} scale: {r.epochs:g} passes over the training images in batches of {r.batch_size}, "
-            f"{r.size} x {r.size} pixels, LoRA of rank {r.rank}, seed {r.seed}. Model: {shareable(r.model)}."]
+    told = [
+        f"{r.method}, {r.scale} scale: {r.epochs:g} passes over the training images in batches of {r.batch_size}, "
+        f"{r.size} x {r.size} pixels, LoRA of rank {r.rank}, seed {r.seed}. Model: {shareable(r.model)}."
+    ]
     steps = int(read_losses(r).step.max())
     if r.interval:
-        told.append(f"Every {r.interval} updates the color loss compares means and spreads of channels, painted and real: "
-                    f"{steps//r.interval} times in {steps} updates.")
-    return [Part("heading", "Training"), *(Part("text", x) for x in told),
-            Part("figure", _png(loss_figure(r)), "Losses and gradient norms over training")]
+        told.append(
+            f"Every {r.interval} updates the color loss compares means and spreads of channels, painted and real: "
+            f"{steps // r.interval} times in {steps} updates."
+        )
+    return [
+        Part("heading", "Training"),
+        *(Part("text", x) for x in told),
+        Part("figure", _png(loss_figure(r)), "Losses and gradient norms over training"),
+    ]
 
 # %% ../nbs/20_own_images.ipynb #671e630f
-COLUMNS = dict(n="generated", n_real="real", n_floor="real, a side", kid="KID", kid_floor="KID, real against real",
-               frechet="Frechet distance", frechet_floor="Frechet, real against real", named="recognized",
-               named_real="recognized, real", share="share of generated", share_real="share of real",
-               color_gap="color gap", saturation_shift="saturation shift")
+COLUMNS = dict(
+    n="generated",
+    n_real="real",
+    n_floor="real, a side",
+    kid="KID",
+    kid_floor="KID, real against real",
+    frechet="Frechet distance",
+    frechet_floor="Frechet, real against real",
+    named="recognized",
+    named_real="recognized, real",
+    share="share of generated",
+    share_real="share of real",
+    color_gap="color gap",
+    saturation_shift="saturation shift",
+)
 "What columns are called in a report."
+
 
 def _sample_parts(r, res, sets):
     pictures = dict(real=unit(sets["test"].x), generated=unit(sets["gen"].x))
-    parts = [Part("heading", "Generated images"),
-            Part("text", f"{len(sets['gen'].x)} images were generated. Look at them before at any number."),
-            Part("figure", _png(real_beside_generated(r)), "Real test images, then generated ones, a class a row"),
-            Part("heading", "Color"),
-            Part("figure", _png(color_histograms(pictures)), "How often each channel takes each value"),
-            Part("figure", _png(color_figure({k: sets[s].x for k, s in (("real", "test"), ("generated", "gen"))})),
-                 "Saturation, lightness and Lab colors, which training does not optimize")]
+    parts = [
+        Part("heading", "Generated images"),
+        Part(
+            "text",
+            f"{len(sets['gen'].x)} images were generated. Look at them before at any number.",
+        ),
+        Part(
+            "figure",
+            _png(real_beside_generated(r)),
+            "Real test images, then generated ones, a class a row",
+        ),
+        Part("heading", "Color"),
+        Part(
+            "figure",
+            _png(color_histograms(pictures)),
+            "How often each channel takes each value",
+        ),
+        Part(
+            "figure",
+            _png(
+                color_figure(
+                    {k: sets[s].x for k, s in (("real", "test"), ("generated", "gen"))}
+                )
+            ),
+            "Saturation, lightness and Lab colors, which training does not optimize",
+        ),
+    ]
     if not res:
         return parts
-    gaps = pd.DataFrame({"channel and statistic": res["colors"].keys(), "gap": res["colors"].values()})
-    return [*parts, Part("table", gaps, "Mean and standard deviation of each channel, 0 to 1: generated less real")]
+    gaps = pd.DataFrame(
+        {"channel and statistic": res["colors"].keys(), "gap": res["colors"].values()}
+    )
+    return [
+        *parts,
+        Part(
+            "table",
+            gaps,
+            "Mean and standard deviation of each channel, 0 to 1: generated less real",
+        ),
+    ]
+
 
 def _distance_parts(r, res):
     t = metrics_table(res)
     notes = t.pop("note") if "note" in t else pd.Series(dtype=str)
     said = [f"{k}: {v}" for k, v in notes.items() if v]
     classes = pd.DataFrame(res["classes"])
-    parts = [Part("heading", "Distances"), Part("text", metrics_note(res)),
-             Part("text", "Read each number beside the column of real images: that is what images that could not be better "
-                          "would score here. A network that learned from other pictures sees only what it learned to see."),
-             Part("table", t, "Generated images beside real ones; n is the number of images")]
+    parts = [
+        Part("heading", "Distances"),
+        Part("text", metrics_note(res)),
+        Part(
+            "text",
+            "Read each number beside the column of real images: that is what images that could not be better "
+            "would score here. A network that learned from other pictures sees only what it learned to see.",
+        ),
+        Part(
+            "table", t, "Generated images beside real ones; n is the number of images"
+        ),
+    ]
     parts += [Part("text", x) for x in dict.fromkeys(said)]
     if r.extractor.startswith("data/tiny/vit-") and not r.data.startswith("phantom/"):
-        parts.append(Part("text", f"The extractor {Path(r.extractor).name} learned from drawn phantoms and has never seen a "
-                                  "photograph: numbers close to those of real images do not mean that images look real."))
-    parts += [Part("heading", "Class by class"),
-              Part("table", classes.assign(**{"class": classes["class"].map(category)}).rename(columns=COLUMNS),
-                   "Distances of fewer than five images a side are left empty; floors are real against real")]
+        parts.append(
+            Part(
+                "text",
+                f"The extractor {Path(r.extractor).name} learned from drawn phantoms and has never seen a "
+                "photograph: numbers close to those of real images do not mean that images look real.",
+            )
+        )
+    parts += [
+        Part("heading", "Class by class"),
+        Part(
+            "table",
+            classes.assign(**{"class": classes["class"].map(category)}).rename(
+                columns=COLUMNS
+            ),
+            "Distances of fewer than five images a side are left empty; floors are real against real",
+        ),
+    ]
     if res["tones"]:
-        parts += [Part("heading", "By skin tone"),
-                  Part("text", "Estimated from the image's own skin (individual typology angle), not from what patients said."),
-                  Part("table", pd.DataFrame(res["tones"]).rename(columns=COLUMNS), "Generated beside real, by tone")]
+        parts += [
+            Part("heading", "By skin tone"),
+            Part(
+                "text",
+                "Estimated from the image's own skin (individual typology angle), not from what patients said.",
+            ),
+            Part(
+                "table",
+                pd.DataFrame(res["tones"]).rename(columns=COLUMNS),
+                "Generated beside real, by tone",
+            ),
+        ]
     return parts
 
 # %% ../nbs/20_own_images.ipynb #cc5f89cf
 def _copy_parts(res, sets):
     c = res["copies"]
-    expected = f"at most {c['rate']:.0%} of images that copy nothing would be flagged too"
-    pairs = pd.DataFrame(c["closest"])[["image", "train", "space", "score", "limit", "flagged"]]
-    return [Part("heading", "Copies of training images"),
-            Part("text", f"{c['flagged']} of {c['n']} generated images are so much closer to a training image than to any test "
-                         f"image that they look like copies (95% interval {c['low']:.1%} to {c['high']:.1%}); {expected}. Look at "
-                         "these before images are passed on: a copy of a patient's image is that patient's image."),
-            Part("figure", _png(copies_figure(res, sets)), "The ten closest: generated, nearest training and nearest test image"),
-            Part("table", pairs, "The same in numbers; below the limit counts as a copy")]
+    expected = (
+        f"at most {c['rate']:.0%} of images that copy nothing would be flagged too"
+    )
+    pairs = pd.DataFrame(c["closest"])[
+        ["image", "train", "space", "score", "limit", "flagged"]
+    ]
+    return [
+        Part("heading", "Copies of training images"),
+        Part(
+            "text",
+            f"{c['flagged']} of {c['n']} generated images are so much closer to a training image than to any test "
+            f"image that they look like copies (95% interval {c['low']:.1%} to {c['high']:.1%}); {expected}. Look at "
+            "these before images are passed on: a copy of a patient's image is that patient's image.",
+        ),
+        Part(
+            "figure",
+            _png(copies_figure(res, sets)),
+            "The ten closest: generated, nearest training and nearest test image",
+        ),
+        Part("table", pairs, "The same in numbers; below the limit counts as a copy"),
+    ]
+
 
 def _classifier_parts(r):
     res = classified(r)
-    said = ("Classifiers trained on real images, on generated ones and on both, and examined on real test images: "
-            f"what generated images teach. {res['n_test']} test images; as many updates for each; "
-            f"seeds: {', '.join(map(str, res['seeds']))}.")
+    said = (
+        "Classifiers trained on real images, on generated ones and on both, and examined on real test images: "
+        f"what generated images teach. {res['n_test']} test images; as many updates for each; "
+        f"seeds: {', '.join(map(str, res['seeds']))}."
+    )
     t = scores_table(res).rename_axis("trained on")
-    return [Part("heading", "A classifier"), Part("text", said), Part("table", t, "Scores; larger is better"),
-            Part("figure", _png(recall_figure(res)), "Share of each class's test images that were recognized"),
-            Part("figure", _png(confusion_figure(res)), "What each class's test images were taken for")]
+    return [
+        Part("heading", "A classifier"),
+        Part("text", said),
+        Part("table", t, "Scores; larger is better"),
+        Part(
+            "figure",
+            _png(recall_figure(res)),
+            "Share of each class's test images that were recognized",
+        ),
+        Part(
+            "figure",
+            _png(confusion_figure(res)),
+            "What each class's test images were taken for",
+        ),
+    ]
 
 # %% ../nbs/20_own_images.ipynb #5fb0f4e8
 def limits_of(
-    r:Recipe,   # a run
-    counts:dict # class -> real test images
-) -> list:      # of sentences
+    r: Recipe,  # a run
+    counts: dict,  # class -> real test images
+) -> list:  # of sentences
     "What the numbers of a run do not say."
     said = []
     if r.scale == "tiny":
-        said.append(f"Tiny scale: the models are small, start from drawn shapes and paint {r.size} x {r.size} pixels. "
-                    "The images are coarse whatever the numbers say: they show that the method runs, not what it can do.")
+        said.append(
+            f"Tiny scale: the models are small, start from drawn shapes and paint {r.size} x {r.size} pixels. "
+            "The images are coarse whatever the numbers say: they show that the method runs, not what it can do."
+        )
     if r.data.startswith("phantom/"):
-        said.append("The images are drawn phantoms: nothing here is a statement about medical images.")
+        said.append(
+            "The images are drawn phantoms: nothing here is a statement about medical images."
+        )
     few = [category(c) for c, n in counts.items() if n < 20]
     if few:
-        said.append(f"Fewer than 20 real test images of {', '.join(few)}: their own numbers vary widely by chance.")
+        said.append(
+            f"Fewer than 20 real test images of {', '.join(few)}: their own numbers vary widely by chance."
+        )
     if sum(counts.values()) < 200:
-        said.append(f"{sum(counts.values())} real test images in all: small differences between runs are chance.")
-    said.append("The split is by image unless the table names patients or lesions: several images of one patient may lie on both sides.")
+        said.append(
+            f"{sum(counts.values())} real test images in all: small differences between runs are chance."
+        )
+    said.append(
+        "The split is by image unless the table names patients or lesions: several images of one patient may lie on both sides."
+    )
     return [*said, "Not being found among the copies is no proof of privacy."]
+
 
 def _closing_parts(r, limits, told):
     terms = preflight(r, *STAGES)
     terms = terms[terms.terms.astype(str).str.strip() != ""]
-    parts = [Part("heading", "Limits"), *(Part("text", x) for x in limits), Part("heading", "Licenses")]
+    parts = [
+        Part("heading", "Limits"),
+        *(Part("text", x) for x in limits),
+        Part("heading", "Licenses"),
+    ]
     if r.model.startswith("data/tiny/"):
-        parts.append(Part("text", "The small models that come with Med-Art: Apache-2.0."))
+        parts.append(
+            Part("text", "The small models that come with Med-Art: Apache-2.0.")
+        )
     if len(terms):
         parts.append(Part("table", terms, "Terms that come with models and data"))
-    return [*parts, Part("text", "Only you know the license of your own images and what patients consented to: what was generated "
-                            "from them is bound by both."),
-            Part("heading", "How it was made"), Part("command", shareable(told))]
+    return [
+        *parts,
+        Part(
+            "text",
+            "Only you know the license of your own images and what patients consented to: what was generated "
+            "from them is bound by both.",
+        ),
+        Part("heading", "How it was made"),
+        Part("command", shareable(told)),
+    ]
 
 # %% ../nbs/20_own_images.ipynb #b09ae9cb
 def own_command(
-    r:Recipe, # that the parameters made
-    asked:dict # the notebook's parameters
+    r: Recipe,  # that the parameters made
+    asked: dict,  # the notebook's parameters
 ) -> str:
     "The command of a report, without the folders of this machine."
     asked = asked | dict(scale=r.scale)
-    words = [f"-p {k} {shlex.quote(shareable(v))}" for k, v in asked.items() if str(v) != ""]
+    words = [
+        f"-p {k} {shlex.quote(shareable(v))}" for k, v in asked.items() if str(v) != ""
+    ]
     return " ".join(["papermill nbs/own.ipynb outputs/own.ipynb", *words])
 
+
 def summary_of(
-    r:Recipe, # a classified run
-    res:dict, # of `results`; empty where nothing could be measured
-    sets:dict # gen, test and train: Images
+    r: Recipe,  # a classified run
+    res: dict,  # of `results`; empty where nothing could be measured
+    sets: dict,  # gen, test and train: Images
 ) -> pd.DataFrame:
     "A run on half a page."
     n = {k: len(s.x) for k, s in sets.items()}
     scores = scores_table(classified(r))
-    rows = {"images": f"{n['train']} to train on, {n['test']} to test on, {len(set(sets['test'].classes))} classes",
-            "generated": f"{n['gen']} images"}
+    rows = {
+        "images": f"{n['train']} to train on, {n['test']} to test on, {len(set(sets['test'].classes))} classes",
+        "generated": f"{n['gen']} images",
+    }
     if res:
         c = res["copies"]
-        rows["looks like a copy"] = f"{c['flagged']} of {c['n']} (95% interval {c['low']:.1%} to {c['high']:.1%})"
+        rows["looks like a copy"] = (
+            f"{c['flagged']} of {c['n']} (95% interval {c['low']:.1%} to {c['high']:.1%})"
+        )
     last = scores.columns[3] if len(scores.columns) > 3 else scores.columns[-1]
     rows |= {f"{last}, trained on {k}": v for k, v in scores[last].items()}
     return pd.DataFrame(dict(what=rows.keys(), value=rows.values()))
 
 # %% ../nbs/20_own_images.ipynb #48278b80
 def report_parts(
-    r:Recipe, # a run after all stages
-    told:str  # the command that made it
-) -> list:    # of parts
+    r: Recipe,  # a run after all stages
+    told: str,  # the command that made it
+) -> list:  # of parts
     "All that a report says."
     few, folder = too_few_to_measure(r), find_data(r)
     res = {} if few else results(r)
-    sets = dict(gen=generated_images(samples_dir(r), r.size), test=real_images(r, "test"), train=real_images(r, "train"))
-    limits = [few]*bool(few)+limits_of(r, Counter(sets["test"].classes))
+    sets = dict(
+        gen=generated_images(samples_dir(r), r.size),
+        test=real_images(r, "test"),
+        train=real_images(r, "train"),
+    )
+    limits = [few] * bool(few) + limits_of(r, Counter(sets["test"].classes))
     measured = [*_distance_parts(r, res), *_copy_parts(res, sets)] if res else []
-    return [Part("title", f"{r.dataset}: images, model, results"), Part("text", origin(r)),
-            Part("table", summary_of(r, res, sets), "In short"), *(Part("text", x) for x in limits[:1+bool(few)]),
-            *_data_parts(r, folder), *_cropping_parts(folder), *_caption_parts(r), *_training_parts(r),
-            *_sample_parts(r, res, sets), *measured, *_classifier_parts(r), *_closing_parts(r, limits, told)]
+    return [
+        Part("title", f"{r.dataset}: images, model, results"),
+        Part("text", origin(r)),
+        Part("table", summary_of(r, res, sets), "In short"),
+        *(Part("text", x) for x in limits[: 1 + bool(few)]),
+        *_data_parts(r, folder),
+        *_cropping_parts(folder),
+        *_caption_parts(r),
+        *_training_parts(r),
+        *_sample_parts(r, res, sets),
+        *measured,
+        *_classifier_parts(r),
+        *_closing_parts(r, limits, told),
+    ]
+
 
 def write_report(
-    r:Recipe, # a run after all stages
-    told:str  # the command that made it
-) -> list:    # of paths
+    r: Recipe,  # a run after all stages
+    told: str,  # the command that made it
+) -> list:  # of paths
     "The report of a run: report.html and report.pdf in its folder."
     parts = report_parts(r, told)
-    made = [write_html(parts, results_path(r, "report.html")), write_pdf(parts, results_path(r, "report.pdf"))]
+    made = [
+        write_html(parts, results_path(r, "report.html")),
+        write_pdf(parts, results_path(r, "report.pdf")),
+    ]
     return [p for p in made if p]

@@ -14,282 +14,391 @@ __all__ = ['OUTLINES', 'BORDERS', 'TEXTURES', 'BRIGHT', 'NOUNS', 'RADII', 'SPELL
            'phantom', 'phantom_counts', 'drawing_hash', 'png_bytes', 'write_metadata', 'write_phantoms']
 
 # %% ../nbs/02_phantom.ipynb #53cea37a
-import csv,re,unicodedata
-from dataclasses import dataclass,field
+import csv, re, unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter,zoom
+from scipy.ndimage import gaussian_filter, zoom
 
 from .core import np_rng
 
 # %% ../nbs/02_phantom.ipynb #cbf137e0
 def canvas(
-    size:int # pixels a side
+    size: int,  # pixels a side
 ) -> tuple:  # x and y, each (size, size), in -1..1
     "Pixel coordinates of a square picture."
-    u = (np.arange(size)+.5)/size*2-1
+    u = (np.arange(size) + 0.5) / size * 2 - 1
     return np.meshgrid(u, u)
 
 # %% ../nbs/02_phantom.ipynb #c58d4cd3
 def smooth_noise(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    cells:int              # bumps a side: few for mottling, many for grain
-) -> np.ndarray:           # (size, size), zero mean, unit standard deviation
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    cells: int,  # bumps a side: few for mottling, many for grain
+) -> np.ndarray:  # (size, size), zero mean, unit standard deviation
     "A random field with features about `size/cells` pixels wide."
-    n = zoom(g.standard_normal((cells+3, cells+3)), size/cells, order=3)
-    o = g.integers(0, n.shape[0]-size+1, 2)
-    n = n[o[0]:o[0]+size, o[1]:o[1]+size]
-    return (n-n.mean())/(n.std()+1e-8)
+    n = zoom(g.standard_normal((cells + 3, cells + 3)), size / cells, order=3)
+    o = g.integers(0, n.shape[0] - size + 1, 2)
+    n = n[o[0] : o[0] + size, o[1] : o[1] + size]
+    return (n - n.mean()) / (n.std() + 1e-8)
 
 # %% ../nbs/02_phantom.ipynb #fefa6a3f
-OUTLINES = ("circle","oval","square","triangle","star","patch")
-BORDERS = ("smooth","wavy","jagged","blurred")
+OUTLINES = ("circle", "oval", "square", "triangle", "star", "patch")
+BORDERS = ("smooth", "wavy", "jagged", "blurred")
+
 
 def outline_radius(
-    g:np.random.Generator, # source of randomness
-    theta:np.ndarray,      # angles, radians
-    outline:str            # one of OUTLINES
-) -> np.ndarray:           # radius relative to a circle's, same shape as theta
+    g: np.random.Generator,  # source of randomness
+    theta: np.ndarray,  # angles, radians
+    outline: str,  # one of OUTLINES
+) -> np.ndarray:  # radius relative to a circle's, same shape as theta
     "How far the outline reaches in each direction."
-    if outline in ("circle","oval"): return np.ones_like(theta)
-    if outline=="star": return .62+.38*np.abs((theta*5/(2*np.pi))%1*2-1)**1.3*1.25
-    if outline=="patch":
-        return 1+sum(a*np.cos(k*theta+p) for k,a,p in zip((1,2,3,4), g.uniform(.03,.16,4), g.uniform(0,6.3,4)))
+    if outline in ("circle", "oval"):
+        return np.ones_like(theta)
+    if outline == "star":
+        return 0.62 + 0.38 * np.abs((theta * 5 / (2 * np.pi)) % 1 * 2 - 1) ** 1.3 * 1.25
+    if outline == "patch":
+        return 1 + sum(
+            a * np.cos(k * theta + p)
+            for k, a, p in zip(
+                (1, 2, 3, 4), g.uniform(0.03, 0.16, 4), g.uniform(0, 6.3, 4)
+            )
+        )
     n = dict(square=4, triangle=3)[outline]
-    return np.cos(np.pi/n)/np.cos(theta%(2*np.pi/n)-np.pi/n)*1.12
+    return np.cos(np.pi / n) / np.cos(theta % (2 * np.pi / n) - np.pi / n) * 1.12
 
 # %% ../nbs/02_phantom.ipynb #1b52ef2a
 def border_radius(
-    g:np.random.Generator, # source of randomness
-    theta:np.ndarray,      # angles, radians
-    border:str             # one of BORDERS
-) -> np.ndarray:           # factor near 1, same shape as theta
+    g: np.random.Generator,  # source of randomness
+    theta: np.ndarray,  # angles, radians
+    border: str,  # one of BORDERS
+) -> np.ndarray:  # factor near 1, same shape as theta
     "How the border bends an outline."
-    if border=="wavy": return 1+g.uniform(.09,.13)*np.cos(int(g.integers(6,9))*theta+g.uniform(0,6.3))
-    if border!="jagged": return np.ones_like(theta)
-    teeth = int(g.integers(22,30))
-    knots = g.uniform(-.2,.2,teeth); knots = np.append(knots, knots[0])
-    return 1+np.interp((theta/(2*np.pi))%1*teeth, np.arange(teeth+1), knots)
+    if border == "wavy":
+        return 1 + g.uniform(0.09, 0.13) * np.cos(
+            int(g.integers(6, 9)) * theta + g.uniform(0, 6.3)
+        )
+    if border != "jagged":
+        return np.ones_like(theta)
+    teeth = int(g.integers(22, 30))
+    knots = g.uniform(-0.2, 0.2, teeth)
+    knots = np.append(knots, knots[0])
+    return 1 + np.interp((theta / (2 * np.pi)) % 1 * teeth, np.arange(teeth + 1), knots)
 
 # %% ../nbs/02_phantom.ipynb #de22614c
 def stamp(
-    g:np.random.Generator,  # source of randomness
-    size:int,               # pixels a side
-    outline:str="circle",   # one of OUTLINES
-    border:str="smooth",    # one of BORDERS
-    center:tuple=(0,0),     # x, y in -1..1
-    radius:float=.5,        # of the equivalent circle, canvas half-widths
-    aspect:float=1.,        # long side over short side
-    angle:float=0.          # rotation, radians
-) -> tuple:                 # mask in 0..1 and distance from the center in radii, both (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    outline: str = "circle",  # one of OUTLINES
+    border: str = "smooth",  # one of BORDERS
+    center: tuple = (0, 0),  # x, y in -1..1
+    radius: float = 0.5,  # of the equivalent circle, canvas half-widths
+    aspect: float = 1.0,  # long side over short side
+    angle: float = 0.0,  # rotation, radians
+) -> tuple:  # mask in 0..1 and distance from the center in radii, both (size, size)
     "An antialiased mask of one shape, and how deep inside it each pixel lies."
-    x,y = canvas(size)
-    x,y = x-center[0],y-center[1]
-    c,s = np.cos(angle),np.sin(angle)
-    x,y = (c*x+s*y)/np.sqrt(aspect),(c*y-s*x)*np.sqrt(aspect)
-    theta = np.arctan2(y,x)%(2*np.pi)
-    depth = np.hypot(x,y)/(radius*outline_radius(g,theta,outline)*border_radius(g,theta,border))
-    edge = .45 if border=="blurred" else 3/(size*radius)
-    return np.clip((1-depth)/edge+.5, 0, 1), depth
+    x, y = canvas(size)
+    x, y = x - center[0], y - center[1]
+    c, s = np.cos(angle), np.sin(angle)
+    x, y = (c * x + s * y) / np.sqrt(aspect), (c * y - s * x) * np.sqrt(aspect)
+    theta = np.arctan2(y, x) % (2 * np.pi)
+    depth = np.hypot(x, y) / (
+        radius * outline_radius(g, theta, outline) * border_radius(g, theta, border)
+    )
+    edge = 0.45 if border == "blurred" else 3 / (size * radius)
+    return np.clip((1 - depth) / edge + 0.5, 0, 1), depth
 
 # %% ../nbs/02_phantom.ipynb #5aab6fd7
-TEXTURES = ("smooth","speckled","striped","granular","net-like")
+TEXTURES = ("smooth", "speckled", "striped", "granular", "net-like")
 
 # %% ../nbs/02_phantom.ipynb #26a96139
 def dots(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    n:int,                 # how many
-    radius:float           # of one dot, canvas half-widths
-) -> np.ndarray:           # mask in 0..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    n: int,  # how many
+    radius: float,  # of one dot, canvas half-widths
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Soft dots scattered over the canvas, kept apart by a jittered grid."
-    x,y = canvas(size)
+    x, y = canvas(size)
     k = int(np.ceil(np.sqrt(n)))
-    cells = g.permutation(k*k)[:n]
-    cx,cy = ((np.stack([cells%k,cells//k])+.5+g.uniform(-.3,.3,(2,n)))/k*2-1)
-    d = np.sqrt((x[...,None]-cx)**2+(y[...,None]-cy)**2).min(-1)
-    return np.clip((radius-d)*size/2.5+.5, 0, 1)
+    cells = g.permutation(k * k)[:n]
+    cx, cy = (
+        np.stack([cells % k, cells // k]) + 0.5 + g.uniform(-0.3, 0.3, (2, n))
+    ) / k * 2 - 1
+    d = np.sqrt((x[..., None] - cx) ** 2 + (y[..., None] - cy) ** 2).min(-1)
+    return np.clip((radius - d) * size / 2.5 + 0.5, 0, 1)
 
 # %% ../nbs/02_phantom.ipynb #0d8e1c93
 def texture_field(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    texture:str            # one of TEXTURES
-) -> np.ndarray:           # brightness change about -1..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    texture: str,  # one of TEXTURES
+) -> np.ndarray:  # brightness change about -1..1, (size, size)
     "The relief that a texture's name stands for."
-    x,y = canvas(size)
-    if texture=="smooth": return .12*smooth_noise(g,size,3)
-    if texture=="speckled": return -.9*dots(g,size,int(g.integers(70,100)),.055)+.2
-    if texture=="granular": return np.clip(.5*smooth_noise(g,size,20),-1,1)
-    a,p = g.uniform(0,np.pi),g.uniform(0,6.3)
-    u,v = np.cos(a)*x+np.sin(a)*y,np.cos(a)*y-np.sin(a)*x
-    if texture=="striped": return .6*np.sin(u*g.uniform(17,21)+p)
-    warp = .05*smooth_noise(g,size,4)
-    lines = np.maximum(np.cos((u+warp)*14+p),np.cos((v+warp)*14+p))
-    return .3-.9*np.clip((lines-.62)*4,0,1)
+    x, y = canvas(size)
+    if texture == "smooth":
+        return 0.12 * smooth_noise(g, size, 3)
+    if texture == "speckled":
+        return -0.9 * dots(g, size, int(g.integers(70, 100)), 0.055) + 0.2
+    if texture == "granular":
+        return np.clip(0.5 * smooth_noise(g, size, 20), -1, 1)
+    a, p = g.uniform(0, np.pi), g.uniform(0, 6.3)
+    u, v = np.cos(a) * x + np.sin(a) * y, np.cos(a) * y - np.sin(a) * x
+    if texture == "striped":
+        return 0.6 * np.sin(u * g.uniform(17, 21) + p)
+    warp = 0.05 * smooth_noise(g, size, 4)
+    lines = np.maximum(np.cos((u + warp) * 14 + p), np.cos((v + warp) * 14 + p))
+    return 0.3 - 0.9 * np.clip((lines - 0.62) * 4, 0, 1)
 
 # %% ../nbs/02_phantom.ipynb #8355cdd5
 def blend(
-    img:np.ndarray,  # (size, size, 3)
-    mask:np.ndarray, # (size, size) in 0..1
-    color            # one RGB triple, or a picture
-) -> np.ndarray:     # (size, size, 3)
+    img: np.ndarray,  # (size, size, 3)
+    mask: np.ndarray,  # (size, size) in 0..1
+    color,  # one RGB triple, or a picture
+) -> np.ndarray:  # (size, size, 3)
     "Paint `color` over `img` where `mask` is 1."
-    return img+(np.asarray(color)-img)*mask[...,None]
+    return img + (np.asarray(color) - img) * mask[..., None]
 
 # %% ../nbs/02_phantom.ipynb #9007cfa0
 def finish(
-    img:np.ndarray # (size, size, 3), about 0..1
-) -> np.ndarray:   # uint8
+    img: np.ndarray,  # (size, size, 3), about 0..1
+) -> np.ndarray:  # uint8
     "Clip and round to eight bits."
-    return np.uint8(np.clip(img,0,1)*255+.5)
+    return np.uint8(np.clip(img, 0, 1) * 255 + 0.5)
 
 # %% ../nbs/02_phantom.ipynb #200412c8
-BRIGHT = dict(red=(.93,.08,.10), orange=(1.,.52,.02), yellow=(1.,.90,.08), green=(.05,.72,.16), blue=(.06,.25,.95),
-              purple=(.58,.10,.80), pink=(1.,.42,.72), brown=(.55,.27,.05), black=(.04,.04,.05),
-              white=(.98,.98,.98), gray=(.52,.52,.52), tan=(.93,.72,.42))
+BRIGHT = dict(
+    red=(0.93, 0.08, 0.10),
+    orange=(1.0, 0.52, 0.02),
+    yellow=(1.0, 0.90, 0.08),
+    green=(0.05, 0.72, 0.16),
+    blue=(0.06, 0.25, 0.95),
+    purple=(0.58, 0.10, 0.80),
+    pink=(1.0, 0.42, 0.72),
+    brown=(0.55, 0.27, 0.05),
+    black=(0.04, 0.04, 0.05),
+    white=(0.98, 0.98, 0.98),
+    gray=(0.52, 0.52, 0.52),
+    tan=(0.93, 0.72, 0.42),
+)
 "What the web means by a colour's name: RGB in 0..1, vivid."
 
 # %% ../nbs/02_phantom.ipynb #a91ab75a
 def bright(
-    g:np.random.Generator, # source of randomness
-    name:str               # a key of BRIGHT, or "dark NAME" or "pale NAME"
-) -> np.ndarray:           # RGB in 0..1
+    g: np.random.Generator,  # source of randomness
+    name: str,  # a key of BRIGHT, or "dark NAME" or "pale NAME"
+) -> np.ndarray:  # RGB in 0..1
     "A shade of a named colour."
-    *tone,base = name.split()
-    c = np.array(BRIGHT[base])+g.normal(0,.02,3)
-    if tone==["dark"]: c = c*.55
-    if tone==["pale"]: c = c+(1-c)*.55
-    return np.clip(c,0,1)
+    *tone, base = name.split()
+    c = np.array(BRIGHT[base]) + g.normal(0, 0.02, 3)
+    if tone == ["dark"]:
+        c = c * 0.55
+    if tone == ["pale"]:
+        c = c + (1 - c) * 0.55
+    return np.clip(c, 0, 1)
 
 # %% ../nbs/02_phantom.ipynb #20917737
-NOUNS = dict(circle=("circle","round patch","round shape"), oval=("oval","oval patch"), square=("square",),
-             triangle=("triangle",), star=("star",), patch=("irregular patch","irregular shape"))
+NOUNS = dict(
+    circle=("circle", "round patch", "round shape"),
+    oval=("oval", "oval patch"),
+    square=("square",),
+    triangle=("triangle",),
+    star=("star",),
+    patch=("irregular patch", "irregular shape"),
+)
 
 # %% ../nbs/02_phantom.ipynb #1f626437
 @dataclass
 class Shape:
     "One everyday picture's attributes: what is drawn, and what its caption may say."
-    color:str             # of the shape, e.g. "pale red"
-    background:str        # colour of the background
-    outline:str           # one of OUTLINES
-    border:str="smooth"   # one of BORDERS
-    texture:str="smooth"  # one of TEXTURES
-    size:str="medium"     # small, medium or large
-    count:int=1           # shapes drawn
-    spots:str=""          # colour of spots on the shape
-    ring:str=""           # colour of a ring around it
-    lines:str=""          # colour of thin lines across the background
-    center:str=""         # colour of its center
-    ground:str="smooth"   # texture of the background
-    shiny:bool=False      # with highlights
+
+    color: str  # of the shape, e.g. "pale red"
+    background: str  # colour of the background
+    outline: str  # one of OUTLINES
+    border: str = "smooth"  # one of BORDERS
+    texture: str = "smooth"  # one of TEXTURES
+    size: str = "medium"  # small, medium or large
+    count: int = 1  # shapes drawn
+    spots: str = ""  # colour of spots on the shape
+    ring: str = ""  # colour of a ring around it
+    lines: str = ""  # colour of thin lines across the background
+    center: str = ""  # colour of its center
+    ground: str = "smooth"  # texture of the background
+    shiny: bool = False  # with highlights
 
 # %% ../nbs/02_phantom.ipynb #814a7959
 def random_shape(
-    g:np.random.Generator # source of randomness
-) -> Shape:               # attributes, drawn independently of each other
+    g: np.random.Generator,  # source of randomness
+) -> Shape:  # attributes, drawn independently of each other
     "Attributes of one everyday picture."
     names = list(BRIGHT)
+
     def color(avoid=()):
         while True:
             c = names[g.integers(len(names))]
-            if c in avoid: continue
-            tone = g.choice(["","dark ","pale "], p=[.7,.15,.15]) if c not in ("black","white") else ""
-            return tone+c, c
-    (col,c0),(bg,c1) = color(),("","")
-    bg,c1 = color([c0])
-    extra = lambda p: color([c0,c1])[0] if g.random()<p else ""
-    s = Shape(col, bg, OUTLINES[g.choice(6,p=[.28,.17,.1,.1,.1,.25])])
-    if g.random()<.6: s.border = BORDERS[g.integers(4)]
-    if g.random()<.6: s.texture = TEXTURES[g.integers(5)]
-    if g.random()<.25: s.ground = TEXTURES[g.integers(5)]
-    s.size = ("small","medium","large")[g.integers(3)]
-    s.count = int(g.choice([1,2,3],p=[.86,.07,.07]))
-    s.spots,s.ring,s.lines,s.center = extra(.15),extra(.12),extra(.15),extra(.12)
-    s.shiny = bool(g.random()<.15)
+            if c in avoid:
+                continue
+            tone = (
+                g.choice(["", "dark ", "pale "], p=[0.7, 0.15, 0.15])
+                if c not in ("black", "white")
+                else ""
+            )
+            return tone + c, c
+
+    (col, c0), (bg, c1) = color(), ("", "")
+    bg, c1 = color([c0])
+    extra = lambda p: color([c0, c1])[0] if g.random() < p else ""
+    s = Shape(col, bg, OUTLINES[g.choice(6, p=[0.28, 0.17, 0.1, 0.1, 0.1, 0.25])])
+    if g.random() < 0.6:
+        s.border = BORDERS[g.integers(4)]
+    if g.random() < 0.6:
+        s.texture = TEXTURES[g.integers(5)]
+    if g.random() < 0.25:
+        s.ground = TEXTURES[g.integers(5)]
+    s.size = ("small", "medium", "large")[g.integers(3)]
+    s.count = int(g.choice([1, 2, 3], p=[0.86, 0.07, 0.07]))
+    s.spots, s.ring, s.lines, s.center = (
+        extra(0.15),
+        extra(0.12),
+        extra(0.15),
+        extra(0.12),
+    )
+    s.shiny = bool(g.random() < 0.15)
     return s
 
 # %% ../nbs/02_phantom.ipynb #4ce61442
 def thin_lines(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    n:int=4                # how many
-) -> np.ndarray:           # mask in 0..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    n: int = 4,  # how many
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Thin wandering lines across the canvas."
-    x,y = canvas(size); m = np.zeros((size,size))
+    x, y = canvas(size)
+    m = np.zeros((size, size))
     for _ in range(n):
-        a = g.uniform(0,np.pi); u,v = np.cos(a)*x+np.sin(a)*y,np.cos(a)*y-np.sin(a)*x
-        d = np.abs(v-g.uniform(-.9,.9)-.12*np.sin(u*g.uniform(3,6)+g.uniform(0,6.3)))
-        m = np.maximum(m, np.clip((.025-d)*size/2.5+.5,0,1))
+        a = g.uniform(0, np.pi)
+        u, v = np.cos(a) * x + np.sin(a) * y, np.cos(a) * y - np.sin(a) * x
+        d = np.abs(
+            v
+            - g.uniform(-0.9, 0.9)
+            - 0.12 * np.sin(u * g.uniform(3, 6) + g.uniform(0, 6.3))
+        )
+        m = np.maximum(m, np.clip((0.025 - d) * size / 2.5 + 0.5, 0, 1))
     return m
 
 # %% ../nbs/02_phantom.ipynb #2c8ce7eb
 def highlights(
-    g:np.random.Generator,        # source of randomness
-    size:int,                     # pixels a side
-    center:tuple, radius:float,   # where they may fall
-    n:int=2                       # how many
-) -> np.ndarray:                  # mask in 0..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    center: tuple,
+    radius: float,  # where they may fall
+    n: int = 2,  # how many
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Small specular reflections."
-    m = np.zeros((size,size))
+    m = np.zeros((size, size))
     for _ in range(n):
-        c = np.array(center)+g.uniform(-.5,.3,2)*radius
-        m = np.maximum(m, stamp(g,size,"oval",center=c,radius=g.uniform(.06,.11),aspect=1.8,angle=g.uniform(0,3))[0])
+        c = np.array(center) + g.uniform(-0.5, 0.3, 2) * radius
+        m = np.maximum(
+            m,
+            stamp(
+                g,
+                size,
+                "oval",
+                center=c,
+                radius=g.uniform(0.06, 0.11),
+                aspect=1.8,
+                angle=g.uniform(0, 3),
+            )[0],
+        )
     return m
 
 # %% ../nbs/02_phantom.ipynb #d1d230f7
-RADII = dict(small=.27, medium=.42, large=.6)
+RADII = dict(small=0.27, medium=0.42, large=0.6)
 
 # %% ../nbs/02_phantom.ipynb #dc18ddf0
 def draw_shape(
-    g:np.random.Generator, # source of randomness
-    s:Shape,               # attributes
-    size:int=64            # pixels a side
-) -> np.ndarray:           # uint8 (size, size, 3)
+    g: np.random.Generator,  # source of randomness
+    s: Shape,  # attributes
+    size: int = 64,  # pixels a side
+) -> np.ndarray:  # uint8 (size, size, 3)
     "Paint one everyday picture."
-    img = np.ones((size,size,3))*bright(g,s.background)+.16*texture_field(g,size,s.ground)[...,None]
-    if s.lines: img = blend(img, thin_lines(g,size), bright(g,s.lines))
-    fill,tex = bright(g,s.color),texture_field(g,size,s.texture)
-    r = RADII[s.size]*g.uniform(.9,1.1)/(1 if s.count==1 else 1.6)
-    at = ([g.uniform(-.22,.22,2)*(1.5-r)] if s.count==1
-          else [np.array(p)+g.uniform(-.08,.08,2) for p in ((-.48,-.4),(.48,.35),(.4,-.5))[:s.count]])
+    img = (
+        np.ones((size, size, 3)) * bright(g, s.background)
+        + 0.16 * texture_field(g, size, s.ground)[..., None]
+    )
+    if s.lines:
+        img = blend(img, thin_lines(g, size), bright(g, s.lines))
+    fill, tex = bright(g, s.color), texture_field(g, size, s.texture)
+    r = RADII[s.size] * g.uniform(0.9, 1.1) / (1 if s.count == 1 else 1.6)
+    at = (
+        [g.uniform(-0.22, 0.22, 2) * (1.5 - r)]
+        if s.count == 1
+        else [
+            np.array(p) + g.uniform(-0.08, 0.08, 2)
+            for p in ((-0.48, -0.4), (0.48, 0.35), (0.4, -0.5))[: s.count]
+        ]
+    )
     for c in at:
-        aspect = g.uniform(1.5,2.0) if s.outline=="oval" else g.uniform(1,1.25) if s.outline=="patch" else 1
-        place = dict(center=c, aspect=aspect, angle=g.uniform(0,6.3))
+        aspect = (
+            g.uniform(1.5, 2.0)
+            if s.outline == "oval"
+            else g.uniform(1, 1.25)
+            if s.outline == "patch"
+            else 1
+        )
+        place = dict(center=c, aspect=aspect, angle=g.uniform(0, 6.3))
         if s.ring:
-            img = blend(img, stamp(g,size,"oval" if s.outline=="oval" else "circle",radius=r*1.4,**place)[0], bright(g,s.ring))
-        mask,depth = stamp(g,size,s.outline,s.border,radius=r,**place)
-        img = blend(img, mask, np.clip(fill+.3*tex[...,None],0,1))
-        if s.center: img = blend(img, np.clip((.5-depth)*4,0,1), bright(g,s.center))
-        if s.spots: img = blend(img, mask*dots(g,size,40,.075), bright(g,s.spots))
-        if s.shiny: img = blend(img, highlights(g,size,c,r), (1,1,1))
+            img = blend(
+                img,
+                stamp(
+                    g,
+                    size,
+                    "oval" if s.outline == "oval" else "circle",
+                    radius=r * 1.4,
+                    **place,
+                )[0],
+                bright(g, s.ring),
+            )
+        mask, depth = stamp(g, size, s.outline, s.border, radius=r, **place)
+        img = blend(img, mask, np.clip(fill + 0.3 * tex[..., None], 0, 1))
+        if s.center:
+            img = blend(img, np.clip((0.5 - depth) * 4, 0, 1), bright(g, s.center))
+        if s.spots:
+            img = blend(img, mask * dots(g, size, 40, 0.075), bright(g, s.spots))
+        if s.shiny:
+            img = blend(img, highlights(g, size, c, r), (1, 1, 1))
     return finish(img)
 
 # %% ../nbs/02_phantom.ipynb #10e544b7
 SPELLED = "us uv eus sem slo mr mri oct ct".split()
 "Abbreviations that could be words, in lower case."
 
+
 def spelled(
-    word:str # the first of a phrase
-) -> bool:   # "MRI" and "x" are, "SPECT" and "skin" are not
+    word: str,  # the first of a phrase
+) -> bool:  # "MRI" and "x" are, "SPECT" and "skin" are not
     "Is a word read letter by letter?"
-    if len(word)==1 or word.lower() in SPELLED:
+    if len(word) == 1 or word.lower() in SPELLED:
         return True
     capitals = sum(c.isupper() for c in word[1:])
-    spoken = re.match(r"([^aeiou]|[bcdfgkpt][lr]|s[cklmnptw]|[cpstw]h)?[aeiou]", word.lower())
-    return 0<capitals>=(len(word)-1)/2 and (len(word)<4 or not spoken)
+    spoken = re.match(
+        r"([^aeiou]|[bcdfgkpt][lr]|s[cklmnptw]|[cpstw]h)?[aeiou]", word.lower()
+    )
+    return 0 < capitals >= (len(word) - 1) / 2 and (len(word) < 4 or not spoken)
 
 # %% ../nbs/02_phantom.ipynb #1a7c9e02
-CONSONANT = re.compile(r"eu|ewe|once|one(?![a-z])|u[bcfgjkrstv][aeiou]"
-                       r"|uni(?![fjnv]?n|n[tvfhj]|mp|mm|ma|de|gn|nj)")
+CONSONANT = re.compile(
+    r"eu|ewe|once|one(?![a-z])|u[bcfgjkrstv][aeiou]"
+    r"|uni(?![fjnv]?n|n[tvfhj]|mp|mm|ma|de|gn|nj)"
+)
 "Vowels at the beginning that sound like *you* or *won*."
 
+
 def article(
-    words:str # what follows
-) -> str:     # "a" or "an"
+    words: str,  # what follows
+) -> str:  # "a" or "an"
     "The indefinite article that fits the sound: an MRI, a US, an hour, a unit."
     plain = unicodedata.normalize("NFKD", words).strip(" \"'([")
     number = re.match(r"\d+", plain)
@@ -305,47 +414,87 @@ def article(
 
 # %% ../nbs/02_phantom.ipynb #68688854
 def describe_shape(
-    g:np.random.Generator, # source of randomness
-    s:Shape                # attributes
-) -> str:                  # a caption, true of the picture but not complete
+    g: np.random.Generator,  # source of randomness
+    s: Shape,  # attributes
+) -> str:  # a caption, true of the picture but not complete
     "Name a random part of what is drawn."
-    say = lambda p: g.random()<p
+    say = lambda p: g.random() < p
     noun = NOUNS[s.outline][g.integers(len(NOUNS[s.outline]))]
-    shiny = "shiny " if s.shiny and say(.7) else ""
-    size = f"{s.size} " if s.size!="medium" and say(.6) else ""
-    if noun.split()[0] in ("round","irregular","oval") and " " in noun:
-        adj,noun = noun.split()
-        thing = f"{size}{shiny}{s.color} {adj} {noun}" if say(.5) else f"{size}{shiny}{adj} {s.color} {noun}"
-    else: thing = f"{size}{shiny}{s.color} {noun}"
-    many = s.count>1
-    head = (f"{('','two','three')[s.count-1]} {thing}{'es' if thing.endswith('ch') else 's'}" if many
-            else f"{article(thing)} {thing}")
-    known = [(s.border!="smooth" or say(.3), f"{article(s.border)} {s.border} border", f"the border is {s.border}"),
-             (s.texture!="smooth" or say(.3), f"{article(s.texture)} {s.texture} texture", f"the texture is {s.texture}"),
-             (s.spots, f"{s.spots} spots", f"there are {s.spots} spots"),
-             (s.center, f"{article(s.center)} {s.center} center", f"the center is {s.center}"),
-             (s.ring, f"{article(s.ring)} {s.ring} ring around it", f"it is surrounded by {article(s.ring)} {s.ring} ring")]
-    facts = [k[1:] for k in known if k[0] and say(.75)]; facts = [facts[i] for i in g.permutation(len(facts))]
-    ground = f"{s.ground} {s.background}" if s.ground!="smooth" and say(.6) else s.background
-    lines = s.lines if s.lines and say(.8) else ""
-    if say(.5):
+    shiny = "shiny " if s.shiny and say(0.7) else ""
+    size = f"{s.size} " if s.size != "medium" and say(0.6) else ""
+    if noun.split()[0] in ("round", "irregular", "oval") and " " in noun:
+        adj, noun = noun.split()
+        thing = (
+            f"{size}{shiny}{s.color} {adj} {noun}"
+            if say(0.5)
+            else f"{size}{shiny}{adj} {s.color} {noun}"
+        )
+    else:
+        thing = f"{size}{shiny}{s.color} {noun}"
+    many = s.count > 1
+    head = (
+        f"{('', 'two', 'three')[s.count - 1]} {thing}{'es' if thing.endswith('ch') else 's'}"
+        if many
+        else f"{article(thing)} {thing}"
+    )
+    known = [
+        (
+            s.border != "smooth" or say(0.3),
+            f"{article(s.border)} {s.border} border",
+            f"the border is {s.border}",
+        ),
+        (
+            s.texture != "smooth" or say(0.3),
+            f"{article(s.texture)} {s.texture} texture",
+            f"the texture is {s.texture}",
+        ),
+        (s.spots, f"{s.spots} spots", f"there are {s.spots} spots"),
+        (
+            s.center,
+            f"{article(s.center)} {s.center} center",
+            f"the center is {s.center}",
+        ),
+        (
+            s.ring,
+            f"{article(s.ring)} {s.ring} ring around it",
+            f"it is surrounded by {article(s.ring)} {s.ring} ring",
+        ),
+    ]
+    facts = [k[1:] for k in known if k[0] and say(0.75)]
+    facts = [facts[i] for i in g.permutation(len(facts))]
+    ground = (
+        f"{s.ground} {s.background}"
+        if s.ground != "smooth" and say(0.6)
+        else s.background
+    )
+    lines = s.lines if s.lines and say(0.8) else ""
+    if say(0.5):
         text = head
-        if facts: text += " with "+" and ".join(f[0] for f in facts)
-        if say(.92): text += f" on {article(ground)} {ground} background"+(f" with thin {lines} lines" if lines else "")
+        if facts:
+            text += " with " + " and ".join(f[0] for f in facts)
+        if say(0.92):
+            text += f" on {article(ground)} {ground} background" + (
+                f" with thin {lines} lines" if lines else ""
+            )
         return text
-    sentences = [head if say(.5) else f"a picture of {head}"]+[f[1] for f in facts]
-    if say(.92): sentences.append(f"the background is {ground}"+(f" with thin {lines} lines" if lines else ""))
-    return ". ".join(sentences)+"."
+    sentences = [head if say(0.5) else f"a picture of {head}"] + [f[1] for f in facts]
+    if say(0.92):
+        sentences.append(
+            f"the background is {ground}"
+            + (f" with thin {lines} lines" if lines else "")
+        )
+    return ". ".join(sentences) + "."
 
 # %% ../nbs/02_phantom.ipynb #470844ec
 def web_picture(
-    seed:int,    # of the whole collection
-    i:int,       # which picture
-    size:int=64  # pixels a side
-) -> tuple:      # uint8 (size, size, 3) and its caption
+    seed: int,  # of the whole collection
+    i: int,  # which picture
+    size: int = 64,  # pixels a side
+) -> tuple:  # uint8 (size, size, 3) and its caption
     "Picture `i` of the drawn web: the same bytes for the same seed, whatever else was drawn."
-    g = np_rng(seed,"web",i); s = random_shape(g)
-    return draw_shape(g,s,size), describe_shape(g,s)
+    g = np_rng(seed, "web", i)
+    s = random_shape(g)
+    return draw_shape(g, s, size), describe_shape(g, s)
 
 # %% ../nbs/02_phantom.ipynb #e4890100
 import io
@@ -353,547 +502,1123 @@ from dataclasses import asdict
 
 from PIL import ImageDraw
 
-from .core import file_hash,read_record,record_fault,stable_hash,write_atomic,write_record
-from .recipes import DATASETS,category,test_count
+from medart.core import (
+    file_hash,
+    read_record,
+    record_fault,
+    stable_hash,
+    write_atomic,
+    write_record,
+)
+from .recipes import DATASETS, category, test_count
 
 # %% ../nbs/02_phantom.ipynb #9fceddee
 MUTED = dict(
-    dermoscopic=dict(red=(.70,.33,.35), orange=(.78,.55,.42), yellow=(.80,.72,.50), green=(.45,.54,.44),
-                     blue=(.45,.51,.60), purple=(.50,.27,.40), pink=(.77,.48,.52), brown=(.50,.36,.28),
-                     black=(.17,.14,.14), white=(.91,.86,.85), gray=(.52,.51,.53), tan=(.72,.57,.44)),
-    endoscopic=dict(red=(.69,.27,.18), orange=(.78,.45,.23), yellow=(.80,.67,.38), green=(.45,.52,.34),
-                    blue=(.29,.39,.53), purple=(.50,.30,.40), pink=(.76,.42,.32), brown=(.45,.30,.20),
-                    black=(.10,.06,.05), white=(.90,.82,.74), gray=(.55,.52,.50), tan=(.76,.60,.44)))
+    dermoscopic=dict(
+        red=(0.70, 0.33, 0.35),
+        orange=(0.78, 0.55, 0.42),
+        yellow=(0.80, 0.72, 0.50),
+        green=(0.45, 0.54, 0.44),
+        blue=(0.45, 0.51, 0.60),
+        purple=(0.50, 0.27, 0.40),
+        pink=(0.77, 0.48, 0.52),
+        brown=(0.50, 0.36, 0.28),
+        black=(0.17, 0.14, 0.14),
+        white=(0.91, 0.86, 0.85),
+        gray=(0.52, 0.51, 0.53),
+        tan=(0.72, 0.57, 0.44),
+    ),
+    endoscopic=dict(
+        red=(0.69, 0.27, 0.18),
+        orange=(0.78, 0.45, 0.23),
+        yellow=(0.80, 0.67, 0.38),
+        green=(0.45, 0.52, 0.34),
+        blue=(0.29, 0.39, 0.53),
+        purple=(0.50, 0.30, 0.40),
+        pink=(0.76, 0.42, 0.32),
+        brown=(0.45, 0.30, 0.20),
+        black=(0.10, 0.06, 0.05),
+        white=(0.90, 0.82, 0.74),
+        gray=(0.55, 0.52, 0.50),
+        tan=(0.76, 0.60, 0.44),
+    ),
+)
 "The same names as BRIGHT, as dermoscopes and endoscopes see them: RGB in 0..1."
 
 # %% ../nbs/02_phantom.ipynb #2dff2b7f
-PALE = dict(dermoscopic=np.array((.93,.80,.73)), endoscopic=np.array((.94,.71,.56)))
+PALE = dict(
+    dermoscopic=np.array((0.93, 0.80, 0.73)), endoscopic=np.array((0.94, 0.71, 0.56))
+)
 "What pale shades tend to: light through skin and mucosa is warm."
 
 # %% ../nbs/02_phantom.ipynb #ecfd5f8a
-SKIN = {"pale pink":(.85,.69,.70), "pink":(.80,.59,.63), "pale tan":(.82,.69,.63), "tan":(.73,.57,.49),
-        "brown":(.56,.42,.36), "dark brown":(.40,.30,.27)}
+SKIN = {
+    "pale pink": (0.85, 0.69, 0.70),
+    "pink": (0.80, 0.59, 0.63),
+    "pale tan": (0.82, 0.69, 0.63),
+    "tan": (0.73, 0.57, 0.49),
+    "brown": (0.56, 0.42, 0.36),
+    "dark brown": (0.40, 0.30, 0.27),
+}
 "Skin tones."
 
 # %% ../nbs/02_phantom.ipynb #c3030534
 def muted(
-    g:np.random.Generator, # source of randomness
-    name:str,              # a colour's name, or "dark NAME" or "pale NAME"
-    modality:str           # a key of MUTED
-) -> np.ndarray:           # RGB in 0..1
+    g: np.random.Generator,  # source of randomness
+    name: str,  # a colour's name, or "dark NAME" or "pale NAME"
+    modality: str,  # a key of MUTED
+) -> np.ndarray:  # RGB in 0..1
     "A shade of a named colour, as a medical camera sees it."
-    *tone,base = name.split()
+    *tone, base = name.split()
     c = np.array(MUTED[modality][base])
-    if tone==["dark"]: c = c*.64
-    if tone==["pale"]: c = c+((PALE[modality] if c[0]>c[2] else np.array((.82,.84,.89)))-c)*.5
-    return np.clip(c+g.normal(0,.012)+g.normal(0,.012,3),0,1)
+    if tone == ["dark"]:
+        c = c * 0.64
+    if tone == ["pale"]:
+        c = (
+            c
+            + ((PALE[modality] if c[0] > c[2] else np.array((0.82, 0.84, 0.89))) - c)
+            * 0.5
+        )
+    return np.clip(c + g.normal(0, 0.012) + g.normal(0, 0.012, 3), 0, 1)
 
 # %% ../nbs/02_phantom.ipynb #6b456720
 @dataclass(frozen=True)
 class Phantom:
     "One medical picture's attributes. Colours are names, and an empty name means that there is none."
-    category:str            # class, with spaces
-    modality:str            # dermoscopic or endoscopic
-    feature:str             # what is drawn: lesion; bump, bed, hole, folds, line, streaks or ulcers
-    ground:str              # colour of the skin or the mucosa around it
-    color:str               # of the feature
-    color2:str=""           # colour of areas on it
-    outline:str="patch"     # circle, oval or patch
-    border:str="smooth"     # one of BORDERS
-    texture:str="smooth"    # one of TEXTURES
-    size:str="medium"       # small, medium or large
-    symmetric:bool=True     # one body, or two grown together
-    spots:str=""            # colour of spots on it
-    center:str=""           # colour of its center
-    ring:str=""             # colour of a ring around it
-    lines:str=""            # colour of thin lines: vessels
-    veil:str=""             # colour of a veil over part of it
-    shiny:bool=False        # with highlights
-    hairs:bool=False        # hairs cross the skin
-    folds:bool=False        # the mucosa is folded
-    lumen:bool=False        # the dark depth of the gut is seen
-    bleeding:bool=False     # blood is seen
-    corners:bool=field(default=False) # the camera's dark corners are seen
+
+    category: str  # class, with spaces
+    modality: str  # dermoscopic or endoscopic
+    feature: (
+        str  # what is drawn: lesion; bump, bed, hole, folds, line, streaks or ulcers
+    )
+    ground: str  # colour of the skin or the mucosa around it
+    color: str  # of the feature
+    color2: str = ""  # colour of areas on it
+    outline: str = "patch"  # circle, oval or patch
+    border: str = "smooth"  # one of BORDERS
+    texture: str = "smooth"  # one of TEXTURES
+    size: str = "medium"  # small, medium or large
+    symmetric: bool = True  # one body, or two grown together
+    spots: str = ""  # colour of spots on it
+    center: str = ""  # colour of its center
+    ring: str = ""  # colour of a ring around it
+    lines: str = ""  # colour of thin lines: vessels
+    veil: str = ""  # colour of a veil over part of it
+    shiny: bool = False  # with highlights
+    hairs: bool = False  # hairs cross the skin
+    folds: bool = False  # the mucosa is folded
+    lumen: bool = False  # the dark depth of the gut is seen
+    bleeding: bool = False  # blood is seen
+    corners: bool = field(default=False)  # the camera's dark corners are seen
 
 # %% ../nbs/02_phantom.ipynb #6e786813
 def pick(
-    g:np.random.Generator, # source of randomness
-    odds                   # chance of a yes, or "word weight, word weight, ..." where - means none
-):                         # a bool, or a word
+    g: np.random.Generator,  # source of randomness
+    odds,  # chance of a yes, or "word weight, word weight, ..." where - means none
+):  # a bool, or a word
     "Draw one value of an attribute."
-    if isinstance(odds,float): return bool(g.random()<odds)
-    words,weights = zip(*(o.strip().rsplit(" ",1) for o in odds.split(",")))
-    w = np.array(weights,float)
-    word = words[g.choice(len(words), p=w/w.sum())]
-    return "" if word=="-" else word
+    if isinstance(odds, float):
+        return bool(g.random() < odds)
+    words, weights = zip(*(o.strip().rsplit(" ", 1) for o in odds.split(",")))
+    w = np.array(weights, float)
+    word = words[g.choice(len(words), p=w / w.sum())]
+    return "" if word == "-" else word
 
 # %% ../nbs/02_phantom.ipynb #c47ed55f
 # `every` holds for a whole data set unless a class says otherwise
 LOOKS = dict(
     skin=dict(
-        every=dict(feature="lesion 1", ground="pale pink 34, pink 24, pale tan 12, tan 14, brown 10, dark brown 6",
-            size="small 2, medium 5, large 3", symmetric=.6, shiny=.04, hairs=.25, corners=.2),
-        common_nevus=dict(color="brown 60, dark brown 35, pale brown 5", color2="- 9, dark brown 1", outline="oval 50, circle 46, patch 4",
-            border="smooth 67, blurred 30, wavy 3", texture="net-like 8, smooth 1, speckled 1", size="small 2, medium 6, large 2",
-            symmetric=.98, center="- 7, dark brown 3", spots="- 9, dark brown 1"),
-        melanoma=dict(color="dark brown 5, black 3, brown 2", color2="black 4, gray 2, red 1, pale brown 2, - 1", outline="patch 9, oval 1",
-            border="jagged 6, wavy 3, blurred 1", texture="speckled 3, granular 3, striped 1, net-like 2", size="medium 4, large 6",
-            symmetric=.06, veil="blue 65, - 35", spots="- 8, black 2"),
-        seborrheic_keratosis=dict(color="tan 3, brown 4, pale brown 4, dark brown 1", outline="oval 7, circle 1, patch 2",
-            border="smooth 8, wavy 2", texture="granular 8, speckled 2", size="medium 5, large 5",
-            symmetric=.85, spots="white 6, black 3, - 1", hairs=.15),
-        carcinoma=dict(color="pink 6, pale red 4", outline="patch 2, oval 5, circle 3",
-            border="smooth 7, blurred 1, wavy 2", texture="smooth 95, granular 5", size="medium 5, large 5", symmetric=.75,
-            center="dark red 5, yellow 1, - 4", lines="red 95, - 5", shiny=.9),
-        lentigo_solaris=dict(color="pale brown 5, tan 5", outline="patch 95, oval 5",
-            border="wavy 8, jagged 1, blurred 1", texture="smooth 95, net-like 5", size="medium 3, large 7", symmetric=.75),
-        dermatofibroma=dict(color="pink 4, pale brown 6", outline="circle 6, oval 4",
-            border="blurred 8, smooth 2", texture="smooth 5, net-like 5", size="small 2, medium 6, large 2", symmetric=.95,
-            center="white 85, pale pink 10, - 5", ring="pale brown 4, pink 3, - 3"),
-        vascular_lesion=dict(color="red 4, purple 5, dark red 3", outline="circle 4, oval 5, patch 1",
-            border="smooth 9, wavy 1", texture="smooth 7, granular 3", size="small 5, medium 4, large 1", symmetric=.85,
-            spots="dark purple 4, dark red 4, - 2", shiny=.15, ring="- 9, pink 1"),
-        actinic_keratosis=dict(color="pink 5, pale red 4, red 1", outline="patch 9, oval 1",
-            border="blurred 85, wavy 10, jagged 5", texture="granular 6, speckled 4", size="medium 3, large 7", symmetric=.6,
-            spots="white 85, yellow 10, - 5", lines="- 85, red 15")),
+        every=dict(
+            feature="lesion 1",
+            ground="pale pink 34, pink 24, pale tan 12, tan 14, brown 10, dark brown 6",
+            size="small 2, medium 5, large 3",
+            symmetric=0.6,
+            shiny=0.04,
+            hairs=0.25,
+            corners=0.2,
+        ),
+        common_nevus=dict(
+            color="brown 60, dark brown 35, pale brown 5",
+            color2="- 9, dark brown 1",
+            outline="oval 50, circle 46, patch 4",
+            border="smooth 67, blurred 30, wavy 3",
+            texture="net-like 8, smooth 1, speckled 1",
+            size="small 2, medium 6, large 2",
+            symmetric=0.98,
+            center="- 7, dark brown 3",
+            spots="- 9, dark brown 1",
+        ),
+        melanoma=dict(
+            color="dark brown 5, black 3, brown 2",
+            color2="black 4, gray 2, red 1, pale brown 2, - 1",
+            outline="patch 9, oval 1",
+            border="jagged 6, wavy 3, blurred 1",
+            texture="speckled 3, granular 3, striped 1, net-like 2",
+            size="medium 4, large 6",
+            symmetric=0.06,
+            veil="blue 65, - 35",
+            spots="- 8, black 2",
+        ),
+        seborrheic_keratosis=dict(
+            color="tan 3, brown 4, pale brown 4, dark brown 1",
+            outline="oval 7, circle 1, patch 2",
+            border="smooth 8, wavy 2",
+            texture="granular 8, speckled 2",
+            size="medium 5, large 5",
+            symmetric=0.85,
+            spots="white 6, black 3, - 1",
+            hairs=0.15,
+        ),
+        carcinoma=dict(
+            color="pink 6, pale red 4",
+            outline="patch 2, oval 5, circle 3",
+            border="smooth 7, blurred 1, wavy 2",
+            texture="smooth 95, granular 5",
+            size="medium 5, large 5",
+            symmetric=0.75,
+            center="dark red 5, yellow 1, - 4",
+            lines="red 95, - 5",
+            shiny=0.9,
+        ),
+        lentigo_solaris=dict(
+            color="pale brown 5, tan 5",
+            outline="patch 95, oval 5",
+            border="wavy 8, jagged 1, blurred 1",
+            texture="smooth 95, net-like 5",
+            size="medium 3, large 7",
+            symmetric=0.75,
+        ),
+        dermatofibroma=dict(
+            color="pink 4, pale brown 6",
+            outline="circle 6, oval 4",
+            border="blurred 8, smooth 2",
+            texture="smooth 5, net-like 5",
+            size="small 2, medium 6, large 2",
+            symmetric=0.95,
+            center="white 85, pale pink 10, - 5",
+            ring="pale brown 4, pink 3, - 3",
+        ),
+        vascular_lesion=dict(
+            color="red 4, purple 5, dark red 3",
+            outline="circle 4, oval 5, patch 1",
+            border="smooth 9, wavy 1",
+            texture="smooth 7, granular 3",
+            size="small 5, medium 4, large 1",
+            symmetric=0.85,
+            spots="dark purple 4, dark red 4, - 2",
+            shiny=0.15,
+            ring="- 9, pink 1",
+        ),
+        actinic_keratosis=dict(
+            color="pink 5, pale red 4, red 1",
+            outline="patch 9, oval 1",
+            border="blurred 85, wavy 10, jagged 5",
+            texture="granular 6, speckled 4",
+            size="medium 3, large 7",
+            symmetric=0.6,
+            spots="white 85, yellow 10, - 5",
+            lines="- 85, red 15",
+        ),
+    ),
     kvasir={
-        "every":dict(ground="pink 5, pale pink 2, orange 2, pale orange 1", size="medium 5, large 3, small 2",
-            shiny=.7, folds=.5, lumen=.4, bleeding=.03, corners=.85),
-        "dyed-lifted-polyps":dict(feature="bump 1", color="blue 6, pale blue 3, dark blue 1", color2="- 6, pink 4",
-            outline="patch 4, oval 4, circle 2", border="smooth 7, wavy 2, blurred 1", texture="smooth 6, granular 2, speckled 2",
-            size="medium 4, large 6", symmetric=.7, spots="- 6, white 4", center="- 7, pale pink 3", ring="- 8, pale blue 2", bleeding=.06),
-        "dyed-resection-margins":dict(feature="bed 1", color="pale pink 4, white 3, pink 1, red 2", outline="patch 6, oval 4",
-            border="jagged 4, wavy 4, smooth 2", texture="smooth 5, granular 4, speckled 1", size="medium 6, large 4", symmetric=.7,
-            ring="blue 6, pale blue 4", spots="- 6, white 2, dark red 2", lines="- 7, red 3", bleeding=.3),
-        "esophagitis":dict(feature="streaks 1", ground="pale pink 1", color="red 6, dark red 4", color2="pale red 5, red 5",
-            border="wavy 5, jagged 5", texture="smooth 7, granular 3", spots="- 6, yellow 2, white 2", folds=.3, lumen=.6, bleeding=.25),
-        "normal-cecum":dict(feature="folds 1", ground="pale orange 4, pale pink 3, orange 2, pink 1", color="black 1",
-            outline="oval 7, circle 3", size="small 8, medium 2", lines="red 4, - 6", folds=1., lumen=0., bleeding=0.),
-        "normal-pylorus":dict(feature="hole 1", ground="orange 4, pink 4, pale orange 2", color="black 1",
-            outline="circle 8, oval 2", size="small 4, medium 6", ring="- 6, pale pink 2, red 2", folds=.8, lumen=0., bleeding=0.),
-        "normal-z-line":dict(feature="line 1", ground="pale pink 1", color="red 6, pale red 4",
-            border="wavy 7, jagged 3", texture="smooth 9, granular 1", folds=.3, lumen=.6, bleeding=0.),
-        "polyps":dict(feature="bump 1", color="pink 4, red 4, pale pink 2, pale red 1", outline="circle 4, oval 5, patch 1",
-            border="smooth 9, wavy 1", texture="smooth 7, granular 3", size="small 3, medium 5, large 2", symmetric=.85,
-            spots="- 9, white 1", lines="- 7, red 3", bleeding=.06),
-        "ulcerative-colitis":dict(feature="ulcers 1", ground="red 6, pink 3, dark red 1", color="pale yellow 4, white 5, yellow 1",
-            outline="patch 1", border="blurred 4, jagged 4, smooth 2", texture="granular 8, speckled 2",
-            size="small 5, medium 5", lines="- 9, red 1", folds=.25, bleeding=.55)})
+        "every": dict(
+            ground="pink 5, pale pink 2, orange 2, pale orange 1",
+            size="medium 5, large 3, small 2",
+            shiny=0.7,
+            folds=0.5,
+            lumen=0.4,
+            bleeding=0.03,
+            corners=0.85,
+        ),
+        "dyed-lifted-polyps": dict(
+            feature="bump 1",
+            color="blue 6, pale blue 3, dark blue 1",
+            color2="- 6, pink 4",
+            outline="patch 4, oval 4, circle 2",
+            border="smooth 7, wavy 2, blurred 1",
+            texture="smooth 6, granular 2, speckled 2",
+            size="medium 4, large 6",
+            symmetric=0.7,
+            spots="- 6, white 4",
+            center="- 7, pale pink 3",
+            ring="- 8, pale blue 2",
+            bleeding=0.06,
+        ),
+        "dyed-resection-margins": dict(
+            feature="bed 1",
+            color="pale pink 4, white 3, pink 1, red 2",
+            outline="patch 6, oval 4",
+            border="jagged 4, wavy 4, smooth 2",
+            texture="smooth 5, granular 4, speckled 1",
+            size="medium 6, large 4",
+            symmetric=0.7,
+            ring="blue 6, pale blue 4",
+            spots="- 6, white 2, dark red 2",
+            lines="- 7, red 3",
+            bleeding=0.3,
+        ),
+        "esophagitis": dict(
+            feature="streaks 1",
+            ground="pale pink 1",
+            color="red 6, dark red 4",
+            color2="pale red 5, red 5",
+            border="wavy 5, jagged 5",
+            texture="smooth 7, granular 3",
+            spots="- 6, yellow 2, white 2",
+            folds=0.3,
+            lumen=0.6,
+            bleeding=0.25,
+        ),
+        "normal-cecum": dict(
+            feature="folds 1",
+            ground="pale orange 4, pale pink 3, orange 2, pink 1",
+            color="black 1",
+            outline="oval 7, circle 3",
+            size="small 8, medium 2",
+            lines="red 4, - 6",
+            folds=1.0,
+            lumen=0.0,
+            bleeding=0.0,
+        ),
+        "normal-pylorus": dict(
+            feature="hole 1",
+            ground="orange 4, pink 4, pale orange 2",
+            color="black 1",
+            outline="circle 8, oval 2",
+            size="small 4, medium 6",
+            ring="- 6, pale pink 2, red 2",
+            folds=0.8,
+            lumen=0.0,
+            bleeding=0.0,
+        ),
+        "normal-z-line": dict(
+            feature="line 1",
+            ground="pale pink 1",
+            color="red 6, pale red 4",
+            border="wavy 7, jagged 3",
+            texture="smooth 9, granular 1",
+            folds=0.3,
+            lumen=0.6,
+            bleeding=0.0,
+        ),
+        "polyps": dict(
+            feature="bump 1",
+            color="pink 4, red 4, pale pink 2, pale red 1",
+            outline="circle 4, oval 5, patch 1",
+            border="smooth 9, wavy 1",
+            texture="smooth 7, granular 3",
+            size="small 3, medium 5, large 2",
+            symmetric=0.85,
+            spots="- 9, white 1",
+            lines="- 7, red 3",
+            bleeding=0.06,
+        ),
+        "ulcerative-colitis": dict(
+            feature="ulcers 1",
+            ground="red 6, pink 3, dark red 1",
+            color="pale yellow 4, white 5, yellow 1",
+            outline="patch 1",
+            border="blurred 4, jagged 4, smooth 2",
+            texture="granular 8, speckled 2",
+            size="small 5, medium 5",
+            lines="- 9, red 1",
+            folds=0.25,
+            bleeding=0.55,
+        ),
+    },
+)
 
 # %% ../nbs/02_phantom.ipynb #07b185bb
-DARKER = {"pale brown":"brown", "tan":"brown", "brown":"dark brown", "dark brown":"black"}
-STANDS_OUT = {"brown":DARKER, "dark brown":DARKER, "tan":{"tan":"brown","pale brown":"brown"}, "pink":{"pink":"red","pale red":"red"}}
+DARKER = {
+    "pale brown": "brown",
+    "tan": "brown",
+    "brown": "dark brown",
+    "dark brown": "black",
+}
+STANDS_OUT = {
+    "brown": DARKER,
+    "dark brown": DARKER,
+    "tan": {"tan": "brown", "pale brown": "brown"},
+    "pink": {"pink": "red", "pale red": "red"},
+}
 
 # %% ../nbs/02_phantom.ipynb #20e713ef
 def random_phantom(
-    g:np.random.Generator, # source of randomness
-    dataset:str,           # skin or kvasir
-    cls:str                # class folder name
-) -> Phantom:              # attributes
+    g: np.random.Generator,  # source of randomness
+    dataset: str,  # skin or kvasir
+    cls: str,  # class folder name
+) -> Phantom:  # attributes
     "Attributes of one medical picture."
-    a = {k:pick(g,o) for k,o in (LOOKS[dataset]["every"]|LOOKS[dataset][cls]).items()}
-    if dataset=="skin":
-        shift = STANDS_OUT.get(a["ground"],{})
-        a.update({k:shift.get(a[k],a[k]) for k in ("color","color2","ring") if a.get(k)})
-    if a.get("color2")==a["color"]: a["color2"] = ""
+    a = {
+        k: pick(g, o)
+        for k, o in (LOOKS[dataset]["every"] | LOOKS[dataset][cls]).items()
+    }
+    if dataset == "skin":
+        shift = STANDS_OUT.get(a["ground"], {})
+        a.update(
+            {k: shift.get(a[k], a[k]) for k in ("color", "color2", "ring") if a.get(k)}
+        )
+    if a.get("color2") == a["color"]:
+        a["color2"] = ""
     return Phantom(category(cls), DATASETS[dataset].modality, **a)
 
 # %% ../nbs/02_phantom.ipynb #385b8a45
 def strokes(
-    size:int,    # pixels a side
-    paths:list,  # polylines, each (n, 2) of x, y in -1..1
-    width:float  # of the pen, canvas half-widths
-) -> np.ndarray: # mask in 0..1, (size, size)
+    size: int,  # pixels a side
+    paths: list,  # polylines, each (n, 2) of x, y in -1..1
+    width: float,  # of the pen, canvas half-widths
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Antialiased polylines."
-    big = Image.new("L",(size*4,size*4)); pen = ImageDraw.Draw(big)
+    big = Image.new("L", (size * 4, size * 4))
+    pen = ImageDraw.Draw(big)
     for p in paths:
-        pen.line([tuple(q) for q in ((np.asarray(p)+1)*size*2).tolist()], fill=255, width=max(1,round(width*size*2)), joint="curve")
-    return np.asarray(big.resize((size,size),Image.BOX))/255.
+        pen.line(
+            [tuple(q) for q in ((np.asarray(p) + 1) * size * 2).tolist()],
+            fill=255,
+            width=max(1, round(width * size * 2)),
+            joint="curve",
+        )
+    return np.asarray(big.resize((size, size), Image.BOX)) / 255.0
 
 # %% ../nbs/02_phantom.ipynb #9e4b0a93
 def wander(
-    g:np.random.Generator,   # source of randomness
-    start,                   # x, y
-    heading:float,           # radians
-    length:float,            # canvas half-widths
-    bend:float=.5            # how much it turns, radians
-) -> np.ndarray:             # (9, 2)
+    g: np.random.Generator,  # source of randomness
+    start,  # x, y
+    heading: float,  # radians
+    length: float,  # canvas half-widths
+    bend: float = 0.5,  # how much it turns, radians
+) -> np.ndarray:  # (9, 2)
     "A path that sets out in one direction and strays."
-    a = heading+np.cumsum(g.normal(0,bend/2,8))
-    steps = np.stack([np.cos(a),np.sin(a)],1)*length/8
-    return np.vstack([np.asarray(start)[None],np.asarray(start)+np.cumsum(steps,0)])
+    a = heading + np.cumsum(g.normal(0, bend / 2, 8))
+    steps = np.stack([np.cos(a), np.sin(a)], 1) * length / 8
+    return np.vstack([np.asarray(start)[None], np.asarray(start) + np.cumsum(steps, 0)])
 
 # %% ../nbs/02_phantom.ipynb #8d415849
 def vessels(
-    g:np.random.Generator,        # source of randomness
-    size:int,                     # pixels a side
-    center:tuple, radius:float,   # where they are
-    trunks:int=4                  # how many set out from the rim
-) -> np.ndarray:                  # mask in 0..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    center: tuple,
+    radius: float,  # where they are
+    trunks: int = 4,  # how many set out from the rim
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Thin branching lines that grow inward from a rim."
     paths = []
-    for t in g.uniform(0,2*np.pi,trunks):
-        trunk = wander(g, np.array(center)+radius*np.array([np.cos(t),np.sin(t)]), t+np.pi+g.normal(0,.4), radius*1.5)
-        paths += [trunk]+[wander(g,trunk[i],t+np.pi+g.choice([-1,1])*g.uniform(.6,1.1),radius*.7) for i in (2,4,6)]
-    return strokes(size,paths,.03)
+    for t in g.uniform(0, 2 * np.pi, trunks):
+        trunk = wander(
+            g,
+            np.array(center) + radius * np.array([np.cos(t), np.sin(t)]),
+            t + np.pi + g.normal(0, 0.4),
+            radius * 1.5,
+        )
+        paths += [trunk] + [
+            wander(
+                g,
+                trunk[i],
+                t + np.pi + g.choice([-1, 1]) * g.uniform(0.6, 1.1),
+                radius * 0.7,
+            )
+            for i in (2, 4, 6)
+        ]
+    return strokes(size, paths, 0.03)
 
 # %% ../nbs/02_phantom.ipynb #1f461a58
 def hairs(
-    g:np.random.Generator, # source of randomness
-    size:int               # pixels a side
-) -> np.ndarray:           # mask in 0..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Thin curved hairs that lie roughly one way."
-    way = g.uniform(0,2*np.pi)
-    return strokes(size,[wander(g,g.uniform(-1.1,1.1,2),way+g.normal(0,.5),g.uniform(.6,1.5),.25)
-                         for _ in range(g.integers(4,11))],.02)
+    way = g.uniform(0, 2 * np.pi)
+    return strokes(
+        size,
+        [
+            wander(
+                g,
+                g.uniform(-1.1, 1.1, 2),
+                way + g.normal(0, 0.5),
+                g.uniform(0.6, 1.5),
+                0.25,
+            )
+            for _ in range(g.integers(4, 11))
+        ],
+        0.02,
+    )
 
 # %% ../nbs/02_phantom.ipynb #5d066f43
 @dataclass
 class Body:
     "Where a phantom's feature lies."
-    mask:np.ndarray  # (size, size) in 0..1
-    depth:np.ndarray # (size, size), 0 in the middle, 1 at the border
-    center:np.ndarray
-    radius:float
-    way:float        # direction in which it leans, radians
+
+    mask: np.ndarray  # (size, size) in 0..1
+    depth: np.ndarray  # (size, size), 0 in the middle, 1 at the border
+    center: np.ndarray
+    radius: float
+    way: float  # direction in which it leans, radians
 
 # %% ../nbs/02_phantom.ipynb #cdf20439
 def body(
-    g:np.random.Generator, # source of randomness
-    p:Phantom,             # attributes
-    size:int,              # pixels a side
-    stray:float=.2         # how far from the middle
+    g: np.random.Generator,  # source of randomness
+    p: Phantom,  # attributes
+    size: int,  # pixels a side
+    stray: float = 0.2,  # how far from the middle
 ) -> Body:
     "Place the feature and give it its outline."
-    r,way,center = RADII[p.size]*g.uniform(.9,1.1),g.uniform(0,2*np.pi),g.uniform(-stray,stray,2)
-    aspect = g.uniform(1.35,1.8) if p.outline=="oval" else g.uniform(1,1.2) if p.outline=="patch" else 1.
+    r, way, center = (
+        RADII[p.size] * g.uniform(0.9, 1.1),
+        g.uniform(0, 2 * np.pi),
+        g.uniform(-stray, stray, 2),
+    )
+    aspect = (
+        g.uniform(1.35, 1.8)
+        if p.outline == "oval"
+        else g.uniform(1, 1.2)
+        if p.outline == "patch"
+        else 1.0
+    )
     place = dict(outline=p.outline, border=p.border, aspect=aspect)
-    lean = 0 if p.symmetric else .42*r*np.array([np.cos(way),np.sin(way)])
-    mask,depth = stamp(g,size,center=center-lean,radius=r*(1 if p.symmetric else .85),angle=way,**place)
+    lean = 0 if p.symmetric else 0.42 * r * np.array([np.cos(way), np.sin(way)])
+    mask, depth = stamp(
+        g,
+        size,
+        center=center - lean,
+        radius=r * (1 if p.symmetric else 0.85),
+        angle=way,
+        **place,
+    )
     if not p.symmetric:
-        m,d = stamp(g,size,center=center+lean*1.3,radius=r*.55,angle=g.uniform(0,6.3),**place)
-        mask,depth = np.maximum(mask,m),np.minimum(depth,d)
-    return Body(mask,depth,center,r,way)
+        m, d = stamp(
+            g,
+            size,
+            center=center + lean * 1.3,
+            radius=r * 0.55,
+            angle=g.uniform(0, 6.3),
+            **place,
+        )
+        mask, depth = np.maximum(mask, m), np.minimum(depth, d)
+    return Body(mask, depth, center, r, way)
 
 # %% ../nbs/02_phantom.ipynb #ee280882
 def fine_texture(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    texture:str            # one of TEXTURES
-) -> np.ndarray:           # brightness change about -1..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    texture: str,  # one of TEXTURES
+) -> np.ndarray:  # brightness change about -1..1, (size, size)
     "A texture as the web knows it, but nets of finer mesh: pigment networks are."
-    if texture!="net-like": return texture_field(g,size,texture)
-    small = size*5//9; pad = (size-small)//2
-    f = np.asarray(Image.fromarray(texture_field(g,size,texture).astype(np.float32)).resize((small,small),Image.BOX))
-    return np.pad(f,(pad,size-small-pad),mode="symmetric")
+    if texture != "net-like":
+        return texture_field(g, size, texture)
+    small = size * 5 // 9
+    pad = (size - small) // 2
+    f = np.asarray(
+        Image.fromarray(texture_field(g, size, texture).astype(np.float32)).resize(
+            (small, small), Image.BOX
+        )
+    )
+    return np.pad(f, (pad, size - small - pad), mode="symmetric")
 
 # %% ../nbs/02_phantom.ipynb #5fd11790
 def paint_body(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the ground
-    p:Phantom,             # attributes
-    b:Body                 # where
-) -> np.ndarray:           # (size, size, 3)
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the ground
+    p: Phantom,  # attributes
+    b: Body,  # where
+) -> np.ndarray:  # (size, size, 3)
     "Fill a body with its colours, texture, spots and lines."
-    size,shade = len(img),lambda name: muted(g,name,p.modality)
-    x,y = canvas(size); inside = np.clip((1-b.depth)*5,0,1)*b.mask
-    if p.ring: img = blend(img, .85*np.clip((1.42-b.depth+.06*smooth_noise(g,size,6))*5,0,1), shade(p.ring))
-    fill = shade(p.color)+.03*smooth_noise(g,size,5)[...,None]
+    size, shade = len(img), lambda name: muted(g, name, p.modality)
+    x, y = canvas(size)
+    inside = np.clip((1 - b.depth) * 5, 0, 1) * b.mask
+    if p.ring:
+        img = blend(
+            img,
+            0.85
+            * np.clip((1.42 - b.depth + 0.06 * smooth_noise(g, size, 6)) * 5, 0, 1),
+            shade(p.ring),
+        )
+    fill = shade(p.color) + 0.03 * smooth_noise(g, size, 5)[..., None]
     if p.color2:
-        side = (np.cos(b.way)*(x-b.center[0])+np.sin(b.way)*(y-b.center[1]))/b.radius
-        fill = blend(fill, np.clip((1.1*side+.8*smooth_noise(g,size,4)-.35)*3+.5,0,1), shade(p.color2))
-    if p.center: fill = blend(fill, np.clip((.5-b.depth+.04*smooth_noise(g,size,7))*6,0,1), shade(p.center))
-    fill = fill*(1+.33*fine_texture(g,size,p.texture)[...,None])
+        side = (
+            np.cos(b.way) * (x - b.center[0]) + np.sin(b.way) * (y - b.center[1])
+        ) / b.radius
+        fill = blend(
+            fill,
+            np.clip(
+                (1.1 * side + 0.8 * smooth_noise(g, size, 4) - 0.35) * 3 + 0.5, 0, 1
+            ),
+            shade(p.color2),
+        )
+    if p.center:
+        fill = blend(
+            fill,
+            np.clip((0.5 - b.depth + 0.04 * smooth_noise(g, size, 7)) * 6, 0, 1),
+            shade(p.center),
+        )
+    fill = fill * (1 + 0.33 * fine_texture(g, size, p.texture)[..., None])
     if p.veil:
-        at = b.center+g.uniform(-.3,.3,2)*b.radius
-        fill = blend(fill, .7*np.clip(stamp(g,size,"patch","blurred",center=at,radius=b.radius*.6)[0],0,1), shade(p.veil))
-    if p.spots: fill = blend(fill, inside*dots(g,size,40,.07), shade(p.spots))
-    if p.lines: fill = blend(fill, .8*vessels(g,size,b.center,b.radius), shade(p.lines))
-    return blend(img, b.mask*np.clip(1.12-.3*b.depth,.75,1), fill)
+        at = b.center + g.uniform(-0.3, 0.3, 2) * b.radius
+        fill = blend(
+            fill,
+            0.7
+            * np.clip(
+                stamp(g, size, "patch", "blurred", center=at, radius=b.radius * 0.6)[0],
+                0,
+                1,
+            ),
+            shade(p.veil),
+        )
+    if p.spots:
+        fill = blend(fill, inside * dots(g, size, 40, 0.07), shade(p.spots))
+    if p.lines:
+        fill = blend(fill, 0.8 * vessels(g, size, b.center, b.radius), shade(p.lines))
+    return blend(img, b.mask * np.clip(1.12 - 0.3 * b.depth, 0.75, 1), fill)
 
 # %% ../nbs/02_phantom.ipynb #66136058
 def draw_skin(
-    g:np.random.Generator, # source of randomness
-    p:Phantom,             # attributes
-    size:int=64            # pixels a side
-) -> np.ndarray:           # uint8 (size, size, 3)
+    g: np.random.Generator,  # source of randomness
+    p: Phantom,  # attributes
+    size: int = 64,  # pixels a side
+) -> np.ndarray:  # uint8 (size, size, 3)
     "Paint one dermoscopic phantom."
-    x,y = canvas(size); tone = np.array(SKIN[p.ground])+g.normal(0,.015)+g.normal(0,.012,3)
-    waves,grain = smooth_noise(g,size,5),smooth_noise(g,size,26)
-    img = tone*(1+.016*waves+.012*grain)[...,None]-np.array([0,.012,.010])*waves.T[...,None]   # turned over, waves serve twice
-    b = body(g,p,size); b.mask = gaussian_filter(b.mask,size/64*.6); img = paint_body(g,img,p,b)
-    if p.shiny: img = blend(img, .7*b.mask*highlights(g,size,b.center,b.radius,2), (.97,.94,.93))
-    if p.hairs: img = blend(img, .75*hairs(g,size), (.20,.16,.15))
-    a = g.uniform(0,6.3); img = img*(g.normal(1,.05)+.05*(np.cos(a)*x+np.sin(a)*y))[...,None]
-    img = gaussian_filter(img,(size/64*.45,size/64*.45,0))
-    if p.corners: img = blend(img, np.clip((np.hypot(x,y)-g.uniform(1.02,1.15))*8,0,1), (.06,.05,.06))
-    return finish(img+g.normal(0,.008,img.shape))
+    x, y = canvas(size)
+    tone = np.array(SKIN[p.ground]) + g.normal(0, 0.015) + g.normal(0, 0.012, 3)
+    waves, grain = smooth_noise(g, size, 5), smooth_noise(g, size, 26)
+    img = (
+        tone * (1 + 0.016 * waves + 0.012 * grain)[..., None]
+        - np.array([0, 0.012, 0.010]) * waves.T[..., None]
+    )  # turned over, waves serve twice
+    b = body(g, p, size)
+    b.mask = gaussian_filter(b.mask, size / 64 * 0.6)
+    img = paint_body(g, img, p, b)
+    if p.shiny:
+        img = blend(
+            img,
+            0.7 * b.mask * highlights(g, size, b.center, b.radius, 2),
+            (0.97, 0.94, 0.93),
+        )
+    if p.hairs:
+        img = blend(img, 0.75 * hairs(g, size), (0.20, 0.16, 0.15))
+    a = g.uniform(0, 6.3)
+    img = img * (g.normal(1, 0.05) + 0.05 * (np.cos(a) * x + np.sin(a) * y))[..., None]
+    img = gaussian_filter(img, (size / 64 * 0.45, size / 64 * 0.45, 0))
+    if p.corners:
+        img = blend(
+            img,
+            np.clip((np.hypot(x, y) - g.uniform(1.02, 1.15)) * 8, 0, 1),
+            (0.06, 0.05, 0.06),
+        )
+    return finish(img + g.normal(0, 0.008, img.shape))
 
 # %% ../nbs/02_phantom.ipynb #48ce4bdb
 def lamp_light(
-    g:np.random.Generator, # source of randomness
-    height:np.ndarray      # (size, size), canvas half-widths
-) -> tuple:                # diffuse light and highlights, both (size, size)
+    g: np.random.Generator,  # source of randomness
+    height: np.ndarray,  # (size, size), canvas half-widths
+) -> tuple:  # diffuse light and highlights, both (size, size)
     "Lambert's law for the light, and mirror-like glints where a rough wet surface faces the lamp."
-    size = len(height); x,y = canvas(size); lamp = np.append(g.uniform(-.35,.35,2),1.4)
-    gy,gx = np.gradient(height,2/size)
-    def toward(half,gx,gy):
-        n = np.stack([-gx,-gy,np.ones_like(gx)],-1)
-        return np.clip((n*half).sum(-1)/np.linalg.norm(n,axis=-1)/np.linalg.norm(half,axis=-1),0,1)
-    ray = np.stack([lamp[0]-x,lamp[1]-y,lamp[2]-height],-1); far = np.linalg.norm(ray,axis=-1)
-    wy,wx = np.gradient(.045*smooth_noise(g,size,11),2/size)
-    glint = toward(ray/far[...,None]+np.array([0,0,1]),gx+wx,gy+wy)
-    return toward(ray,gx,gy)*(1.4/far)**1.8, np.clip((glint-np.quantile(glint,.972))*200,0,1)
+    size = len(height)
+    x, y = canvas(size)
+    lamp = np.append(g.uniform(-0.35, 0.35, 2), 1.4)
+    gy, gx = np.gradient(height, 2 / size)
+
+    def toward(half, gx, gy):
+        n = np.stack([-gx, -gy, np.ones_like(gx)], -1)
+        return np.clip(
+            (n * half).sum(-1)
+            / np.linalg.norm(n, axis=-1)
+            / np.linalg.norm(half, axis=-1),
+            0,
+            1,
+        )
+
+    ray = np.stack([lamp[0] - x, lamp[1] - y, lamp[2] - height], -1)
+    far = np.linalg.norm(ray, axis=-1)
+    wy, wx = np.gradient(0.045 * smooth_noise(g, size, 11), 2 / size)
+    glint = toward(ray / far[..., None] + np.array([0, 0, 1]), gx + wx, gy + wy)
+    return toward(ray, gx, gy) * (1.4 / far) ** 1.8, np.clip(
+        (glint - np.quantile(glint, 0.972)) * 200, 0, 1
+    )
 
 # %% ../nbs/02_phantom.ipynb #54b3da28
 def ridges(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    about,                 # x, y that the ridges bend around
-    n:int=4                # how many
-) -> np.ndarray:           # height, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    about,  # x, y that the ridges bend around
+    n: int = 4,  # how many
+) -> np.ndarray:  # height, (size, size)
     "Crescent folds about a point, as in a tube that is looked into."
-    x,y = canvas(size); x,y = x-about[0],y-about[1]
-    d,theta = np.hypot(x,y)+.05*smooth_noise(g,size,4),np.arctan2(y,x); h = np.zeros((size,size))
-    for r in np.linspace(.45,1.6,n)+g.uniform(-.1,.1,n):
-        h += .12*np.exp(-((d-r)/.12)**2)*np.clip(.6+.8*np.cos(theta-g.uniform(0,6.3)),0,1)
+    x, y = canvas(size)
+    x, y = x - about[0], y - about[1]
+    d, theta = np.hypot(x, y) + 0.05 * smooth_noise(g, size, 4), np.arctan2(y, x)
+    h = np.zeros((size, size))
+    for r in np.linspace(0.45, 1.6, n) + g.uniform(-0.1, 0.1, n):
+        h += (
+            0.12
+            * np.exp(-(((d - r) / 0.12) ** 2))
+            * np.clip(0.6 + 0.8 * np.cos(theta - g.uniform(0, 6.3)), 0, 1)
+        )
     return h
 
 # %% ../nbs/02_phantom.ipynb #106c3118
 def draw_bump(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "A dome: a polyp."
-    size = len(img); b = body(g,p,size,.25); img = paint_body(g,img,p,b)
-    dome = b.radius*.7*np.clip(1-b.depth**2,0,1)**.8
-    if p.texture=="granular": dome = dome+.035*b.radius/.4*smooth_noise(g,size,12)*b.mask
-    shadow = np.clip(stamp(g,size,p.outline,"blurred",center=b.center+np.array([.05,.12]),radius=b.radius*1.1)[0],0,1)
-    return img*(1-.35*shadow*(1-b.mask))[...,None], dome, b
+    size = len(img)
+    b = body(g, p, size, 0.25)
+    img = paint_body(g, img, p, b)
+    dome = b.radius * 0.7 * np.clip(1 - b.depth**2, 0, 1) ** 0.8
+    if p.texture == "granular":
+        dome = dome + 0.035 * b.radius / 0.4 * smooth_noise(g, size, 12) * b.mask
+    shadow = np.clip(
+        stamp(
+            g,
+            size,
+            p.outline,
+            "blurred",
+            center=b.center + np.array([0.05, 0.12]),
+            radius=b.radius * 1.1,
+        )[0],
+        0,
+        1,
+    )
+    return img * (1 - 0.35 * shadow * (1 - b.mask))[..., None], dome, b
 
 # %% ../nbs/02_phantom.ipynb #cfe439f0
 def draw_bed(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "A shallow crater with a rim: what is left after a polyp is cut out."
-    size = len(img); b = body(g,p,size,.2); img = paint_body(g,img,p,b)
-    return img, .07*np.exp(-((b.depth-1.15)/.2)**2)-.06*np.clip(1-b.depth,0,1)+.012*smooth_noise(g,size,10)*b.mask, b
+    size = len(img)
+    b = body(g, p, size, 0.2)
+    img = paint_body(g, img, p, b)
+    return (
+        img,
+        0.07 * np.exp(-(((b.depth - 1.15) / 0.2) ** 2))
+        - 0.06 * np.clip(1 - b.depth, 0, 1)
+        + 0.012 * smooth_noise(g, size, 10) * b.mask,
+        b,
+    )
 
 # %% ../nbs/02_phantom.ipynb #ed569cf1
 def draw_hole(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "The pylorus: a round opening, folds about it."
-    size = len(img); b = body(g,p,size,.2); x,y = canvas(size); theta = np.arctan2(y-b.center[1],x-b.center[0])
-    d = np.hypot(x-b.center[0],y-b.center[1])
-    opening = np.clip((.62-b.depth+.03*smooth_noise(g,size,6))*4+.5,0,1)
-    if p.ring: img = blend(img, .8*np.clip((1.15-b.depth)*5,0,1), muted(g,p.ring,p.modality))
-    h = .16*np.exp(-((b.depth-1.2)/.45)**2)
+    size = len(img)
+    b = body(g, p, size, 0.2)
+    x, y = canvas(size)
+    theta = np.arctan2(y - b.center[1], x - b.center[0])
+    d = np.hypot(x - b.center[0], y - b.center[1])
+    opening = np.clip(
+        (0.62 - b.depth + 0.03 * smooth_noise(g, size, 6)) * 4 + 0.5, 0, 1
+    )
+    if p.ring:
+        img = blend(
+            img, 0.8 * np.clip((1.15 - b.depth) * 5, 0, 1), muted(g, p.ring, p.modality)
+        )
+    h = 0.16 * np.exp(-(((b.depth - 1.2) / 0.45) ** 2))
     if p.folds:
-        h = h+.08*np.cos(g.integers(5,8)*theta+g.uniform(0,6.3)+.3*smooth_noise(g,size,4))*np.clip((d-b.radius)*3,0,1)
-    return blend(img, opening, muted(g,p.color,p.modality)), h, b
+        h = h + 0.08 * np.cos(
+            g.integers(5, 8) * theta
+            + g.uniform(0, 6.3)
+            + 0.3 * smooth_noise(g, size, 4)
+        ) * np.clip((d - b.radius) * 3, 0, 1)
+    return blend(img, opening, muted(g, p.color, p.modality)), h, b
 
 # %% ../nbs/02_phantom.ipynb #1927929f
 def draw_folds(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "The cecum: three folds that meet near the small, slit-like opening of the appendix."
-    size = len(img); x,y = canvas(size); b = body(g,p,size,.3)
-    slit,_ = stamp(g,size,p.outline,center=b.center,radius=b.radius*.42,aspect=2.2 if p.outline=="oval" else 1.,angle=b.way)
-    h = ridges(g,size,b.center,3)+.05*np.exp(-((b.depth-.75)/.2)**2)
-    for a in b.way+np.array([0,2.1,4.2])+g.normal(0,.25,3):
-        u,v = np.cos(a)*(x-b.center[0])+np.sin(a)*(y-b.center[1]),np.cos(a)*(y-b.center[1])-np.sin(a)*(x-b.center[0])
-        h = h+.14*np.exp(-((v+.12*u**2)/.13)**2)*np.clip((u-.3)*4,0,1)
-    return blend(img, .9*slit, muted(g,p.color,p.modality)), h, b
+    size = len(img)
+    x, y = canvas(size)
+    b = body(g, p, size, 0.3)
+    slit, _ = stamp(
+        g,
+        size,
+        p.outline,
+        center=b.center,
+        radius=b.radius * 0.42,
+        aspect=2.2 if p.outline == "oval" else 1.0,
+        angle=b.way,
+    )
+    h = ridges(g, size, b.center, 3) + 0.05 * np.exp(-(((b.depth - 0.75) / 0.2) ** 2))
+    for a in b.way + np.array([0, 2.1, 4.2]) + g.normal(0, 0.25, 3):
+        u, v = (
+            np.cos(a) * (x - b.center[0]) + np.sin(a) * (y - b.center[1]),
+            np.cos(a) * (y - b.center[1]) - np.sin(a) * (x - b.center[0]),
+        )
+        h = h + 0.14 * np.exp(-(((v + 0.12 * u**2) / 0.13) ** 2)) * np.clip(
+            (u - 0.3) * 4, 0, 1
+        )
+    return blend(img, 0.9 * slit, muted(g, p.color, p.modality)), h, b
 
 # %% ../nbs/02_phantom.ipynb #1b2cb85c
 def blob(
-    size:int,                  # pixels a side
-    center:tuple,radius:float, # canvas half-widths
-    soft:float=.5              # width of the edge, radii
-) -> np.ndarray:               # mask in 0..1, (size, size)
+    size: int,  # pixels a side
+    center: tuple,
+    radius: float,  # canvas half-widths
+    soft: float = 0.5,  # width of the edge, radii
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "A soft disc."
-    x,y = canvas(size)
-    return np.clip((1-np.hypot(x-center[0],y-center[1])/radius)/soft+.5,0,1)
+    x, y = canvas(size)
+    return np.clip(
+        (1 - np.hypot(x - center[0], y - center[1]) / radius) / soft + 0.5, 0, 1
+    )
 
 # %% ../nbs/02_phantom.ipynb #613be78d
 def draw_line(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "The Z-line: a border, here seen along the tube, beyond which the mucosa is another."
-    size = len(img); x,y = canvas(size); way = g.uniform(0,2*np.pi); far = g.uniform(.05,.75)
-    b = body(g,p,size,.2); b.center = far*np.array([np.cos(way),np.sin(way)]); b.radius = g.uniform(.45,.62)+.45*far
-    theta = np.arctan2(y-b.center[1],x-b.center[0])%(2*np.pi)
-    b.depth = np.hypot(x-b.center[0],y-b.center[1])/(b.radius*border_radius(g,theta,p.border)**.6)+.03*smooth_noise(g,size,6)
-    b.mask = np.clip((1-b.depth)*size*b.radius/5+.5,0,1)
-    beyond = muted(g,p.color2 or p.color,p.modality)*(1+.25*texture_field(g,size,p.texture)[...,None])
-    return blend(img,b.mask,beyond), -.25*b.mask*np.clip(1-b.depth,0,1)+.03*np.exp(-((b.depth-1)/.1)**2), b
+    size = len(img)
+    x, y = canvas(size)
+    way = g.uniform(0, 2 * np.pi)
+    far = g.uniform(0.05, 0.75)
+    b = body(g, p, size, 0.2)
+    b.center = far * np.array([np.cos(way), np.sin(way)])
+    b.radius = g.uniform(0.45, 0.62) + 0.45 * far
+    theta = np.arctan2(y - b.center[1], x - b.center[0]) % (2 * np.pi)
+    b.depth = np.hypot(x - b.center[0], y - b.center[1]) / (
+        b.radius * border_radius(g, theta, p.border) ** 0.6
+    ) + 0.03 * smooth_noise(g, size, 6)
+    b.mask = np.clip((1 - b.depth) * size * b.radius / 5 + 0.5, 0, 1)
+    beyond = muted(g, p.color2 or p.color, p.modality) * (
+        1 + 0.25 * texture_field(g, size, p.texture)[..., None]
+    )
+    return (
+        blend(img, b.mask, beyond),
+        -0.25 * b.mask * np.clip(1 - b.depth, 0, 1)
+        + 0.03 * np.exp(-(((b.depth - 1) / 0.1) ** 2)),
+        b,
+    )
 
 # %% ../nbs/02_phantom.ipynb #775f769d
 def draw_streaks(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "Esophagitis: erosions that run from the Z-line up the pale mucosa."
-    img,h,b = draw_line(g,img,p); size = len(img); n = g.integers(3,6)
-    back = np.arctan2(-b.center[1],-b.center[0]); spread = 2.4 if np.hypot(*b.center)<.35 else 1.1
-    for t in back+np.linspace(-spread,spread,n)+g.normal(0,.12,n):
-        long = g.uniform(.2,.3); at = b.center+(b.radius+.5*long)*np.array([np.cos(t),np.sin(t)])
-        place = dict(center=at, radius=long*.62, aspect=g.uniform(2.6,4), angle=t+g.normal(0,.15))
-        img = blend(img,.9*gaussian_filter(stamp(g,size,"oval","jagged",**place)[0],size/64*.6),muted(g,p.color,p.modality))
+    img, h, b = draw_line(g, img, p)
+    size = len(img)
+    n = g.integers(3, 6)
+    back = np.arctan2(-b.center[1], -b.center[0])
+    spread = 2.4 if np.hypot(*b.center) < 0.35 else 1.1
+    for t in back + np.linspace(-spread, spread, n) + g.normal(0, 0.12, n):
+        long = g.uniform(0.2, 0.3)
+        at = b.center + (b.radius + 0.5 * long) * np.array([np.cos(t), np.sin(t)])
+        place = dict(
+            center=at,
+            radius=long * 0.62,
+            aspect=g.uniform(2.6, 4),
+            angle=t + g.normal(0, 0.15),
+        )
+        img = blend(
+            img,
+            0.9
+            * gaussian_filter(
+                stamp(g, size, "oval", "jagged", **place)[0], size / 64 * 0.6
+            ),
+            muted(g, p.color, p.modality),
+        )
         if p.spots:
-            img = blend(img,.75*stamp(g,size,"oval","jagged",**place|dict(radius=long*g.uniform(.2,.35)))[0],muted(g,p.spots,p.modality))
-    return img,h,b
+            img = blend(
+                img,
+                0.75
+                * stamp(
+                    g,
+                    size,
+                    "oval",
+                    "jagged",
+                    **place | dict(radius=long * g.uniform(0.2, 0.35)),
+                )[0],
+                muted(g, p.spots, p.modality),
+            )
+    return img, h, b
 
 # %% ../nbs/02_phantom.ipynb #af464a41
 def draw_ulcers(
-    g:np.random.Generator, # source of randomness
-    img:np.ndarray,        # (size, size, 3), the mucosa
-    p:Phantom              # attributes
-) -> tuple:                # the picture, its height, and where the feature is
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the mucosa
+    p: Phantom,  # attributes
+) -> tuple:  # the picture, its height, and where the feature is
     "Colitis: granular, sore mucosa with ulcers."
-    size = len(img); b = Body(np.ones((size,size)),np.zeros((size,size)),np.zeros(2),1.,0.)
-    h = .03*smooth_noise(g,size,13)
-    img = img*(1+.24*texture_field(g,size,p.texture)[...,None])
-    for _ in range(g.integers(4,9)):
-        m,_ = stamp(g,size,p.outline,p.border,center=g.uniform(-.75,.75,2),radius=g.uniform(.1,.16)*RADII[p.size]/.3,
-                    aspect=g.uniform(1,1.9),angle=g.uniform(0,6.3))
-        img = blend(img,.85*gaussian_filter(m,size/64*.7),muted(g,p.color,p.modality)); h = h-.03*m
-    return img,h,b
+    size = len(img)
+    b = Body(np.ones((size, size)), np.zeros((size, size)), np.zeros(2), 1.0, 0.0)
+    h = 0.03 * smooth_noise(g, size, 13)
+    img = img * (1 + 0.24 * texture_field(g, size, p.texture)[..., None])
+    for _ in range(g.integers(4, 9)):
+        m, _ = stamp(
+            g,
+            size,
+            p.outline,
+            p.border,
+            center=g.uniform(-0.75, 0.75, 2),
+            radius=g.uniform(0.1, 0.16) * RADII[p.size] / 0.3,
+            aspect=g.uniform(1, 1.9),
+            angle=g.uniform(0, 6.3),
+        )
+        img = blend(
+            img,
+            0.85 * gaussian_filter(m, size / 64 * 0.7),
+            muted(g, p.color, p.modality),
+        )
+        h = h - 0.03 * m
+    return img, h, b
 
 # %% ../nbs/02_phantom.ipynb #04a3a097
 def blood(
-    g:np.random.Generator, # source of randomness
-    size:int,              # pixels a side
-    b:Body                 # where it comes from
-) -> np.ndarray:           # mask in 0..1, (size, size)
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    b: Body,  # where it comes from
+) -> np.ndarray:  # mask in 0..1, (size, size)
     "Small pools at a feature's border, and what trickles down from them."
-    m = np.zeros((size,size))
-    for t in g.uniform(0,2*np.pi,g.integers(2,4)):
-        at = np.clip(b.center+b.radius*g.uniform(.5,1.)*np.array([np.cos(t),np.sin(t)]),-.7,.7)
-        m = np.maximum(m,stamp(g,size,"patch",center=at,radius=g.uniform(.1,.17),aspect=g.uniform(1,1.6))[0])
-        m = np.maximum(m,strokes(size,[wander(g,at,t,g.uniform(.2,.4),.6)],.07))
-    return gaussian_filter(m,size/64*.6)
+    m = np.zeros((size, size))
+    for t in g.uniform(0, 2 * np.pi, g.integers(2, 4)):
+        at = np.clip(
+            b.center
+            + b.radius * g.uniform(0.5, 1.0) * np.array([np.cos(t), np.sin(t)]),
+            -0.7,
+            0.7,
+        )
+        m = np.maximum(
+            m,
+            stamp(
+                g,
+                size,
+                "patch",
+                center=at,
+                radius=g.uniform(0.1, 0.17),
+                aspect=g.uniform(1, 1.6),
+            )[0],
+        )
+        m = np.maximum(
+            m, strokes(size, [wander(g, at, t, g.uniform(0.2, 0.4), 0.6)], 0.07)
+        )
+    return gaussian_filter(m, size / 64 * 0.6)
 
 # %% ../nbs/02_phantom.ipynb #0e70b5b9
-FEATURES = dict(bump=draw_bump, bed=draw_bed, hole=draw_hole, folds=draw_folds, line=draw_line,
-                streaks=draw_streaks, ulcers=draw_ulcers)
-("What may lie in the gut. Each takes a generator, the ground and the attributes, "
- "and gives the picture, the height and where the feature is.")
+FEATURES = dict(
+    bump=draw_bump,
+    bed=draw_bed,
+    hole=draw_hole,
+    folds=draw_folds,
+    line=draw_line,
+    streaks=draw_streaks,
+    ulcers=draw_ulcers,
+)
+(
+    "What may lie in the gut. Each takes a generator, the ground and the attributes, "
+    "and gives the picture, the height and where the feature is."
+)
 
 # %% ../nbs/02_phantom.ipynb #1dc21dd5
 def draw_gut(
-    g:np.random.Generator, # source of randomness
-    p:Phantom,             # attributes
-    size:int=64            # pixels a side
-) -> np.ndarray:           # uint8 (size, size, 3)
+    g: np.random.Generator,  # source of randomness
+    p: Phantom,  # attributes
+    size: int = 64,  # pixels a side
+) -> np.ndarray:  # uint8 (size, size, 3)
     "Paint one endoscopic phantom."
-    x,y = canvas(size); way = g.uniform(0,2*np.pi); deep = g.uniform(.55,.9)*np.array([np.cos(way),np.sin(way)])
-    waves,grain = smooth_noise(g,size,5),smooth_noise(g,size,26)
-    img = (muted(g,p.ground,p.modality)*(1+.03*waves+.012*grain)[...,None]
-           +np.array([0,.014,.012])*waves.T[...,None])   # turned over, waves serve twice
-    if p.lines and p.feature in ("folds","ulcers"):
-        img = blend(img,.6*vessels(g,size,(0,0),1.05,6),muted(g,p.lines,p.modality))
-    img,h,b = FEATURES[p.feature](g,img,p)
-    if p.feature in ("line","streaks"): deep = b.center
-    if p.folds and p.feature not in ("hole","folds"):
-        h = h+ridges(g,size,deep)*(1-b.mask*(p.feature in ("bump","bed")))
-    light,glint = lamp_light(g,gaussian_filter(h+.01*waves,size/64*.7))
-    img = img*(.12+1.06*light)[...,None]
+    x, y = canvas(size)
+    way = g.uniform(0, 2 * np.pi)
+    deep = g.uniform(0.55, 0.9) * np.array([np.cos(way), np.sin(way)])
+    waves, grain = smooth_noise(g, size, 5), smooth_noise(g, size, 26)
+    img = (
+        muted(g, p.ground, p.modality) * (1 + 0.03 * waves + 0.012 * grain)[..., None]
+        + np.array([0, 0.014, 0.012]) * waves.T[..., None]
+    )  # turned over, waves serve twice
+    if p.lines and p.feature in ("folds", "ulcers"):
+        img = blend(
+            img, 0.6 * vessels(g, size, (0, 0), 1.05, 6), muted(g, p.lines, p.modality)
+        )
+    img, h, b = FEATURES[p.feature](g, img, p)
+    if p.feature in ("line", "streaks"):
+        deep = b.center
+    if p.folds and p.feature not in ("hole", "folds"):
+        h = h + ridges(g, size, deep) * (1 - b.mask * (p.feature in ("bump", "bed")))
+    light, glint = lamp_light(g, gaussian_filter(h + 0.01 * waves, size / 64 * 0.7))
+    img = img * (0.12 + 1.06 * light)[..., None]
     if p.lumen:
-        img = img*(1-.8*blob(size,deep,g.uniform(.2,.36),1.)*(1-b.mask*(p.feature in ("bump","bed"))))[...,None]
-    if p.bleeding: img = blend(img,.9*blood(g,size,b),muted(g,"dark red",p.modality)*np.array([1.1,.45,.4]))
-    if p.shiny: img = blend(img,.85*glint,(.97,.93,.88))
-    img = gaussian_filter(img,(size/64*.4,size/64*.4,0))*g.normal(1,.07)
+        img = (
+            img
+            * (
+                1
+                - 0.8
+                * blob(size, deep, g.uniform(0.2, 0.36), 1.0)
+                * (1 - b.mask * (p.feature in ("bump", "bed")))
+            )[..., None]
+        )
+    if p.bleeding:
+        img = blend(
+            img,
+            0.9 * blood(g, size, b),
+            muted(g, "dark red", p.modality) * np.array([1.1, 0.45, 0.4]),
+        )
+    if p.shiny:
+        img = blend(img, 0.85 * glint, (0.97, 0.93, 0.88))
+    img = gaussian_filter(img, (size / 64 * 0.4, size / 64 * 0.4, 0)) * g.normal(
+        1, 0.07
+    )
     if p.corners:
-        img = blend(img,np.clip((np.maximum(np.abs(x)+np.abs(y)-g.uniform(1.5,1.68),np.hypot(x,y)-g.uniform(1.08,1.3)))*size/3+.5,0,1),
-                    (.02,.02,.02))
-    return finish(img+g.normal(0,.008,img.shape))
+        img = blend(
+            img,
+            np.clip(
+                (
+                    np.maximum(
+                        np.abs(x) + np.abs(y) - g.uniform(1.5, 1.68),
+                        np.hypot(x, y) - g.uniform(1.08, 1.3),
+                    )
+                )
+                * size
+                / 3
+                + 0.5,
+                0,
+                1,
+            ),
+            (0.02, 0.02, 0.02),
+        )
+    return finish(img + g.normal(0, 0.008, img.shape))
 
 # %% ../nbs/02_phantom.ipynb #4c1d2a60
-MEDICAL_TERMS = ("dermoscopic endoscopic image shows skin mucosa surrounding surface symmetric asymmetric areas veil hairs bump flat hole "
-                 "folds streaks along bleeding no has").split()
+MEDICAL_TERMS = (
+    "dermoscopic endoscopic image shows skin mucosa surrounding surface symmetric asymmetric areas veil hairs bump flat hole "
+    "folds streaks along bleeding no has"
+).split()
 "Every word that captions of phantoms need and the web lacks, class names apart."
 
 # %% ../nbs/02_phantom.ipynb #77a7da30
 def simple_caption(
-    modality:str, # dermoscopic or endoscopic
-    category:str  # class, with spaces
-) -> str:         # the paper's simple caption, Table 1
+    modality: str,  # dermoscopic or endoscopic
+    category: str,  # class, with spaces
+) -> str:  # the paper's simple caption, Table 1
     "All that the class alone can say."
     return f"{article(modality).capitalize()} {modality} image of {category}"
 
 # %% ../nbs/02_phantom.ipynb #30848097
 def listing(
-    words:list # phrases
-) -> str:      # "a", "a and b", "a, b and c"
+    words: list,  # phrases
+) -> str:  # "a", "a and b", "a, b and c"
     "Phrases in a row."
-    return " and ".join(filter(None,[", ".join(words[:-1]),*words[-1:]]))
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 # %% ../nbs/02_phantom.ipynb #2dd8299f
 def an(
-    words:str # noun phrase
-) -> str:     # the same with its article
+    words: str,  # noun phrase
+) -> str:  # the same with its article
     "Put the indefinite article before a phrase."
     return f"{article(words)} {words}"
 
 # %% ../nbs/02_phantom.ipynb #7efa71e1
 def head(
-    g:np.random.Generator, # source of randomness
-    p:Phantom              # attributes
-) -> str:                  # what follows "shows"
+    g: np.random.Generator,  # source of randomness
+    p: Phantom,  # attributes
+) -> str:  # what follows "shows"
     "Name the feature itself."
-    say = lambda q: g.random()<q
-    size = f"{p.size} " if p.size!="medium" and say(.7) else ""
-    if p.feature=="hole": return an(f"{size}{'round' if p.outline=='circle' else 'oval'} {p.color} hole")
-    if p.feature=="folds": return f"folds around {an(f'small {p.color} hole')}"
-    if p.feature=="ulcers": return f"{p.ground} mucosa with {an(p.texture)} texture and {p.color} patches"
-    if p.feature in ("line","streaks"):
-        return (f"{p.color+' streaks along ' if p.feature=='streaks' else ''}{an(p.border)} border "
-                f"around {p.color2 or p.color} mucosa")
-    if not p.symmetric: form = "asymmetric " if say(.85) else ""
-    else: form = "symmetric " if p.modality=="dermoscopic" and p.outline!="patch" and not p.color2 and say(.5) else ""
-    shiny = "shiny " if p.shiny and p.modality=="dermoscopic" and say(.8) else ""
-    noun = dict(circle="round",oval="oval",patch="irregular")[p.outline]+(" bump" if p.feature=="bump" else " patch")
-    thing = an(f"{form}{size}{shiny}{'flat ' if p.feature=='bed' and say(.6) else ''}{p.color} {noun}")
-    known = [f"{an(p.border)} border"]*say(.9)+[f"{an(p.texture)} texture"]*say(.9 if p.texture!="smooth" else .5)
-    return thing+(" with "+listing(known) if known else "")
+    say = lambda q: g.random() < q
+    size = f"{p.size} " if p.size != "medium" and say(0.7) else ""
+    if p.feature == "hole":
+        return an(
+            f"{size}{'round' if p.outline == 'circle' else 'oval'} {p.color} hole"
+        )
+    if p.feature == "folds":
+        return f"folds around {an(f'small {p.color} hole')}"
+    if p.feature == "ulcers":
+        return f"{p.ground} mucosa with {an(p.texture)} texture and {p.color} patches"
+    if p.feature in ("line", "streaks"):
+        return (
+            f"{p.color + ' streaks along ' if p.feature == 'streaks' else ''}{an(p.border)} border "
+            f"around {p.color2 or p.color} mucosa"
+        )
+    if not p.symmetric:
+        form = "asymmetric " if say(0.85) else ""
+    else:
+        form = (
+            "symmetric "
+            if p.modality == "dermoscopic"
+            and p.outline != "patch"
+            and not p.color2
+            and say(0.5)
+            else ""
+        )
+    shiny = "shiny " if p.shiny and p.modality == "dermoscopic" and say(0.8) else ""
+    noun = dict(circle="round", oval="oval", patch="irregular")[p.outline] + (
+        " bump" if p.feature == "bump" else " patch"
+    )
+    thing = an(
+        f"{form}{size}{shiny}{'flat ' if p.feature == 'bed' and say(0.6) else ''}{p.color} {noun}"
+    )
+    known = [f"{an(p.border)} border"] * say(0.9) + [f"{an(p.texture)} texture"] * say(
+        0.9 if p.texture != "smooth" else 0.5
+    )
+    return thing + (" with " + listing(known) if known else "")
 
 # %% ../nbs/02_phantom.ipynb #5d93b4b9
 def caption(
-    g:np.random.Generator, # source of randomness
-    p:Phantom              # attributes
-) -> str:                  # two to four sentences
+    g: np.random.Generator,  # source of randomness
+    p: Phantom,  # attributes
+) -> str:  # two to four sentences
     "A true description in the manner of the paper's captions."
-    say = lambda q: g.random()<q
-    text = [f"{simple_caption(p.modality,p.category)} shows {head(g,p)}."]
-    body_lines = p.lines if p.feature not in ("folds","ulcers") else ""
-    has = [w for known,w in ((p.color2 if p.feature in ("lesion","bump","bed") else "",f"{p.color2} areas"),
-                             (p.veil,f"{an(p.veil)} veil"), (p.center,f"{an(p.center)} center"), (p.spots,f"{p.spots} spots"),
-                             (p.ring,f"{an(p.ring)} ring around it"), (body_lines,f"thin {p.lines} lines")) if known and say(.9)]
+    say = lambda q: g.random() < q
+    text = [f"{simple_caption(p.modality, p.category)} shows {head(g, p)}."]
+    body_lines = p.lines if p.feature not in ("folds", "ulcers") else ""
+    has = [
+        w
+        for known, w in (
+            (
+                p.color2 if p.feature in ("lesion", "bump", "bed") else "",
+                f"{p.color2} areas",
+            ),
+            (p.veil, f"{an(p.veil)} veil"),
+            (p.center, f"{an(p.center)} center"),
+            (p.spots, f"{p.spots} spots"),
+            (p.ring, f"{an(p.ring)} ring around it"),
+            (body_lines, f"thin {p.lines} lines"),
+        )
+        if known and say(0.9)
+    ]
     if has:
-        text.append(("It has " if p.feature not in ("streaks","line") else "There are ")
-                    +listing([has[i] for i in g.permutation(len(has))[:3 if p.modality=="dermoscopic" else 2]])+".")
-    if p.modality=="dermoscopic":
-        if len(text)==1 or say(.92):
-            text.append(f"The background is {p.ground} skin"+(" with thin black hairs" if p.hairs and say(.8) else "")+".")
+        text.append(
+            ("It has " if p.feature not in ("streaks", "line") else "There are ")
+            + listing(
+                [
+                    has[i]
+                    for i in g.permutation(len(has))[
+                        : 3 if p.modality == "dermoscopic" else 2
+                    ]
+                ]
+            )
+            + "."
+        )
+    if p.modality == "dermoscopic":
+        if len(text) == 1 or say(0.92):
+            text.append(
+                f"The background is {p.ground} skin"
+                + (" with thin black hairs" if p.hairs and say(0.8) else "")
+                + "."
+            )
         return " ".join(text)
-    if p.feature!="ulcers":
-        more = ["folds"]*(p.folds and p.feature!="folds" and say(.8))+[f"thin {p.lines} lines"]*bool(p.lines and not body_lines)
-        text.append(f"The surrounding mucosa is {p.ground}"+(" with "+listing(more) if more else "")+".")
-    wet = ["the surface is shiny"]*(p.shiny and len(has)<2 and say(.7))
-    blood = [f"there is {'' if p.bleeding else 'no '}bleeding"]*(p.bleeding or p.feature=="ulcers" or say(.7))
-    if wet+blood: text.append(listing(wet+blood).capitalize()+".")
+    if p.feature != "ulcers":
+        more = ["folds"] * (p.folds and p.feature != "folds" and say(0.8)) + [
+            f"thin {p.lines} lines"
+        ] * bool(p.lines and not body_lines)
+        text.append(
+            f"The surrounding mucosa is {p.ground}"
+            + (" with " + listing(more) if more else "")
+            + "."
+        )
+    wet = ["the surface is shiny"] * (p.shiny and len(has) < 2 and say(0.7))
+    blood = [f"there is {'' if p.bleeding else 'no '}bleeding"] * (
+        p.bleeding or p.feature == "ulcers" or say(0.7)
+    )
+    if wet + blood:
+        text.append(listing(wet + blood).capitalize() + ".")
     return " ".join(text)
 
 # %% ../nbs/02_phantom.ipynb #b15a39a4
@@ -902,36 +1627,45 @@ FEATURE_SEED = 10_000
 
 # %% ../nbs/02_phantom.ipynb #f2043746
 def known_class(
-    dataset:str, # skin or kvasir
-    cls:str      # class folder name
+    dataset: str,  # skin or kvasir
+    cls: str,  # class folder name
 ):
     "Refuse what is not drawn."
-    if dataset not in LOOKS: raise ValueError(f"no phantoms for data set {dataset!r}: use one of {', '.join(LOOKS)}")
-    names = [c for c in LOOKS[dataset] if c!="every"]
-    if cls not in names: raise ValueError(f"no class {cls!r} in {dataset}: use one of {', '.join(names)}")
+    if dataset not in LOOKS:
+        raise ValueError(
+            f"no phantoms for data set {dataset!r}: use one of {', '.join(LOOKS)}"
+        )
+    names = [c for c in LOOKS[dataset] if c != "every"]
+    if cls not in names:
+        raise ValueError(
+            f"no class {cls!r} in {dataset}: use one of {', '.join(names)}"
+        )
 
 # %% ../nbs/02_phantom.ipynb #39b56fdd
 def describe_phantom(
-    dataset:str,cls:str, # which class
-    seed:int,i:int       # which phantom
-) -> tuple:              # attributes and caption
+    dataset: str,
+    cls: str,  # which class
+    seed: int,
+    i: int,  # which phantom
+) -> tuple:  # attributes and caption
     "All but the picture."
-    known_class(dataset,cls); stream = f"/{dataset}/{cls}"
-    p = random_phantom(np_rng(seed,"attributes"+stream,i),dataset,cls)
-    return p,caption(np_rng(seed,"wording"+stream,i),p)
+    known_class(dataset, cls)
+    stream = f"/{dataset}/{cls}"
+    p = random_phantom(np_rng(seed, "attributes" + stream, i), dataset, cls)
+    return p, caption(np_rng(seed, "wording" + stream, i), p)
 
 # %% ../nbs/02_phantom.ipynb #61150bc3
 def phantom(
-    dataset:str, # skin or kvasir
-    cls:str,     # class folder name
-    seed:int,    # of the whole collection
-    i:int,       # which phantom
-    size:int=64  # pixels a side
-) -> tuple:      # uint8 (size, size, 3), attributes, caption
+    dataset: str,  # skin or kvasir
+    cls: str,  # class folder name
+    seed: int,  # of the whole collection
+    i: int,  # which phantom
+    size: int = 64,  # pixels a side
+) -> tuple:  # uint8 (size, size, 3), attributes, caption
     "Phantom `i` of a class: the same bytes for the same arguments."
-    p,text = describe_phantom(dataset,cls,seed,i)
-    draw = draw_skin if dataset=="skin" else draw_gut
-    return draw(np_rng(seed,f"picture/{dataset}/{cls}",i),p,size),p,text
+    p, text = describe_phantom(dataset, cls, seed, i)
+    draw = draw_skin if dataset == "skin" else draw_gut
+    return draw(np_rng(seed, f"picture/{dataset}/{cls}", i), p, size), p, text
 
 # %% ../nbs/02_phantom.ipynb #8a544cae
 TEST_FROM = 100_000
@@ -939,74 +1673,119 @@ TEST_FROM = 100_000
 
 # %% ../nbs/02_phantom.ipynb #b9b9ade8
 def phantom_counts(
-    dataset:str,   # skin or kvasir
-    share:int=20,  # one in so many of the paper's training images
-    least:int=6,   # of any class
-    test:int=64    # of every class
-) -> dict:         # split -> class -> images
+    dataset: str,  # skin or kvasir
+    share: int = 20,  # one in so many of the paper's training images
+    least: int = 6,  # of any class
+    test: int = 64,  # of every class
+) -> dict:  # split -> class -> images
     "How many phantoms stand for the paper's images."
     paper = DATASETS[dataset].counts
-    return dict(train={c:max(least,round((n-test_count(n))/share)) for c,n in paper.items()}, test={c:test for c in paper})
+    return dict(
+        train={
+            c: max(least, round((n - test_count(n)) / share)) for c, n in paper.items()
+        },
+        test={c: test for c in paper},
+    )
 
 # %% ../nbs/02_phantom.ipynb #e4c54823
 def drawing_hash(
-    dataset:str # skin or kvasir
-) -> str:       # 16 hexadecimal digits
+    dataset: str,  # skin or kvasir
+) -> str:  # 16 hexadecimal digits
     "Changes when the code draws or describes anything otherwise: a hash of one phantom of each class."
-    return stable_hash([(a.tobytes().hex(),text)
-                        for a,_,text in (phantom(dataset,c,FEATURE_SEED,0,32) for c in DATASETS[dataset].counts)])
+    return stable_hash(
+        [
+            (a.tobytes().hex(), text)
+            for a, _, text in (
+                phantom(dataset, c, FEATURE_SEED, 0, 32)
+                for c in DATASETS[dataset].counts
+            )
+        ]
+    )
 
 # %% ../nbs/02_phantom.ipynb #d1d94b67
 def png_bytes(
-    img:np.ndarray # uint8 (h, w, 3)
-) -> bytes:        # a PNG file
+    img: np.ndarray,  # uint8 (h, w, 3)
+) -> bytes:  # a PNG file
     "Encode without loss."
-    f = io.BytesIO(); Image.fromarray(img).save(f,"PNG")
+    f = io.BytesIO()
+    Image.fromarray(img).save(f, "PNG")
     return f.getvalue()
 
 # %% ../nbs/02_phantom.ipynb #4f0dc34b
 def write_metadata(
-    folder:Path, # of a split
-    rows:list    # file name, attributes and caption of each picture
+    folder: Path,  # of a split
+    rows: list,  # file name, attributes and caption of each picture
 ):
     "The split's captions and attributes, in the layout of `datasets.ImageFolder`."
-    f = io.StringIO(); out = csv.writer(f,lineterminator="\n")
-    out.writerow(["file_name","text",*asdict(rows[0][1])])
-    out.writerows([name,text,*asdict(p).values()] for name,p,text in rows)
-    write_atomic(folder/"metadata.csv",f.getvalue())
+    f = io.StringIO()
+    out = csv.writer(f, lineterminator="\n")
+    out.writerow(["file_name", "text", *asdict(rows[0][1])])
+    out.writerows([name, text, *asdict(p).values()] for name, p, text in rows)
+    write_atomic(folder / "metadata.csv", f.getvalue())
 
 # %% ../nbs/02_phantom.ipynb #45ef554f
-def _draw_missing(folder, dataset, seed, size, plan, known):  # plan: file -> split, class, number
-    for f,(_,cls,i) in plan.items():
-        path = folder/f
-        if f in known and path.is_file() and file_hash(path)==known[f]:
+def _draw_missing(
+    folder, dataset, seed, size, plan, known
+):  # plan: file -> split, class, number
+    for f, (_, cls, i) in plan.items():
+        path = folder / f
+        if f in known and path.is_file() and file_hash(path) == known[f]:
             continue
-        png = png_bytes(phantom(dataset,cls,seed,i,size)[0])
-        if not path.is_file() or path.read_bytes()!=png:
-            write_atomic(path,png)
+        png = png_bytes(phantom(dataset, cls, seed, i, size)[0])
+        if not path.is_file() or path.read_bytes() != png:
+            write_atomic(path, png)
+
 
 def write_phantoms(
-    dataset:str,      # skin or kvasir
-    folder,           # where train/ and test/ go
-    size:int=64,      # pixels a side
-    seed:int=0,       # of the collection
-    counts:dict=None  # split -> class -> images; `phantom_counts` unless given
-) -> Path:            # the folder
+    dataset: str,  # skin or kvasir
+    folder,  # where train/ and test/ go
+    size: int = 64,  # pixels a side
+    seed: int = 0,  # of the collection
+    counts: dict = None,  # split -> class -> images; `phantom_counts` unless given
+) -> Path:  # the folder
     "A data set of phantoms on disk, whole; written once."
-    folder,counts = Path(folder),counts or phantom_counts(dataset)
-    plan = {f"{s}/{c}/{j:05d}.png":(s,c,j+TEST_FROM*(s=="test"))
-            for s in counts for c,n in counts[s].items() for j in range(n)}
-    settings = dict(dataset=dataset, size=size, seed=seed, counts=counts, drawing=drawing_hash(dataset))
-    note,reads = folder/"phantom.json",{"the drawing":stable_hash(settings)}
-    have = {f.relative_to(folder).as_posix() for s in ("train","test") for f in (folder/s).rglob("*.png")}
-    if have and not note.exists(): raise ValueError(f"{folder} holds images that are no phantoms: name another folder, or empty it")
-    if have==set(plan) and not record_fault(note,reads): return folder
+    folder, counts = Path(folder), counts or phantom_counts(dataset)
+    plan = {
+        f"{s}/{c}/{j:05d}.png": (s, c, j + TEST_FROM * (s == "test"))
+        for s in counts
+        for c, n in counts[s].items()
+        for j in range(n)
+    }
+    settings = dict(
+        dataset=dataset,
+        size=size,
+        seed=seed,
+        counts=counts,
+        drawing=drawing_hash(dataset),
+    )
+    note, reads = folder / "phantom.json", {"the drawing": stable_hash(settings)}
+    have = {
+        f.relative_to(folder).as_posix()
+        for s in ("train", "test")
+        for f in (folder / s).rglob("*.png")
+    }
+    if have and not note.exists():
+        raise ValueError(
+            f"{folder} holds images that are no phantoms: name another folder, or empty it"
+        )
+    if have == set(plan) and not record_fault(note, reads):
+        return folder
     old = read_record(note)
-    known = old["files"] if old and old["read"]==reads else {}
-    write_record(note,{"the drawing":""},**settings)
-    for f in have-set(plan): (folder/f).unlink(missing_ok=True)
-    _draw_missing(folder,dataset,seed,size,plan,known)
+    known = old["files"] if old and old["read"] == reads else {}
+    write_record(note, {"the drawing": ""}, **settings)
+    for f in have - set(plan):
+        (folder / f).unlink(missing_ok=True)
+    _draw_missing(folder, dataset, seed, size, plan, known)
     for s in counts:
-        write_metadata(folder/s,[(f[len(s)+1:],*describe_phantom(dataset,c,seed,i)) for f,(t,c,i) in plan.items() if t==s])
-    write_record(note,reads,[*plan,*(f"{s}/metadata.csv" for s in counts)],**settings)
+        write_metadata(
+            folder / s,
+            [
+                (f[len(s) + 1 :], *describe_phantom(dataset, c, seed, i))
+                for f, (t, c, i) in plan.items()
+                if t == s
+            ],
+        )
+    write_record(
+        note, reads, [*plan, *(f"{s}/metadata.csv" for s in counts)], **settings
+    )
     return folder

@@ -18,36 +18,45 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path,PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 import psutil
 import torch
-from diffusers import AutoencoderKL,DDPMScheduler
-from huggingface_hub import constants,model_info
+from diffusers import AutoencoderKL, DDPMScheduler
+from huggingface_hub import constants, model_info
 from huggingface_hub.errors import HfHubHTTPError
 
 from .classifier import load_vit
-from .core import data_dir,outputs_dir
-from .data import SOURCES,how_to_get
-from .metrics import INCEPTION,load_extractor,unfit
+from .core import data_dir, outputs_dir
+from .data import SOURCES, how_to_get
+from .metrics import INCEPTION, load_extractor, unfit
 from .model import loading_model
-from .recipes import Recipe,captions_dir,dataset_of,kind_of,locate
-from .simplify import check_limit,load_tokenizers
+from .recipes import Recipe, captions_dir, dataset_of, kind_of, locate
+from .simplify import check_limit, load_tokenizers
 from .vsg import load_processor
-from medart.weights import (damaged_files,files_below,loading,
-    local_folder,missing_files,part_classes,weight_files,
-    with_words)
+from medart.weights import (
+    damaged_files,
+    files_below,
+    loading,
+    local_folder,
+    missing_files,
+    part_classes,
+    weight_files,
+    with_words,
+)
 
 # %% ../nbs/18_preflight.ipynb #dc2ba049
 @dataclass(frozen=True)
 class Finding:
     "One line of a preflight."
-    part:str     # what was looked at
-    found:str="" # what there is
-    fault:str="" # what is wrong, and what to do about it; empty for nothing
-    terms:str="" # that come with it
-    fetch:int=0  # bytes of weights that are still to be fetched
+
+    part: str  # what was looked at
+    found: str = ""  # what there is
+    fault: str = ""  # what is wrong, and what to do about it; empty for nothing
+    terms: str = ""  # that come with it
+    fetch: int = 0  # bytes of weights that are still to be fetched
+
 
 class NotReady(RuntimeError):
     "A run would fail later; it says all that is wrong."
@@ -56,210 +65,347 @@ class NotReady(RuntimeError):
 @dataclass(frozen=True)
 class Repository:
     "The files of a model, here and on the hub."
-    name:str    # as asked for
-    folder:Path|None # what of it is on this machine
-    sizes:dict  # file -> bytes, of all files, here or not
+
+    name: str  # as asked for
+    folder: Path | None  # what of it is on this machine
+    sizes: dict  # file -> bytes, of all files, here or not
 
     @property
-    def waiting(self): # files that are still to be fetched
+    def waiting(self):  # files that are still to be fetched
         here = set(files_below(self.folder)) if self.folder else set()
         return [f for f in self.sizes if f not in here]
 
 # %% ../nbs/18_preflight.ipynb #6c004bee
 def find_repository(
-    name:str # folder or hub id
+    name: str,  # folder or hub id
 ) -> Repository:
     "Ask this machine, then the hub."
     folder = local_folder(name)
     if not Path(locate(name)).is_dir() and not constants.HF_HUB_OFFLINE:
-        try: told = model_info(name,files_metadata=True,timeout=10).siblings
-        except (OSError,HfHubHTTPError):
-            if folder is None: raise # else what is here must do
-        else: return Repository(name,folder,{f.rfilename:f.size or 0 for f in told})
+        try:
+            told = model_info(name, files_metadata=True, timeout=10).siblings
+        except (OSError, HfHubHTTPError):
+            if folder is None:
+                raise  # else what is here must do
+        else:
+            return Repository(name, folder, {f.rfilename: f.size or 0 for f in told})
     if folder is None:
-        raise FileNotFoundError("it is not on this machine, and HF_HUB_OFFLINE forbids to ask for it")
-    return Repository(name,folder,{f:(folder/f).stat().st_size for f in files_below(folder)})
+        raise FileNotFoundError(
+            "it is not on this machine, and HF_HUB_OFFLINE forbids to ask for it"
+        )
+    return Repository(
+        name, folder, {f: (folder / f).stat().st_size for f in files_below(folder)}
+    )
 
 # %% ../nbs/18_preflight.ipynb #de722ebf
 TERMS = {
-    "PixArt-alpha/PixArt-XL-2-512x512":"CreativeML Open RAIL++-M: restricts uses, and passes on to adapters",
-    "CompVis/stable-diffusion-v1-4":"CreativeML Open RAIL-M: restricts uses, and passes on to adapters",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5":"CreativeML Open RAIL-M: restricts uses, and passes on to adapters",
-    "stabilityai/stable-diffusion-xl-base-1.0":"CreativeML Open RAIL++-M: restricts uses, and passes on to adapters",
-    "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers":"Tencent Hunyuan Community License: not for use in the European Union",
-    "llava-hf/llama3-llava-next-8b-hf":"Llama 3 Community License: name Llama 3, train no other language model on its words"}
+    "PixArt-alpha/PixArt-XL-2-512x512": "CreativeML Open RAIL++-M: restricts uses, and passes on to adapters",
+    "CompVis/stable-diffusion-v1-4": "CreativeML Open RAIL-M: restricts uses, and passes on to adapters",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "CreativeML Open RAIL-M: restricts uses, and passes on to adapters",
+    "stabilityai/stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M: restricts uses, and passes on to adapters",
+    "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers": "Tencent Hunyuan Community License: not for use in the European Union",
+    "llava-hf/llama3-llava-next-8b-hf": "Llama 3 Community License: name Llama 3, train no other language model on its words",
+}
 "What published weights ask of who uses them."
 
 # %% ../nbs/18_preflight.ipynb #c466bdf4
 def skeleton(
-    kind,       # class of a network, or an Auto class
-    where,      # folder or hub id
-    part:str="" # folder below it
-):              # the network on the meta device
+    kind,  # class of a network, or an Auto class
+    where,  # folder or hub id
+    part: str = "",  # folder below it
+):  # the network on the meta device
     "A network without its weights."
     from transformers import AutoConfig
+
     below = dict(subfolder=part) if part else {}
     with torch.device("meta"):
-        if hasattr(kind,"load_config"): return kind.from_config(kind.load_config(where,**below))
-        if hasattr(kind,"config_class"): return kind(kind.config_class.from_pretrained(where,**below))
-        return kind.from_config(AutoConfig.from_pretrained(where,**below))
+        if hasattr(kind, "load_config"):
+            return kind.from_config(kind.load_config(where, **below))
+        if hasattr(kind, "config_class"):
+            return kind(kind.config_class.from_pretrained(where, **below))
+        return kind.from_config(AutoConfig.from_pretrained(where, **below))
+
 
 def count_weights(
-    net  # a network
+    net,  # a network
 ) -> int:
     "How many numbers a network has."
     return sum(p.numel() for p in net.parameters())
 
 # %% ../nbs/18_preflight.ipynb #abf437a6
 def check_files(
-    what:str,    # in words
-    name:str,    # folder or hub id
-    setting:str, # that names it
-    networks     # part -> class, a part being a folder of the repository or ""
-) -> tuple:      # findings, and part -> network on the meta device
+    what: str,  # in words
+    name: str,  # folder or hub id
+    setting: str,  # that names it
+    networks,  # part -> class, a part being a folder of the repository or ""
+) -> tuple:  # findings, and part -> network on the meta device
     "Are a model's weights there and whole, and can its networks be built?"
-    fault,nets,fetch = "",{},0
+    fault, nets, fetch = "", {}, 0
     try:
-        with loading(what,name,setting): repo = find_repository(name)
-        fault,fetch = _files_fault(repo,networks),_to_fetch(repo,networks)
-        if fault: fault = f"{what} at {name!r}: {fault} Fetch it again, or pass {setting}=FOLDER."
+        with loading(what, name, setting):
+            repo = find_repository(name)
+        fault, fetch = _files_fault(repo, networks), _to_fetch(repo, networks)
+        if fault:
+            fault = (
+                f"{what} at {name!r}: {fault} Fetch it again, or pass {setting}=FOLDER."
+            )
         else:
-            with loading(what,name,setting): nets = {p:skeleton(c,locate(name),p) for p,c in networks.items()}
-    except Exception as e: fault = str(e)
-    found = f"{sum(map(count_weights,nets.values()))/1e6:,.1f} M weights" if nets else ""
-    waits = f", {fetch/1e9:.1f} GB of them to fetch" if fetch else ""
-    return [Finding(f"{what}: {name}",found+waits,fault,TERMS.get(name,""),fetch)],nets
+            with loading(what, name, setting):
+                nets = {p: skeleton(c, locate(name), p) for p, c in networks.items()}
+    except Exception as e:
+        fault = str(e)
+    found = (
+        f"{sum(map(count_weights, nets.values())) / 1e6:,.1f} M weights" if nets else ""
+    )
+    waits = f", {fetch / 1e9:.1f} GB of them to fetch" if fetch else ""
+    return [
+        Finding(f"{what}: {name}", found + waits, fault, TERMS.get(name, ""), fetch)
+    ], nets
 
-def _files_fault(repo, networks): # what is missing, and what of the rest is no good
-    damaged = damaged_files(repo.folder,networks) if repo.folder else []
-    return " ".join([*missing_files(repo.sizes,networks),*(f"{d}." for d in damaged)])
 
-def _to_fetch(repo, networks): # bytes of weights that are not here yet
-    wanted = {PurePosixPath(p,f).as_posix() for p in networks
-              for f in weight_files([PurePosixPath(n).name for n in repo.sizes if PurePosixPath(n).parent==PurePosixPath(p)])}
+def _files_fault(repo, networks):  # what is missing, and what of the rest is no good
+    damaged = damaged_files(repo.folder, networks) if repo.folder else []
+    return " ".join([*missing_files(repo.sizes, networks), *(f"{d}." for d in damaged)])
+
+
+def _to_fetch(repo, networks):  # bytes of weights that are not here yet
+    wanted = {
+        PurePosixPath(p, f).as_posix()
+        for p in networks
+        for f in weight_files(
+            [
+                PurePosixPath(n).name
+                for n in repo.sizes
+                if PurePosixPath(n).parent == PurePosixPath(p)
+            ]
+        )
+    }
     return sum(repo.sizes[f] for f in wanted.intersection(repo.waiting))
 
 # %% ../nbs/18_preflight.ipynb #ee39115f
 def check_loading(
-    part:str,  # what is loaded, in words
-    load,      # loads it
-    tell=lambda x: type(x).__name__ # what to say of it
-) -> list:     # of findings
+    part: str,  # what is loaded, in words
+    load,  # loads it
+    tell=lambda x: type(x).__name__,  # what to say of it
+) -> list:  # of findings
     "Can it be loaded?"
-    try: return [Finding(part,tell(load()))]
-    except Exception as e: return [Finding(part,fault=str(e))]
+    try:
+        return [Finding(part, tell(load()))]
+    except Exception as e:
+        return [Finding(part, fault=str(e))]
 
 # %% ../nbs/18_preflight.ipynb #1a5064eb
 def model_networks(
-    r:Recipe # family
-) -> dict:   # part -> class
+    r: Recipe,  # family
+) -> dict:  # part -> class
     "The networks of a recipe's model that have published weights."
     pipeline = kind_of(r).pipeline
-    if pipeline is None: return dict(vae=AutoencoderKL)
-    return {p:c for p,c in part_classes(pipeline).items() if issubclass(c,torch.nn.Module)}
+    if pipeline is None:
+        return dict(vae=AutoencoderKL)
+    return {
+        p: c
+        for p, c in part_classes(pipeline).items()
+        if issubclass(c, torch.nn.Module)
+    }
+
 
 def check_model(
-    r:Recipe # its model
+    r: Recipe,  # its model
 ) -> tuple:  # findings, and its networks on the meta device
     "The model that is trained and paints."
     if not r.model:
-        return [Finding("model",fault=f"family {r.family} has no small bundled model. Pass scale=paper, or "
-                        "model=FOLDER with a pipeline of its kind.")],{}
-    findings,nets = check_files(f"model of family {r.family}",r.model,"model",model_networks(r))
-    return findings+(check_loading("its other parts",lambda: _small_parts(r),", ".join) if nets else []),nets
+        return [
+            Finding(
+                "model",
+                fault=f"family {r.family} has no small bundled model. Pass scale=paper, or "
+                "model=FOLDER with a pipeline of its kind.",
+            )
+        ], {}
+    findings, nets = check_files(
+        f"model of family {r.family}", r.model, "model", model_networks(r)
+    )
+    return findings + (
+        check_loading("its other parts", lambda: _small_parts(r), ", ".join)
+        if nets
+        else []
+    ), nets
 
-def _small_parts(r): # tokenizers and the schedule: all of a pipeline that has no weights
-    where,pipeline = locate(r.model),kind_of(r).pipeline
+
+def _small_parts(
+    r,
+):  # tokenizers and the schedule: all of a pipeline that has no weights
+    where, pipeline = locate(r.model), kind_of(r).pipeline
     with loading_model(r):
-        schedule = DDPMScheduler.load_config(where,subfolder="scheduler")
-        if pipeline: pipeline.load_config(where)
+        schedule = DDPMScheduler.load_config(where, subfolder="scheduler")
+        if pipeline:
+            pipeline.load_config(where)
     check_limit(r)
-    return [schedule["_class_name"],*(type(t).__name__ for t in load_tokenizers(r).values())]
+    return [
+        schedule["_class_name"],
+        *(type(t).__name__ for t in load_tokenizers(r).values()),
+    ]
 
 # %% ../nbs/18_preflight.ipynb #dd16a7fa
 def check_evaluate(
-    r:Recipe, # extractor
-    spaces=() # further feature spaces
-) -> list:    # of findings
+    r: Recipe,  # extractor
+    spaces=(),  # further feature spaces
+) -> list:  # of findings
     "What evaluation measures with."
     found = []
-    for name in (r.extractor,*spaces):
-        if name in ("inception","inception-antialias"): found += check_inception()
-        else: found += check_loading(f"extractor: {name}",lambda: load_extractor(name),lambda e: _sees(r,e))
+    for name in (r.extractor, *spaces):
+        if name in ("inception", "inception-antialias"):
+            found += check_inception()
+        else:
+            found += check_loading(
+                f"extractor: {name}",
+                lambda: load_extractor(name),
+                lambda e: _sees(r, e),
+            )
     return found
+
 
 def _sees(r, ex):  # what an extractor is, and whether it knows such images
     return f"{ex.about}, trained on {ex.trained_on}. {unfit(r, ex)}".removesuffix(". ")
 
-def check_inception(
-) -> list: # of findings
+
+def check_inception() -> list:  # of findings
     "FID's own network."
-    lacking = [p for p in ("torch_fidelity","torchvision") if importlib.util.find_spec(p) is None]
-    path = Path(torch.hub.get_dir())/"checkpoints"/INCEPTION["file"]
-    fault = (f"FID needs the package {' and '.join(lacking)}: pip install -e '.[paper]', or leave inception out of spaces."
-             if lacking else "")
-    return [Finding("extractor: inception","is here" if path.exists() else f"is fetched from {INCEPTION['url']}",fault)]
+    lacking = [
+        p
+        for p in ("torch_fidelity", "torchvision")
+        if importlib.util.find_spec(p) is None
+    ]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION["file"]
+    fault = (
+        f"FID needs the package {' and '.join(lacking)}: pip install -e '.[paper]', or leave inception out of spaces."
+        if lacking
+        else ""
+    )
+    return [
+        Finding(
+            "extractor: inception",
+            "is here" if path.exists() else f"is fetched from {INCEPTION['url']}",
+            fault,
+        )
+    ]
+
 
 def check_classify(
-    r:Recipe # classifier
-) -> list:   # of findings
+    r: Recipe,  # classifier
+) -> list:  # of findings
     "What learns from generated images."
-    return check_loading(f"classifier: {r.classifier}",lambda: load_vit(r.classifier,("a","b")),
-                         lambda net: f"{net.side} px")
+    return check_loading(
+        f"classifier: {r.classifier}",
+        lambda: load_vit(r.classifier, ("a", "b")),
+        lambda net: f"{net.side} px",
+    )
 
 # %% ../nbs/18_preflight.ipynb #f45e875f
 def check_caption(
-    r:Recipe # vlm, simplifier
+    r: Recipe,  # vlm, simplifier
 ) -> tuple:  # findings, and networks on the meta device
     "What writes captions and shortens them."
-    from transformers import AutoModelForImageTextToText,T5ForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, T5ForConditionalGeneration
+
     if not r.vlm:
-        return [Finding("vision-language model",fault=f"method={r.method} has no small bundled one. Pass vlm=FOLDER or "
-                        "a hub id, or scale=paper.")],{}
-    found,vlm = check_files("vision-language model",r.vlm,"vlm",{"":AutoModelForImageTextToText})
-    if vlm: found += check_loading("its processor",lambda: _processor(r))
-    more,t5 = check_files("simplifier",r.simplifier,"simplifier",{"":T5ForConditionalGeneration})
-    if t5: more += check_loading("its tokenizer",lambda: _simplifier_tokenizer(r))
-    words = check_loading("tokenizer that counts words",lambda: load_tokenizers(r),", ".join)
-    return found+more+words,max(vlm,t5,key=lambda nets: weight_bytes(nets,r)) # one after the other, not both
+        return [
+            Finding(
+                "vision-language model",
+                fault=f"method={r.method} has no small bundled one. Pass vlm=FOLDER or "
+                "a hub id, or scale=paper.",
+            )
+        ], {}
+    found, vlm = check_files(
+        "vision-language model", r.vlm, "vlm", {"": AutoModelForImageTextToText}
+    )
+    if vlm:
+        found += check_loading("its processor", lambda: _processor(r))
+    more, t5 = check_files(
+        "simplifier", r.simplifier, "simplifier", {"": T5ForConditionalGeneration}
+    )
+    if t5:
+        more += check_loading("its tokenizer", lambda: _simplifier_tokenizer(r))
+    words = check_loading(
+        "tokenizer that counts words", lambda: load_tokenizers(r), ", ".join
+    )
+    return found + more + words, max(
+        vlm, t5, key=lambda nets: weight_bytes(nets, r)
+    )  # one after the other, not both
+
 
 def _processor(r):
-    with loading("processor of the vision-language model",r.vlm,"vlm"): return load_processor(r.vlm)
+    with loading("processor of the vision-language model", r.vlm, "vlm"):
+        return load_processor(r.vlm)
+
 
 def _simplifier_tokenizer(r):
     from transformers import AutoTokenizer
-    with loading("tokenizer of the simplifier",r.simplifier,"simplifier"):
+
+    with loading("tokenizer of the simplifier", r.simplifier, "simplifier"):
         return with_words(AutoTokenizer.from_pretrained(locate(r.simplifier)))
 
 # %% ../nbs/18_preflight.ipynb #50826457
 def check_images(
-    r:Recipe # data
-) -> list:   # of findings
+    r: Recipe,  # data
+) -> list:  # of findings
     "Is there a data set, or can there be?"
-    d,folder = dataset_of(r),data_dir()/r.data
-    source = SOURCES.get(d.name,{})
-    terms = next((l.split(":",1)[1].strip() for l in source.get("text","").splitlines() if "Licence:" in l),"")
-    if r.data==f"phantom/{r.dataset}": return [Finding("images","phantoms, drawn here")]
-    if folder.is_dir(): return [Finding("images",f"{sum(1 for _ in folder.iterdir())} entries in {r.data}",terms=terms)]
-    if source.get("url") and folder.name==d.name: return [Finding("images",f"are fetched from {source['url']}",terms=terms)]
-    return [Finding("images",fault=f"No images at data={r.data!r}. {how_to_get(d,folder.name)}\n  Or pass data=FOLDER, or scale=tiny.")]
+    d, folder = dataset_of(r), data_dir() / r.data
+    source = SOURCES.get(d.name, {})
+    terms = next(
+        (
+            l.split(":", 1)[1].strip()
+            for l in source.get("text", "").splitlines()
+            if "Licence:" in l
+        ),
+        "",
+    )
+    if r.data == f"phantom/{r.dataset}":
+        return [Finding("images", "phantoms, drawn here")]
+    if folder.is_dir():
+        return [
+            Finding(
+                "images",
+                f"{sum(1 for _ in folder.iterdir())} entries in {r.data}",
+                terms=terms,
+            )
+        ]
+    if source.get("url") and folder.name == d.name:
+        return [Finding("images", f"are fetched from {source['url']}", terms=terms)]
+    return [
+        Finding(
+            "images",
+            fault=f"No images at data={r.data!r}. {how_to_get(d, folder.name)}\n  Or pass data=FOLDER, or scale=tiny.",
+        )
+    ]
 
 # %% ../nbs/18_preflight.ipynb #64f89b44
-PACKAGES = dict(bitsandbytes=("text_bits",16,"pip install -e '.[small]', or pass text_bits=16"),
-                tensorboard=("tracker","","pip install tensorboard, or pass tracker=''"),
-                vllm=("caption_backend","transformers","pip install -e '.[vllm]', or pass caption_backend=transformers"))
+PACKAGES = dict(
+    bitsandbytes=("text_bits", 16, "pip install -e '.[small]', or pass text_bits=16"),
+    tensorboard=("tracker", "", "pip install tensorboard, or pass tracker=''"),
+    vllm=(
+        "caption_backend",
+        "transformers",
+        "pip install -e '.[vllm]', or pass caption_backend=transformers",
+    ),
+)
 "Packages that a setting other than this one asks for, and what to do without."
 
+
 def check_packages(
-    r:Recipe # may ask for more than the usual packages
-) -> list:   # of findings
+    r: Recipe,  # may ask for more than the usual packages
+) -> list:  # of findings
     "Is every package there that a setting asks for?"
     found = []
-    for package,(setting,plain,deed) in PACKAGES.items():
-        if getattr(r,setting)==plain: continue
+    for package, (setting, plain, deed) in PACKAGES.items():
+        if getattr(r, setting) == plain:
+            continue
         there = importlib.util.find_spec(package) is not None
-        fault = "" if there else f"{setting}={getattr(r,setting)} needs the package {package}: {deed}."
-        found.append(Finding(f"package {package}","is here" if there else "",fault))
+        fault = (
+            ""
+            if there
+            else f"{setting}={getattr(r, setting)} needs the package {package}: {deed}."
+        )
+        found.append(Finding(f"package {package}", "is here" if there else "", fault))
     return found
 
 # %% ../nbs/18_preflight.ipynb #b309a90d
@@ -267,132 +413,199 @@ _ASK_TORCH = """import json,torch
 cards = map(torch.cuda.get_device_properties,range(torch.cuda.device_count()))
 print(json.dumps([dict(name=c.name,bytes=c.total_memory,bf16=c.major>=8) for c in cards]))"""
 
-@cache
-def _asked(visible): # CUDA_VISIBLE_DEVICES; asked once
-    done = subprocess.run([sys.executable,"-c",_ASK_TORCH],capture_output=True,text=True)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode==0 else []
 
-def gpus(
-) -> list: # a dict each: name, bytes, bf16
+@cache
+def _asked(visible):  # CUDA_VISIBLE_DEVICES; asked once
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
+
+
+def gpus() -> list:  # a dict each: name, bytes, bf16
     "The GPUs that torch would use, asked in another process."
-    return _asked(os.environ.get("CUDA_VISIBLE_DEVICES")) if torch.backends.cuda.is_built() else []
+    return (
+        _asked(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if torch.backends.cuda.is_built()
+        else []
+    )
 
 # %% ../nbs/18_preflight.ipynb #3bd28e19
 def weight_bytes(
-    nets:dict, # part -> network on the meta device
-    r:Recipe   # dtype and text_bits
+    nets: dict,  # part -> network on the meta device
+    r: Recipe,  # dtype and text_bits
 ) -> float:
     "How much memory a model's weights take."
-    size = getattr(torch,r.dtype).itemsize
-    small = r.text_bits/8 if r.text_bits<16 else size
-    return sum(count_weights(n)*(small if p=="text_encoder" else size) for p,n in nets.items())
+    size = getattr(torch, r.dtype).itemsize
+    small = r.text_bits / 8 if r.text_bits < 16 else size
+    return sum(
+        count_weights(n) * (small if p == "text_encoder" else size)
+        for p, n in nets.items()
+    )
 
 # %% ../nbs/18_preflight.ipynb #c6f757c7
 def check_devices(
-    r:Recipe,  # scale, dtype, num_processes
-    nets:dict  # what has to fit, on the meta device
-) -> list:     # of findings
+    r: Recipe,  # scale, dtype, num_processes
+    nets: dict,  # what has to fit, on the meta device
+) -> list:  # of findings
     "Is there a GPU, and is there memory for the weights?"
-    cards,need = gpus(),weight_bytes(nets,r)
+    cards, need = gpus(), weight_bytes(nets, r)
     free = psutil.virtual_memory().available
-    faults = _device_faults(r,cards,need)
-    if need>free:
-        faults.append(f"The weights take {need/1e9:.1f} GB of main memory, and {free/1e9:.1f} GB are free: close other programs, "
-                      "take a machine with more, or a smaller model.")
-    names = ", ".join(f"{c['name']} ({c['bytes']/1e9:.0f} GB)" for c in cards) or "no GPU"
-    return [Finding("machine",f"{names}; {free/1e9:.1f} GB of main memory free, {need/1e9:.2f} GB of weights")
-            ]+[Finding("machine",fault=f) for f in faults]
+    faults = _device_faults(r, cards, need)
+    if need > free:
+        faults.append(
+            f"The weights take {need / 1e9:.1f} GB of main memory, and {free / 1e9:.1f} GB are free: close other programs, "
+            "take a machine with more, or a smaller model."
+        )
+    names = (
+        ", ".join(f"{c['name']} ({c['bytes'] / 1e9:.0f} GB)" for c in cards) or "no GPU"
+    )
+    return [
+        Finding(
+            "machine",
+            f"{names}; {free / 1e9:.1f} GB of main memory free, {need / 1e9:.2f} GB of weights",
+        )
+    ] + [Finding("machine", fault=f) for f in faults]
 
-def _device_faults(r, cards, need): # what is wrong with the GPUs
+
+def _device_faults(r, cards, need):  # what is wrong with the GPUs
     faults = []
-    if not cards and r.scale=="paper":
-        faults.append("scale=paper needs a GPU of 24 GB or more that torch can use, and there is none: pass scale=tiny, "
-                      "or install a torch that was built for CUDA.")
-    if cards and r.num_processes>len(cards):
-        faults.append(f"num_processes={r.num_processes}, and there are {len(cards)} GPUs: pass num_processes={len(cards)}.")
-    if cards and r.dtype=="bfloat16" and not all(c["bf16"] for c in cards):
-        faults.append("dtype=bfloat16 needs a GPU of NVIDIA's Ampere generation (2020) or later: pass dtype=float32.")
-    if cards and not r.offload and need>min(c["bytes"] for c in cards):
-        faults.append(f"The weights alone take {need/1e9:.1f} GB, and the GPU has {min(c['bytes'] for c in cards)/1e9:.0f} GB: "
-                      "pass text_bits=4 or offload=True.")
+    if not cards and r.scale == "paper":
+        faults.append(
+            "scale=paper needs a GPU of 24 GB or more that torch can use, and there is none: pass scale=tiny, "
+            "or install a torch that was built for CUDA."
+        )
+    if cards and r.num_processes > len(cards):
+        faults.append(
+            f"num_processes={r.num_processes}, and there are {len(cards)} GPUs: pass num_processes={len(cards)}."
+        )
+    if cards and r.dtype == "bfloat16" and not all(c["bf16"] for c in cards):
+        faults.append(
+            "dtype=bfloat16 needs a GPU of NVIDIA's Ampere generation (2020) or later: pass dtype=float32."
+        )
+    if cards and not r.offload and need > min(c["bytes"] for c in cards):
+        faults.append(
+            f"The weights alone take {need / 1e9:.1f} GB, and the GPU has {min(c['bytes'] for c in cards) / 1e9:.0f} GB: "
+            "pass text_bits=4 or offload=True."
+        )
     return faults
 
 # %% ../nbs/18_preflight.ipynb #5c941fbe
 def run_bytes(
-    r:Recipe,  # rank, size, checkpoints kept
-    nets:dict  # its networks on the meta device
+    r: Recipe,  # rank, size, checkpoints kept
+    nets: dict,  # its networks on the meta device
 ) -> float:
     "About how much a run writes."
-    matrices = [p for n in nets.values() for p in n.parameters() if p.dim()==2]
-    trained = sum(r.rank*sum(p.shape) for p in matrices) # no more than this
-    images = sum(dataset_of(r).counts.values())*r.size**2*2
-    return (r.keep_checkpoints+1)*12*trained+images
+    matrices = [p for n in nets.values() for p in n.parameters() if p.dim() == 2]
+    trained = sum(r.rank * sum(p.shape) for p in matrices)  # no more than this
+    images = sum(dataset_of(r).counts.values()) * r.size**2 * 2
+    return (r.keep_checkpoints + 1) * 12 * trained + images
+
 
 def free_bytes(
-    folder   # that may not exist yet
+    folder,  # that may not exist yet
 ) -> int:
     "Room on the disk of a folder."
-    there = next(p for p in (Path(folder),*Path(folder).absolute().parents) if p.exists())
+    there = next(
+        p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists()
+    )
     return shutil.disk_usage(there).free
 
 # %% ../nbs/18_preflight.ipynb #3f90d81b
 def check_disk(
-    r:Recipe,  # what it writes
-    nets:dict, # its networks on the meta device
-    fetch:int=0# bytes that are still to be fetched
-) -> list:     # of findings
+    r: Recipe,  # what it writes
+    nets: dict,  # its networks on the meta device
+    fetch: int = 0,  # bytes that are still to be fetched
+) -> list:  # of findings
     "May outputs be written, and is there room for them and for what is fetched?"
-    out,cache = outputs_dir(),Path(constants.HF_HUB_CACHE)
+    out, cache = outputs_dir(), Path(constants.HF_HUB_CACHE)
     try:
-        out.mkdir(parents=True,exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as f: f.write(b"written")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as f:
+            f.write(b"written")
     except OSError as e:
-        return [Finding("outputs",fault=f"{out.name}/ cannot be written to ({e.strerror}): set MEDART_OUTPUTS to a folder of your own.")]
-    need,room = run_bytes(r,nets),free_bytes(out)
-    found = [Finding("outputs",f"about {need/1e9:.1f} GB to write, {room/1e9:.1f} GB free",
-                     "" if need<room else f"A run writes about {need/1e9:.1f} GB, and {room/1e9:.1f} GB are free where outputs go: "
-                     "make room, or set MEDART_OUTPUTS to a folder on another disk.")]
+        return [
+            Finding(
+                "outputs",
+                fault=f"{out.name}/ cannot be written to ({e.strerror}): set MEDART_OUTPUTS to a folder of your own.",
+            )
+        ]
+    need, room = run_bytes(r, nets), free_bytes(out)
+    found = [
+        Finding(
+            "outputs",
+            f"about {need / 1e9:.1f} GB to write, {room / 1e9:.1f} GB free",
+            ""
+            if need < room
+            else f"A run writes about {need / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free where outputs go: "
+            "make room, or set MEDART_OUTPUTS to a folder on another disk.",
+        )
+    ]
     room = free_bytes(cache)
     if fetch:
-        found.append(Finding("cache",f"{fetch/1e9:.1f} GB to fetch, {room/1e9:.1f} GB free",
-                             "" if fetch<room else f"{fetch/1e9:.1f} GB have to be fetched, and {room/1e9:.1f} GB are free where "
-                             "they go: make room, or set HF_HOME to a folder on another disk."))
+        found.append(
+            Finding(
+                "cache",
+                f"{fetch / 1e9:.1f} GB to fetch, {room / 1e9:.1f} GB free",
+                ""
+                if fetch < room
+                else f"{fetch / 1e9:.1f} GB have to be fetched, and {room / 1e9:.1f} GB are free where "
+                "they go: make room, or set HF_HOME to a folder on another disk.",
+            )
+        )
     return found
 
 # %% ../nbs/18_preflight.ipynb #7076647b
-STAGES = ("caption","train","generate","evaluate","classify")
+STAGES = ("caption", "train", "generate", "evaluate", "classify")
 "What a preflight can look at."
 
+
 def findings_of(
-    r:Recipe, # what will run
-    stages,   # of STAGES
-    spaces=() # further feature spaces of evaluate
-) -> list:    # of findings
+    r: Recipe,  # what will run
+    stages,  # of STAGES
+    spaces=(),  # further feature spaces of evaluate
+) -> list:  # of findings
     "All that these stages need."
-    found,nets = check_model(r) if {"train","generate"}&set(stages) else ([],{})
+    found, nets = check_model(r) if {"train", "generate"} & set(stages) else ([], {})
     if "caption" in stages:
-        more,writers = check_caption(r)
-        found,nets = found+more,max(nets,writers,key=lambda n: weight_bytes(n,r))
-    if "evaluate" in stages: found += check_evaluate(r,spaces)
-    if "classify" in stages: found += check_classify(r)
-    if "train" in stages and r.captions=="vsg" and not (captions_dir(r)/"train"/"metadata.csv").exists():
-        found.append(Finding("captions",f"none by {r.vlm or 'a model'} yet (nbs/caption.ipynb writes them)"))
-    found += check_images(r)+check_packages(r)+check_devices(r,nets)
-    return found+check_disk(r,nets,sum(f.fetch for f in found))
+        more, writers = check_caption(r)
+        found, nets = found + more, max(nets, writers, key=lambda n: weight_bytes(n, r))
+    if "evaluate" in stages:
+        found += check_evaluate(r, spaces)
+    if "classify" in stages:
+        found += check_classify(r)
+    if (
+        "train" in stages
+        and r.captions == "vsg"
+        and not (captions_dir(r) / "train" / "metadata.csv").exists()
+    ):
+        found.append(
+            Finding(
+                "captions",
+                f"none by {r.vlm or 'a model'} yet (nbs/caption.ipynb writes them)",
+            )
+        )
+    found += check_images(r) + check_packages(r) + check_devices(r, nets)
+    return found + check_disk(r, nets, sum(f.fetch for f in found))
 
 # %% ../nbs/18_preflight.ipynb #e95234a7
 def preflight(
-    r:Recipe,     # what will run
-    *stages:str,  # of STAGES
-    spaces=()     # further feature spaces of evaluate
-) -> pd.DataFrame: # part, found, terms
+    r: Recipe,  # what will run
+    *stages: str,  # of STAGES
+    spaces=(),  # further feature spaces of evaluate
+) -> pd.DataFrame:  # part, found, terms
     "Look at everything that stages need; raise one error with all that is wrong."
     odd = [s for s in stages if s not in STAGES]
-    if odd: raise ValueError(f"stage {odd[0]!r} is unknown. Choose from: {', '.join(STAGES)}.")
-    found = findings_of(r,stages,spaces) if stages else []
+    if odd:
+        raise ValueError(
+            f"stage {odd[0]!r} is unknown. Choose from: {', '.join(STAGES)}."
+        )
+    found = findings_of(r, stages, spaces) if stages else []
     wrong = list(dict.fromkeys(f.fault for f in found if f.fault))
     if wrong:
-        raise NotReady(f"{len(wrong)} thing{'s'*(len(wrong)>1)} would stop this run ({', '.join(stages)}):\n"
-                       +"\n".join(f"{i}. {w}" for i,w in enumerate(wrong,1)))
-    rows = [dict(part=f.part,found=f.found,terms=f.terms) for f in found]
-    return pd.DataFrame(rows,columns=["part","found","terms"])
+        raise NotReady(
+            f"{len(wrong)} thing{'s' * (len(wrong) > 1)} would stop this run ({', '.join(stages)}):\n"
+            + "\n".join(f"{i}. {w}" for i, w in enumerate(wrong, 1))
+        )
+    rows = [dict(part=f.part, found=f.found, terms=f.terms) for f in found]
+    return pd.DataFrame(rows, columns=["part", "found", "terms"])

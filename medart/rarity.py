@@ -13,149 +13,186 @@ import pandas as pd
 import seaborn as sns
 from scipy import stats
 
-from .classifier import Labelled,check_classes_known,count_updates,labelled,load_vit,opinion
-from .core import data_dir,progress,read_names,stable_hash
-from .data import Split,load_split
+from medart.classifier import (
+    Labelled,
+    check_classes_known,
+    count_updates,
+    labelled,
+    load_vit,
+    opinion,
+)
+from .core import data_dir, progress, read_names, stable_hash
+from .data import Split, load_split
 from .generation import check_painted
 from .phantom import write_phantoms
-from .recipes import DATASETS,Recipe,category,samples_dir
+from .recipes import DATASETS, Recipe, category, samples_dir
 
 # %% ../nbs/21_rarity.ipynb #8ccecbdb
 def rare_counts(
-    dataset:str, # skin or kvasir
-    rare:tuple,  # class folders
-    few:int=12,  # training images of each rare class
-    many:int=36, # of each other class
-    test:int=64  # test images of every class
-) -> dict:       # split -> class -> images
+    dataset: str,  # skin or kvasir
+    rare: tuple,  # class folders
+    few: int = 12,  # training images of each rare class
+    many: int = 36,  # of each other class
+    test: int = 64,  # test images of every class
+) -> dict:  # split -> class -> images
     "How many images there are of rare and of common classes."
     classes = DATASETS[dataset].counts
-    if not rare or set(rare)-set(classes):
-        raise ValueError(f"rare={' '.join(rare)!r} must name classes of {dataset}: {' '.join(classes)}.")
-    return dict(train={c:few if c in rare else many for c in classes}, test=dict.fromkeys(classes,test))
+    if not rare or set(rare) - set(classes):
+        raise ValueError(
+            f"rare={' '.join(rare)!r} must name classes of {dataset}: {' '.join(classes)}."
+        )
+    return dict(
+        train={c: few if c in rare else many for c in classes},
+        test=dict.fromkeys(classes, test),
+    )
 
 # %% ../nbs/21_rarity.ipynb #4c8758e9
 def rare_phantoms(
-    dataset:str, # skin or kvasir
-    counts:dict  # of `rare_counts`
-) -> str:        # the setting `data`
+    dataset: str,  # skin or kvasir
+    counts: dict,  # of `rare_counts`
+) -> str:  # the setting `data`
     "Draw them, once."
     name = f"phantom/rare-{dataset}-{stable_hash(counts)[:8]}"
-    write_phantoms(dataset,data_dir()/name,counts=counts)
+    write_phantoms(dataset, data_dir() / name, counts=counts)
     return name
 
 # %% ../nbs/21_rarity.ipynb #16e3d32f
 def repeats(
-    s:Split,    # images
-    rare:tuple, # class folders
-    more:int    # images to add of each
-) -> Split:     # the images again, those of rare classes alone
+    s: Split,  # images
+    rare: tuple,  # class folders
+    more: int,  # images to add of each
+) -> Split:  # the images again, those of rare classes alone
     "Images of rare classes, each as often as the others, as nearly as that goes."
-    by = {c:[i for i,d in enumerate(s.classes) if d==c] for c in rare}
-    return s[[ids[k%len(ids)] for ids in by.values() for k in range(more)]]
+    by = {c: [i for i, d in enumerate(s.classes) if d == c] for c in rare}
+    return s[[ids[k % len(ids)] for ids in by.values() for k in range(more)]]
 
 # %% ../nbs/21_rarity.ipynb #921d77ba
 def painted(
-    r:Recipe,   # a run whose images are painted with `per_class`
-    rare:tuple  # class folders
+    r: Recipe,  # a run whose images are painted with `per_class`
+    rare: tuple,  # class folders
 ) -> Split:
     "The generated images of rare classes, checked."
     check_painted(r)
-    m = read_names(samples_dir(r)/"metadata.csv")
+    m = read_names(samples_dir(r) / "metadata.csv")
     m = m[m["class"].isin(rare)]
-    return Split(samples_dir(r),tuple(m.file_name),tuple(m["class"]),tuple(m.text))
+    return Split(samples_dir(r), tuple(m.file_name), tuple(m["class"]), tuple(m.text))
 
 # %% ../nbs/21_rarity.ipynb #68836fec
 def rare_sets(
-    r:Recipe,   # a run whose images are painted with `per_class`
-    rare:tuple  # class folders
-) -> tuple:     # arm -> Labelled, the test set, the classes
+    r: Recipe,  # a run whose images are painted with `per_class`
+    rare: tuple,  # class folders
+) -> tuple:  # arm -> Labelled, the test set, the classes
     "What classifiers learn from and are examined on."
-    real,test = load_split(r,"train"),load_split(r,"test")
-    check_classes_known(real,test)
-    net = load_vit(r.classifier,tuple(dict.fromkeys(real.classes)))
-    read = lambda s: labelled(s,r.size,net)
+    real, test = load_split(r, "train"), load_split(r, "test")
+    check_classes_known(real, test)
+    net = load_vit(r.classifier, tuple(dict.fromkeys(real.classes)))
+    read = lambda s: labelled(s, r.size, net)
     own = read(real)
-    arms = dict(real=own, repeated=own+read(repeats(real,rare,r.per_class)), generated=own+read(painted(r,rare)))
-    return arms,read(test),net.classes
+    arms = dict(
+        real=own,
+        repeated=own + read(repeats(real, rare, r.per_class)),
+        generated=own + read(painted(r, rare)),
+    )
+    return arms, read(test), net.classes
 
 # %% ../nbs/21_rarity.ipynb #8adabc24
 def class_recalls(
-    test:Labelled, # real images
-    p:np.ndarray,  # a classifier's probabilities, (n,k)
-    classes:tuple  # k names
-) -> dict:         # class -> share recognized
+    test: Labelled,  # real images
+    p: np.ndarray,  # a classifier's probabilities, (n,k)
+    classes: tuple,  # k names
+) -> dict:  # class -> share recognized
     "How much of each class is found."
-    right = p.argmax(1)==test.y.numpy()
-    return {c:float(right[test.y.numpy()==i].mean()) for i,c in enumerate(classes)}
+    right = p.argmax(1) == test.y.numpy()
+    return {c: float(right[test.y.numpy() == i].mean()) for i, c in enumerate(classes)}
 
 # %% ../nbs/21_rarity.ipynb #37c71af3
 def rare_recalls(
-    r:Recipe,        # a run whose images are painted with `per_class`
-    rare:tuple,      # class folders
+    r: Recipe,  # a run whose images are painted with `per_class`
+    rare: tuple,  # class folders
     seeds=range(5),  # of the classifiers
-    device=None      # where they run
-) -> pd.DataFrame:   # arm, seed, class, rare, recall, images, updates
+    device=None,  # where they run
+) -> pd.DataFrame:  # arm, seed, class, rare, recall, images, updates
     "Train every arm with every seed, and ask for the recall of each class."
-    arms,test,classes = rare_sets(r,rare)
-    updates = count_updates(len(arms["generated"]),r.classifier_epochs,r.classifier_batch)
+    arms, test, classes = rare_sets(r, rare)
+    updates = count_updates(
+        len(arms["generated"]), r.classifier_epochs, r.classifier_batch
+    )
     rows = []
-    for arm,train in arms.items():
-        for seed in progress(seeds,desc=f"trained on {arm}"):
-            p,_ = opinion(r,train,test,classes,updates,seed,device)
-            about = dict(arm=arm,seed=seed,images=len(train),updates=updates)
-            found = class_recalls(test,p,classes).items()
-            rows += [about|{"class":c,"rare":c in rare,"recall":v} for c,v in found]
+    for arm, train in arms.items():
+        for seed in progress(seeds, desc=f"trained on {arm}"):
+            p, _ = opinion(r, train, test, classes, updates, seed, device)
+            about = dict(arm=arm, seed=seed, images=len(train), updates=updates)
+            found = class_recalls(test, p, classes).items()
+            rows += [
+                about | {"class": c, "rare": c in rare, "recall": v} for c, v in found
+            ]
     return pd.DataFrame(rows)
 
 # %% ../nbs/21_rarity.ipynb #4362a4bb
 def mean_interval(
-    differences  # one a seed
-) -> dict:       # mean, low, high
+    differences,  # one a seed
+) -> dict:  # mean, low, high
     "A mean and its 95% interval (Student's t); no interval from a single seed."
-    d = np.asarray(differences,float)
-    half = stats.t.ppf(.975,len(d)-1)*d.std(ddof=1)/np.sqrt(len(d)) if len(d)>1 else np.nan
-    return dict(mean=d.mean(),low=d.mean()-half,high=d.mean()+half)
+    d = np.asarray(differences, float)
+    half = (
+        stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+        if len(d) > 1
+        else np.nan
+    )
+    return dict(mean=d.mean(), low=d.mean() - half, high=d.mean() + half)
 
 # %% ../nbs/21_rarity.ipynb #e2f433df
 def rare_gains(
-    t:pd.DataFrame # of `rare_recalls`
-) -> pd.DataFrame: # arm, against, classes, mean, low, high
+    t: pd.DataFrame,  # of `rare_recalls`
+) -> pd.DataFrame:  # arm, against, classes, mean, low, high
     "What one arm gains over another in mean recall, with the interval over seeds."
-    groups = dict(rare=t[t.rare],common=t[~t.rare],all=t)
+    groups = dict(rare=t[t.rare], common=t[~t.rare], all=t)
     rows = []
-    for arm,other in (("generated","real"),("generated","repeated"),("repeated","real")):
-        for name,g in groups.items():
-            m = g.groupby(["arm","seed"]).recall.mean()
-            rows.append(dict(arm=arm,against=other,classes=name)|mean_interval(m[arm]-m[other]))
+    for arm, other in (
+        ("generated", "real"),
+        ("generated", "repeated"),
+        ("repeated", "real"),
+    ):
+        for name, g in groups.items():
+            m = g.groupby(["arm", "seed"]).recall.mean()
+            rows.append(
+                dict(arm=arm, against=other, classes=name)
+                | mean_interval(m[arm] - m[other])
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/21_rarity.ipynb #c1be1a33
 def rare_table(
-    t:pd.DataFrame # of `rare_recalls`
-) -> pd.DataFrame: # a row a class, a column an arm
+    t: pd.DataFrame,  # of `rare_recalls`
+) -> pd.DataFrame:  # a row a class, a column an arm
     "Recall of each class as mean ± standard deviation over seeds, rare classes first."
-    g = t.sort_values("rare",ascending=False,kind="stable")
-    g = g.groupby(["rare","class","arm"],sort=False).recall.agg(["mean","std"])
-    said = g.apply(lambda v: f"{v['mean']:.3f} ± {v['std']:.3f}",axis=1).unstack("arm")
+    g = t.sort_values("rare", ascending=False, kind="stable")
+    g = g.groupby(["rare", "class", "arm"], sort=False).recall.agg(["mean", "std"])
+    said = g.apply(lambda v: f"{v['mean']:.3f} ± {v['std']:.3f}", axis=1).unstack("arm")
     return said[list(dict.fromkeys(t.arm))]
 
 # %% ../nbs/21_rarity.ipynb #70725174
 def rare_figure(
-    t:pd.DataFrame, # of `rare_recalls`
-    about:str       # whose images, at which scale
-):                  # figure
+    t: pd.DataFrame,  # of `rare_recalls`
+    about: str,  # whose images, at which scale
+):  # figure
     "Recall of each class, a bar an arm and a point a seed."
-    shown = t.assign(name=[category(c)+" (rare)"*q for c,q in zip(t["class"],t.rare)])
-    shown = shown.sort_values("rare",ascending=False,kind="stable")
-    fig,ax = plt.subplots(figsize=(6.5,4),layout="constrained")
-    how = dict(y="name",x="recall",hue="arm",palette="colorblind",ax=ax)
-    sns.barplot(shown,errorbar=None,alpha=.55,**how)
-    sns.stripplot(shown,dodge=True,size=2.5,legend=False,**how)
+    shown = t.assign(
+        name=[category(c) + " (rare)" * q for c, q in zip(t["class"], t.rare)]
+    )
+    shown = shown.sort_values("rare", ascending=False, kind="stable")
+    fig, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    how = dict(y="name", x="recall", hue="arm", palette="colorblind", ax=ax)
+    sns.barplot(shown, errorbar=None, alpha=0.55, **how)
+    sns.stripplot(shown, dodge=True, size=2.5, legend=False, **how)
     n = t.seed.nunique()
-    ax.set(ylabel="",xlim=(0,1),xlabel=f"recall, real test images; bars: mean, points: {n} classifier seeds")
-    ax.set_title(about,fontsize=8)
-    ax.legend(frameon=False,fontsize=7,title="trained on",title_fontsize=7)
+    ax.set(
+        ylabel="",
+        xlim=(0, 1),
+        xlabel=f"recall, real test images; bars: mean, points: {n} classifier seeds",
+    )
+    ax.set_title(about, fontsize=8)
+    ax.legend(frameon=False, fontsize=7, title="trained on", title_fontsize=7)
     sns.despine(fig)
     plt.close(fig)
     return fig

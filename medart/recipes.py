@@ -25,65 +25,123 @@ import shlex
 import subprocess
 import sys
 import unicodedata
-from dataclasses import asdict,dataclass,field,fields,replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from functools import lru_cache
-from math import ceil,isfinite
+from math import ceil, isfinite
 from pathlib import Path
 
 import torch
 import yaml
 
-from .core import data_dir,file_word,outputs_dir,read_file,root,short_name,stable_hash,write_atomic
+from medart.core import (
+    data_dir,
+    file_word,
+    outputs_dir,
+    read_file,
+    root,
+    short_name,
+    stable_hash,
+    write_atomic,
+)
 
 # %% ../nbs/01_recipes.ipynb #fea10f9a
 @dataclass(frozen=True)
 class Dataset:
     "What the paper says of a data set."
-    name:str          # as in `-p dataset skin`
-    modality:str      # Table 1
-    features:str      # visual features the VLM is asked about, Table 1
-    counts:dict       # class folder -> images, Section 3
-    epochs:int        # Section 3
-    interval:int      # N of Eq. 5, Section 3
-    classifier:str    # hub id of the ViT behind KFD and HFD, footnote 1
-    distance:str      # what the paper calls the distance measured with it
-    labels:dict=field(default_factory=dict) # label of a folder or table -> class folder, where they differ
+
+    name: str  # as in `-p dataset skin`
+    modality: str  # Table 1
+    features: str  # visual features the VLM is asked about, Table 1
+    counts: dict  # class folder -> images, Section 3
+    epochs: int  # Section 3
+    interval: int  # N of Eq. 5, Section 3
+    classifier: str  # hub id of the ViT behind KFD and HFD, footnote 1
+    distance: str  # what the paper calls the distance measured with it
+    labels: dict = field(
+        default_factory=dict
+    )  # label of a folder or table -> class folder, where they differ
 
 # %% ../nbs/01_recipes.ipynb #4adc6c75
 DATASETS = dict(
-    kvasir=Dataset("kvasir","endoscopic",
+    kvasir=Dataset(
+        "kvasir",
+        "endoscopic",
         "specific color, shape, surrounding mucosa, surface texture, bleeding condition, and other relevant details",
-        {c:1000 for c in ("dyed-lifted-polyps","dyed-resection-margins","esophagitis","normal-cecum",
-                          "normal-pylorus","normal-z-line","polyps","ulcerative-colitis")},
-        epochs=15, interval=500, classifier="mmuratarat/kvasir-v2-classifier", distance="KFD"),
-    skin=Dataset("skin","dermoscopic","specific color, symmetry, border, shape, texture and dermoscopic patterns",
-        dict(common_nevus=4906, melanoma=1180, seborrheic_keratosis=805, carcinoma=728,
-             lentigo_solaris=229, dermatofibroma=169, vascular_lesion=160, actinic_keratosis=140),
-        epochs=10, interval=1500, classifier="Anwarkh1/Skin_Cancer-Image_Classification", distance="HFD"))
+        {
+            c: 1000
+            for c in (
+                "dyed-lifted-polyps",
+                "dyed-resection-margins",
+                "esophagitis",
+                "normal-cecum",
+                "normal-pylorus",
+                "normal-z-line",
+                "polyps",
+                "ulcerative-colitis",
+            )
+        },
+        epochs=15,
+        interval=500,
+        classifier="mmuratarat/kvasir-v2-classifier",
+        distance="KFD",
+    ),
+    skin=Dataset(
+        "skin",
+        "dermoscopic",
+        "specific color, symmetry, border, shape, texture and dermoscopic patterns",
+        dict(
+            common_nevus=4906,
+            melanoma=1180,
+            seborrheic_keratosis=805,
+            carcinoma=728,
+            lentigo_solaris=229,
+            dermatofibroma=169,
+            vascular_lesion=160,
+            actinic_keratosis=140,
+        ),
+        epochs=10,
+        interval=1500,
+        classifier="Anwarkh1/Skin_Cancer-Image_Classification",
+        distance="HFD",
+    ),
+)
 "The paper's two data sets."
 
 # %% ../nbs/01_recipes.ipynb #1cda4e2b
-SIGNS = {"+/-": "plus minus", "±": "plus minus", "<=": "at most", "≤": "at most",
-         "⩽": "at most", ">=": "at least", "≥": "at least", "⩾": "at least",
-         "<": "below", ">": "above", "+": "plus", "%": "percent", "&": "and"}
+SIGNS = {
+    "+/-": "plus minus",
+    "±": "plus minus",
+    "<=": "at most",
+    "≤": "at most",
+    "⩽": "at most",
+    ">=": "at least",
+    "≥": "at least",
+    "⩾": "at least",
+    "<": "below",
+    ">": "above",
+    "+": "plus",
+    "%": "percent",
+    "&": "and",
+}
 "How signs are written in names."
 
 # %% ../nbs/01_recipes.ipynb #9a458980
 def visible_text(
-    text # as somebody wrote it
-) -> str: # the same without differences that nobody sees
+    text,  # as somebody wrote it
+) -> str:  # the same without differences that nobody sees
     "One form of each letter, and none of the marks that have no width."
     text = unicodedata.normalize("NFKC", str(text))
-    return "".join(c for c in text if unicodedata.category(c)!="Cf").strip()
+    return "".join(c for c in text if unicodedata.category(c) != "Cf").strip()
+
 
 def spell_signs(
-    label # as somebody wrote it, e.g. "ER-"
-) -> str: # the same with words for its signs, e.g. "ER minus"
+    label,  # as somebody wrote it, e.g. "ER-"
+) -> str:  # the same with words for its signs, e.g. "ER minus"
     "Write signs as words, whatever way Unicode encodes the rest."
     text = visible_text(label)
-    text = re.sub("[\u2010-\u2015\u2212]", "-", text) # dashes and the minus sign
-    text = re.sub(r"^(-?\d+)\.0+$", r"\1", text) # a whole number, from a float column
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text)  # dashes and the minus sign
+    text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)  # a whole number, from a float column
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
     for sign, word in SIGNS.items():
         text = text.replace(sign, f" {word} ")
@@ -93,45 +151,53 @@ def spell_signs(
 
 # %% ../nbs/01_recipes.ipynb #110a5e5d
 def category(
-    folder:str # a class folder's name
-) -> str:      # its name in captions
+    folder: str,  # a class folder's name
+) -> str:  # its name in captions
     "`dyed-lifted-polyps` is written *dyed lifted polyps*."
     return " ".join(spell_signs(folder).replace("-", " ").replace("_", " ").split())
 
 # %% ../nbs/01_recipes.ipynb #92336936
 def test_count(
-    n:int  # images of one class
+    n: int,  # images of one class
 ) -> int:  # how many of them are for testing
     "A fifth, rounded up: the rounding that gives the paper's own totals."
-    return ceil(.2*n)
+    return ceil(0.2 * n)
 
 # %% ../nbs/01_recipes.ipynb #71868b6d
-YAML_KEYS = dict(modality=str, features=str, categories=(list, dict), epochs=float,
-                 interval=int, classifier=str)
+YAML_KEYS = dict(
+    modality=str,
+    features=str,
+    categories=(list, dict),
+    epochs=float,
+    interval=int,
+    classifier=str,
+)
 "What a dataset.yaml may say."
 
 # %% ../nbs/01_recipes.ipynb #5ddaa161
 def class_folder(
-    label # any label, e.g. "Severe NPDR (grade 3)"
-) -> str: # a folder name without surprises, e.g. "severe_npdr_grade_3"
+    label,  # any label, e.g. "Severe NPDR (grade 3)"
+) -> str:  # a folder name without surprises, e.g. "severe_npdr_grade_3"
     "The class folder of a label."
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", spell_signs(label).lower())
-    kept = [c if c.isalnum() or c in "-_." or unicodedata.category(c)[0]=="M" else " "
-            for c in text] # accents that stand alone belong to their letters
+    kept = [
+        c if c.isalnum() or c in "-_." or unicodedata.category(c)[0] == "M" else " "
+        for c in text
+    ]  # accents that stand alone belong to their letters
     return "_".join("".join(kept).split()).strip("_-")
 
 # %% ../nbs/01_recipes.ipynb #62aa1adb
-@lru_cache(1<<16)
+@lru_cache(1 << 16)
 def label_key(
-    label # or a class folder
-) -> str: # the same for all that a reader of captions could confuse
+    label,  # or a class folder
+) -> str:  # the same for all that a reader of captions could confuse
     "The normal form by which labels are compared: no case, no punctuation."
     return re.sub("[-_]+", "_", class_folder(label)).casefold()
 
 # %% ../nbs/01_recipes.ipynb #d0f22754
 def as_folder(
-    name # of a folder or a class, as somebody wrote it
-) -> str: # the same, or its `class_folder` where some system could not hold it
+    name,  # of a folder or a class, as somebody wrote it
+) -> str:  # the same, or its `class_folder` where some system could not hold it
     "A name that can be a folder anywhere."
     name = unicodedata.normalize("NFC", str(name)).strip()
     refused = re.search(r'[<>:"/\\|?*\x00-\x1f]|^\.|\.$', name)
@@ -141,128 +207,197 @@ def as_folder(
 class _Text(yaml.BaseLoader):
     "YAML whose scalars stay text, and whose keys come once."
 
+
 def _mapping(loader, node):
     pairs = loader.construct_pairs(node, deep=True)
     keys = [k for k, _ in pairs]
-    twice = next((k for i, k in enumerate(keys) if k in keys[:i] or not isinstance(k, str)), None)
+    twice = next(
+        (k for i, k in enumerate(keys) if k in keys[:i] or not isinstance(k, str)), None
+    )
     if twice is not None:
         raise yaml.YAMLError(f"the key {twice!r} comes twice or is no text")
     return dict(pairs)
 
+
 _Text.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 # %% ../nbs/01_recipes.ipynb #70ae16dc
-def _read_yaml(path): # a dataset.yaml -> dict, all scalars as text
+def _read_yaml(path):  # a dataset.yaml -> dict, all scalars as text
     try:
-        y = yaml.load(read_file(path, 1<<20).decode("utf-8-sig"), _Text)
+        y = yaml.load(read_file(path, 1 << 20).decode("utf-8-sig"), _Text)
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8: save it in that encoding.") from e
     except yaml.YAMLError as e:
         raise ValueError(f"{path} is not valid YAML: {e}") from e
     if not isinstance(y, dict):
-        raise ValueError(f"{path} must hold lines like `modality: fundus`; "
-                         f"the keys are {', '.join(YAML_KEYS)}.")
+        raise ValueError(
+            f"{path} must hold lines like `modality: fundus`; "
+            f"the keys are {', '.join(YAML_KEYS)}."
+        )
     return y
 
 # %% ../nbs/01_recipes.ipynb #34a86488
-def _checked_value(path, key, value): # what stands under a key, as what it must be
+def _checked_value(path, key, value):  # what stands under a key, as what it must be
     want = YAML_KEYS[_oneof(f"key in {path}:", key, YAML_KEYS)]
     try:
         if want in (int, float):
             whole = isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value)
             value = int(value) if whole else want(value)
-            if not 0<=value<float("inf"): # NaN neither
+            if not 0 <= value < float("inf"):  # NaN neither
                 raise ValueError
         elif not isinstance(value, want) or not value:
             raise ValueError
     except (TypeError, ValueError):
-        raise ValueError(f"{path}: {key}={value!r} has the wrong type or is empty.") from None
+        raise ValueError(
+            f"{path}: {key}={value!r} has the wrong type or is empty."
+        ) from None
     return " ".join(value.split()) if isinstance(value, str) else value
 
 # %% ../nbs/01_recipes.ipynb #aae6571b
-def _categories(path, listed): # of a dataset.yaml -> label: class folder
+def _categories(path, listed):  # of a dataset.yaml -> label: class folder
     pairs = listed.items() if isinstance(listed, dict) else [(c, c) for c in listed]
     folder = class_folder if isinstance(listed, dict) else as_folder
     seen, labels = {}, {}
     for label, name in pairs:
         if not isinstance(name, str) or not label_key(name):
-            raise ValueError(f"{path}: the category {label!r} needs a name with letters "
-                             f"or digits, not {name!r}.")
+            raise ValueError(
+                f"{path}: the category {label!r} needs a name with letters "
+                f"or digits, not {name!r}."
+            )
         first = seen.setdefault(label_key(name), (label, name))
-        if first[1].strip()!=name.strip() or label in labels:
+        if first[1].strip() != name.strip() or label in labels:
             raise ValueError(
                 f"{path}: the categories {first[1]!r} and {name!r} cannot be told apart "
                 f"in captions. If {first[0]!r} and {label!r} mean the same, give both "
-                "the same name; if not, names that differ in words.")
+                "the same name; if not, names that differ in words."
+            )
         labels[label] = folder(name)
     return labels
 
 # %% ../nbs/01_recipes.ipynb #ac55810d
 def read_dataset(
-    name:str, # what to call it
-    path      # a dataset.yaml
+    name: str,  # what to call it
+    path,  # a dataset.yaml
 ) -> Dataset:
     "A data set described in YAML, every key checked."
     y = {k: _checked_value(path, k, v) for k, v in _read_yaml(path).items()}
     for k in ("modality", "features"):
         if k not in y:
-            raise ValueError(f"{path} lacks {k!r}: write for example "
-                             f"`{k}: {getattr(DATASETS['skin'], k)}`.")
+            raise ValueError(
+                f"{path} lacks {k!r}: write for example "
+                f"`{k}: {getattr(DATASETS['skin'], k)}`."
+            )
     labels = _categories(path, y.get("categories", []))
     classifier = y.get("classifier", "google/vit-base-patch16-224-in21k")
-    return Dataset(name, y["modality"], y["features"], dict.fromkeys(labels.values(), 0),
-                   y.get("epochs"), y.get("interval"), classifier, "FD", labels)
+    return Dataset(
+        name,
+        y["modality"],
+        y["features"],
+        dict.fromkeys(labels.values(), 0),
+        y.get("epochs"),
+        y.get("interval"),
+        classifier,
+        "FD",
+        labels,
+    )
 
 # %% ../nbs/01_recipes.ipynb #99ca30fc
 def dataset_named(
-    name:str,   # kvasir, skin, or a name of your own
-    data:str="" # for a name of your own: the folder that holds dataset.yaml
+    name: str,  # kvasir, skin, or a name of your own
+    data: str = "",  # for a name of your own: the folder that holds dataset.yaml
 ) -> Dataset:
     "One of the paper's data sets, or one described by `dataset.yaml`."
-    path = data_dir()/data/"dataset.yaml"
+    path = data_dir() / data / "dataset.yaml"
     if name in DATASETS:
         if data and path.exists():
-            raise ValueError(f"{path} describes a data set of your own, and dataset={name} "
-                             "is one of the paper's: pass another name with it.")
+            raise ValueError(
+                f"{path} describes a data set of your own, and dataset={name} "
+                "is one of the paper's: pass another name with it."
+            )
         return DATASETS[name]
     if data and path.exists():
-        if not re.fullmatch(r"\w[\w.-]*",name):
-            raise ValueError(f"dataset {name!r} becomes a folder's name: use letters, digits, - and _.")
-        return read_dataset(name,path)
-    try: return _oneof("dataset",name,DATASETS)
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                f"dataset {name!r} becomes a folder's name: use letters, digits, - and _."
+            )
+        return read_dataset(name, path)
+    try:
+        return _oneof("dataset", name, DATASETS)
     except ValueError as e:
-        raise ValueError(f"{e} Or describe your own in a file dataset.yaml beside its images, and pass data=FOLDER"
-                         +(f" (there is no {path})." if data else ".")) from None
+        raise ValueError(
+            f"{e} Or describe your own in a file dataset.yaml beside its images, and pass data=FOLDER"
+            + (f" (there is no {path})." if data else ".")
+        ) from None
 
 # %% ../nbs/01_recipes.ipynb #75538ad2
 def dataset_of(
-    r # a recipe
+    r,  # a recipe
 ) -> Dataset:
     "What is known of a recipe's data set."
-    return dataset_named(r.dataset,r.data)
+    return dataset_named(r.dataset, r.data)
 
 # %% ../nbs/01_recipes.ipynb #0fdda310
 SCALES = dict(
-    paper=dict(size=512, max_tokens=120, batch_size=1, lr=1e-4, dtype="bfloat16", data="{dataset}",
-               extractor="{classifier}", pad_to=40, checkpointing=True, cuda_graphs=True, lean_lora=True,
-               vlm="llava-hf/llama3-llava-next-8b-hf", simplifier="t5-large", caption_tokens=150, caption_block=8,
-               gen_split="sample", classifier="google/vit-base-patch16-224-in21k", classifier_lr=2e-5, classifier_epochs=5),
-    tiny=dict(size=64, max_tokens=64, batch_size=4, lr=1e-3, dtype="float32", data="phantom/{dataset}",
-              extractor="{extractor}", epochs=6, interval=50, color_batch=2, checkpointing=False,
-              sample_every=200, gen_count=256,
-              vlm="data/tiny/vlm", simplifier="data/tiny/simplifier", caption_tokens=64, caption_block=32, temperature=.2,
-              classifier="data/tiny/vit-shapes", classifier_lr=5e-4, classifier_epochs=8))
+    paper=dict(
+        size=512,
+        max_tokens=120,
+        batch_size=1,
+        lr=1e-4,
+        dtype="bfloat16",
+        data="{dataset}",
+        extractor="{classifier}",
+        pad_to=40,
+        checkpointing=True,
+        cuda_graphs=True,
+        lean_lora=True,
+        vlm="llava-hf/llama3-llava-next-8b-hf",
+        simplifier="t5-large",
+        caption_tokens=150,
+        caption_block=8,
+        gen_split="sample",
+        classifier="google/vit-base-patch16-224-in21k",
+        classifier_lr=2e-5,
+        classifier_epochs=5,
+    ),
+    tiny=dict(
+        size=64,
+        max_tokens=64,
+        batch_size=4,
+        lr=1e-3,
+        dtype="float32",
+        data="phantom/{dataset}",
+        extractor="{extractor}",
+        epochs=6,
+        interval=50,
+        color_batch=2,
+        checkpointing=False,
+        sample_every=200,
+        gen_count=256,
+        vlm="data/tiny/vlm",
+        simplifier="data/tiny/simplifier",
+        caption_tokens=64,
+        caption_block=32,
+        temperature=0.2,
+        classifier="data/tiny/vit-shapes",
+        classifier_lr=5e-4,
+        classifier_epochs=8,
+    ),
+)
 "How large the pictures are, and where the helping models come from."
 
 # %% ../nbs/01_recipes.ipynb #eb1fa2d6
 PHOTOGRAPHS = "efficientnet-lite0"
 "A small network that was trained on photographs: an extractor's name, no folder's."
 
+
 def is_drawn(
-    data:str # a recipe's `data`
+    data: str,  # a recipe's `data`
 ) -> bool:
     "Are the images phantoms, drawn by this project?"
-    return data.startswith("phantom/") or os.path.isfile(data_dir()/data/"phantom.json")
+    return data.startswith("phantom/") or os.path.isfile(
+        data_dir() / data / "phantom.json"
+    )
+
 
 def _small_extractor(dataset, data):  # of the tiny scale
     drawn = is_drawn(data or f"phantom/{dataset}")
@@ -270,37 +405,67 @@ def _small_extractor(dataset, data):  # of the tiny scale
 
 # %% ../nbs/01_recipes.ipynb #dd1dbb00
 FAMILIES = dict(
-    pixart=dict(code="medart.model:Model", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart",
-                reads=dict(tokenizer=120)),
-    sd14=dict(code="medart.baselines:StableDiffusion", paper="CompVis/stable-diffusion-v1-4", tiny="",
-              reads=dict(tokenizer=77)),
-    sd15=dict(code="medart.baselines:StableDiffusion", paper="stable-diffusion-v1-5/stable-diffusion-v1-5", tiny="data/tiny/sd",
-              reads=dict(tokenizer=77)),
-    sdxl=dict(code="medart.baselines:SDXL", paper="stabilityai/stable-diffusion-xl-base-1.0", tiny="",
-              reads=dict(tokenizer=77, tokenizer_2=77)),
-    hunyuan=dict(code="medart.baselines:HunyuanDiT", paper="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", tiny="",
-                 reads=dict(tokenizer=77, tokenizer_2=256)),
-    fast_dit=dict(code="medart.baselines:FastDiT", paper="PixArt-alpha/PixArt-XL-2-512x512", tiny="data/tiny/pixart",
-                  reads={}))
-("Kinds of models that can be trained: the class behind the four verbs, the weights at each scale, empty where there are no "
- "small ones, and each tokenizer with the most tokens that the published model was trained to read of a caption. Fast-DiT "
- "starts from nothing, takes its autoencoder there, and reads no words.")
+    pixart=dict(
+        code="medart.model:Model",
+        paper="PixArt-alpha/PixArt-XL-2-512x512",
+        tiny="data/tiny/pixart",
+        reads=dict(tokenizer=120),
+    ),
+    sd14=dict(
+        code="medart.baselines:StableDiffusion",
+        paper="CompVis/stable-diffusion-v1-4",
+        tiny="",
+        reads=dict(tokenizer=77),
+    ),
+    sd15=dict(
+        code="medart.baselines:StableDiffusion",
+        paper="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        tiny="data/tiny/sd",
+        reads=dict(tokenizer=77),
+    ),
+    sdxl=dict(
+        code="medart.baselines:SDXL",
+        paper="stabilityai/stable-diffusion-xl-base-1.0",
+        tiny="",
+        reads=dict(tokenizer=77, tokenizer_2=77),
+    ),
+    hunyuan=dict(
+        code="medart.baselines:HunyuanDiT",
+        paper="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers",
+        tiny="",
+        reads=dict(tokenizer=77, tokenizer_2=256),
+    ),
+    fast_dit=dict(
+        code="medart.baselines:FastDiT",
+        paper="PixArt-alpha/PixArt-XL-2-512x512",
+        tiny="data/tiny/pixart",
+        reads={},
+    ),
+)
+(
+    "Kinds of models that can be trained: the class behind the four verbs, the weights at each scale, empty where there are no "
+    "small ones, and each tokenizer with the most tokens that the published model was trained to read of a caption. Fast-DiT "
+    "starts from nothing, takes its autoencoder there, and reads no words."
+)
 
 # %% ../nbs/01_recipes.ipynb #7e11a90c
 def kind_of(
-    r # a recipe
-):    # Model, or a child of it
+    r,  # a recipe
+):  # Model, or a child of it
     "The class behind a family."
     return pkgutil.resolve_name(FAMILIES[r.family]["code"])
 
 # %% ../nbs/01_recipes.ipynb #67f9de17
 def _expanded(setting, text):  # a path as written, with ~ filled in
     if re.search(r"[\x00-\x1f\x7f]", text):
-        raise ValueError(f"{setting}={text[:60]!r} holds control characters. Write another path.")
+        raise ValueError(
+            f"{setting}={text[:60]!r} holds control characters. Write another path."
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as e:
         raise ValueError(f"{setting}={text!r} names no home folder: {e}") from None
+
 
 def _is_folder(path):
     try:
@@ -308,194 +473,319 @@ def _is_folder(path):
     except OSError:  # longer than a name can be, or not ours to look into
         return False
 
+
 def _found(setting, text, *bases):  # the one folder that a path means, or None
     path = _expanded(setting, text)
-    there = list(dict.fromkeys(p.resolve() for b in bases if _is_folder(p := b/path)))
+    there = list(dict.fromkeys(p.resolve() for b in bases if _is_folder(p := b / path)))
     if len(there) > 1:
-        raise ValueError(f"{setting}={text!r} can be two folders, {there[0]} and "
-                         f"{there[1]}. Write the whole path of the one you mean.")
+        raise ValueError(
+            f"{setting}={text!r} can be two folders, {there[0]} and "
+            f"{there[1]}. Write the whole path of the one you mean."
+        )
     return there[0] if there else None
 
 # %% ../nbs/01_recipes.ipynb #5c0827ec
 def data_path(
-    text:str # a folder of images: absolute, below data/, or from the working directory
-) -> str:    # below data/ where it can be reached from there, else absolute
+    text: str,  # a folder of images: absolute, below data/, or from the working directory
+) -> str:  # below data/ where it can be reached from there, else absolute
     "The one way in which a recipe writes a folder of images."
     home = data_dir().resolve()
     found = _found("data", text, home, Path.cwd())
-    path = found or Path(os.path.normpath(home/_expanded("data", text)))
+    path = found or Path(os.path.normpath(home / _expanded("data", text)))
     if len(str(path)) > 3000 or any(len(os.fsencode(p)) > 255 for p in path.parts):
-        raise ValueError(f"data={text[:60]!r}... is longer than a disk takes. Pass the folder of images.")
+        raise ValueError(
+            f"data={text[:60]!r}... is longer than a disk takes. Pass the folder of images."
+        )
     if os.path.isfile(path):
         raise NotADirectoryError(f"data={text!r} is a file. Pass the folder of images.")
     links = [p for p in sorted(home.glob("*")) if p.is_symlink()]
     for name, target in [("", home), *((p.name, p.resolve()) for p in links)]:
         if path.is_relative_to(target):
-            return (Path(name)/path.relative_to(target)).as_posix()
+            return (Path(name) / path.relative_to(target)).as_posix()
     return str(path)
 
 # %% ../nbs/01_recipes.ipynb #ea1dbb0c
 def locate(
-    name:str # a hub id, or a folder, relative to the repository or the working directory
-) -> str:    # a folder if there is one, else the id
+    name: str,  # a hub id, or a folder, relative to the repository or the working directory
+) -> str:  # a folder if there is one, else the id
     "Find model weights in the repository first."
     path = Path(name).expanduser() if name else Path("no name")
-    return next((str(p) for p in (root()/path, path) if _is_folder(p)), name)
+    return next((str(p) for p in (root() / path, path) if _is_folder(p)), name)
 
 # %% ../nbs/01_recipes.ipynb #9de23a82
 def model_path(
-    setting:str, # model, vlm, ...
-    text:str     # a hub id or a folder
-) -> str:        # the id, or the folder from the repository's root, or absolute
+    setting: str,  # model, vlm, ...
+    text: str,  # a hub id or a folder
+) -> str:  # the id, or the folder from the repository's root, or absolute
     "The one way in which a recipe writes where a model comes from."
     home = root().resolve()
     found = _found(setting, text, Path.cwd(), home)
     path = _expanded(setting, text)
     if not (found or path.is_absolute() or text.startswith(".")):
         return path.as_posix()
-    path = found or Path(os.path.normpath(home/path))
+    path = found or Path(os.path.normpath(home / path))
     if not path.is_relative_to(home):
         return str(path)
     name = path.relative_to(home).as_posix()
     return name if name.count("/") > 1 else f"./{name}"
 
 # %% ../nbs/01_recipes.ipynb #93560de9
-DIT_TARGETS = ("to_q","to_k","to_v","to_out.0","proj_out","ff.net.0.proj","ff.net.2","proj","linear","linear_1","linear_2")
+DIT_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "proj",
+    "linear",
+    "linear_1",
+    "linear_2",
+)
 "Modules of the transformer that get a LoRA; `proj` also hits the patch embedding's convolution."
 
 # %% ../nbs/01_recipes.ipynb #aad7aa7a
 OFFICIAL = (
-    ("LoRA on T5's attention and on its feed-forward's output alone: the suffix `wi` "
-     "matches nothing in T5 v1.1, whose inputs are called `wi_0` and `wi_1`",
-     dict(text_targets=("q","k","v","o","wi","wo"))),
-    ("Eq. 4 as the mean over channels, a third of the sum", dict(color_reduction="mean")),
-    ("captions in their own case in the noise loss; the color loss and generation "
-     "lowercase them", dict(lowercase=False)),
+    (
+        "LoRA on T5's attention and on its feed-forward's output alone: the suffix `wi` "
+        "matches nothing in T5 v1.1, whose inputs are called `wi_0` and `wi_1`",
+        dict(text_targets=("q", "k", "v", "o", "wi", "wo")),
+    ),
+    (
+        "Eq. 4 as the mean over channels, a third of the sum",
+        dict(color_reduction="mean"),
+    ),
+    (
+        "captions in their own case in the noise loss; the color loss and generation "
+        "lowercase them",
+        dict(lowercase=False),
+    ),
     ("T5's own dropout of 0.1 in the noise loss", dict(t5_dropout=True)),
     ("T5's own dropout in the color loss too", dict(color_dropout=True)),
     ("color losses at steps 0, N, 2N, ...: 192 on Kvasir", dict(color_at_start=True)),
-    ("only the sum of both gradients is clipped, at norm 1", dict(clip=1., clip_color=0.)),
+    (
+        "only the sum of both gradients is clipped, at norm 1",
+        dict(clip=1.0, clip_color=0.0),
+    ),
     ("random crop, encoded at each step", dict(crop="random")),
     ("AdamW with weight decay 1e-2", dict(weight_decay=1e-2)),
     ("generation in 50 solver steps", dict(gen_steps=50)),
-    ("a system prompt for the VLM, and no limit in words in its question",
-     dict(caption_prompt="official")))
+    (
+        "a system prompt for the VLM, and no limit in words in its question",
+        dict(caption_prompt="official"),
+    ),
+)
 "What is known of the authors' program, and the settings that carry it."
 
 # %% ../nbs/01_recipes.ipynb #61c0fe3a
 PROFILES = dict(
-    paper=dict(text_targets=("q","k","v","o","wi_0","wi_1","wo"), color_reduction="sum",
-               lowercase=True, t5_dropout=False, color_dropout=False,
-               color_at_start=False, clip=1., clip_color=1., crop="center",
-               weight_decay=1e-2, gen_steps=20, caption_prompt="paper"),
-    official={k:v for _,settings in OFFICIAL for k,v in settings.items()})
+    paper=dict(
+        text_targets=("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+        color_reduction="sum",
+        lowercase=True,
+        t5_dropout=False,
+        color_dropout=False,
+        color_at_start=False,
+        clip=1.0,
+        clip_color=1.0,
+        crop="center",
+        weight_decay=1e-2,
+        gen_steps=20,
+        caption_prompt="paper",
+    ),
+    official={k: v for _, settings in OFFICIAL for k, v in settings.items()},
+)
 "`paper` follows the text, `official` the authors' program."
 
 # %% ../nbs/01_recipes.ipynb #a4e8d2c7
 NOT_REPRODUCED = (
-    ("AdamW with 8-bit moments","its rounding needs a GPU library; ours keeps 32 bits"),
-    ("generation in half precision (fp16)",
-     "ours uses the precision of training: T5 v1.1 overflows in fp16"),
-    ("batches above 1 pair generated images with the wrong real ones",
-     "a mistake, and without effect at the batch of 1 that the paper used"),
-    ("captions counted in Llama-3 tokens",
-     "the limit that matters is that of the text encoder's own tokenizer"),
-    ("unfit captions are asked again without end","ours are bounded by caption_retries"))
+    (
+        "AdamW with 8-bit moments",
+        "its rounding needs a GPU library; ours keeps 32 bits",
+    ),
+    (
+        "generation in half precision (fp16)",
+        "ours uses the precision of training: T5 v1.1 overflows in fp16",
+    ),
+    (
+        "batches above 1 pair generated images with the wrong real ones",
+        "a mistake, and without effect at the batch of 1 that the paper used",
+    ),
+    (
+        "captions counted in Llama-3 tokens",
+        "the limit that matters is that of the text encoder's own tokenizer",
+    ),
+    (
+        "unfit captions are asked again without end",
+        "ours are bounded by caption_retries",
+    ),
+)
 "What `official` leaves as it is in `paper`, and why."
 
 # %% ../nbs/01_recipes.ipynb #375e52f2
-def _f(default, stage="train"): return field(default=default, metadata=dict(stage=stage))
+def _f(default, stage="train"):
+    return field(default=default, metadata=dict(stage=stage))
 
 # %% ../nbs/01_recipes.ipynb #aee30bee
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a run makes. Build it with `recipe`."
-    dataset:str                          # skin, kvasir, or what a dataset.yaml describes
-    method:str                           # a key of METHODS
-    scale:str                            # paper or tiny
-    profile:str                          # paper or official
-    seed:int = _f(0)                     # of everything drawn
-    data:str = _f("")                    # folder of images: below data/, from the working directory, or absolute
-    family:str = _f("pixart")            # a key of FAMILIES: what kind of model is trained
-    model:str = _f("")                   # its pipeline: folder or hub id
-    extractor:str = _f("","evaluate")    # ViT classifier whose features are compared: folder or hub id
-    size:int = _f(512)                   # pixels a side
-    max_tokens:int = _f(120)             # longest caption that is read, in tokens of the model's own tokenizer; the model limits it
-    captions:str = _f("vsg")             # vsg, simple, class (its name alone) or empty
-    lowercase:bool = _f(True)            # captions of the noise loss in lower case, as those of the colour loss always are
-    crop:str = _f("center")              # center (latents encoded once) or random
-    batch_size:int = _f(1)               # images a step
-    accumulate:int = _f(1)               # batches whose mean gradient makes one update; steps, interval and epochs count updates
-    sampling:str = _f("all")             # which images: all equally often, or balanced: every class equally often
-    epochs:float = _f(10)                # passes over the training images
-    lr:float = _f(1e-4)                  # AdamW, constant
-    lr_text:float|None = _f(None)        # of T5's LoRA, None for lr
-    weight_decay:float = _f(1e-2)        # AdamW
-    clip:float = _f(1.)                  # gradient norm, 0 for none
-    rank:int = _f(8)                     # of both LoRAs
-    alpha:int = _f(8)                    # LoRA scale is alpha/rank
-    lora_transformer:bool = _f(True)     # adapt the transformer, or a baseline's U-Net
-    lora_text:bool = _f(True)            # adapt T5, or a baseline's text encoders
-    dora_transformer:bool = _f(False)    # DoRA instead of LoRA there
-    dora_text:bool = _f(False)           # DoRA instead of LoRA there
-    text_targets:tuple = _f(())          # modules of T5 that get a LoRA
-    dit_layers:int = _f(12)              # blocks of Fast-DiT's transformer
-    dit_heads:int = _f(6)                # its heads, of 64 features each
-    t5_dropout:bool = _f(False)          # T5's own dropout in the noise loss
-    color_dropout:bool = _f(False)       # and in the colour loss
-    caption_dropout:float = _f(0.)       # share of training captions emptied
-    min_snr:float = _f(0.)               # gamma of min-SNR weighting, 0 for Eq. 3 as it stands
-    ema:float = _f(0.)                   # decay of an average of the adapters, saved in their place; 0 for none
-    pad_to:int = _f(8)                   # captions are padded to a multiple of this: 40 leaves three lengths to record or compile for
-    text_bits:int = _f(16)               # 8 or 4: T5's frozen weights through bitsandbytes
-    lean_lora:bool = _f(False)           # LoRAs in the precision of what they adapt, like automatic mixed precision, in fewer operations
-    compile:bool = _f(False)             # compile the networks' repeated blocks
-    interval:int = _f(500)               # N: steps between colour losses, 0 for never
-    solver_steps:int = _f(20)            # M: DPM-Solver++ steps inside training
-    guidance:float = _f(4.5)             # classifier-free guidance scale
-    lambda_color:float|None = _f(None)   # weight of the colour loss, None for 1/M
-    color_reduction:str = _f("sum")      # over channels: sum (Eq. 4) or mean
-    color_at_start:bool = _f(False)      # colour losses at steps 0, N, 2N, ... in place of N, 2N, ...
-    color_batch:int = _f(0)              # images of a batch whose chains are differentiated at once, 0 for all
-    backprop_last_k:int = _f(0)          # differentiate the last k solver steps, 0 for all M
-    clip_color:float = _f(1.)            # norm of the colour gradient by itself, 0 to clip only the sum
-    gen_steps:int = _f(20,"generate")    # DPM-Solver++ steps for images
-    gen_guidance:float = _f(4.5,"generate") # guidance for images
-    gen_block:int = _f(32,"generate")    # images painted at once: fixed, so that rounding never depends on how work is split
-    gen_split:str = _f("test","generate") # whose captions: test or train, each once; or sample: of train, as many a class as test images
-    gen_count:int = _f(0,"generate")     # how many images, an even share of each class; 0 for all
-    per_class:int = _f(0,"generate")     # so many images of each class, in place of gen_count; 0 for those of gen_count
-    classifier:str = _f("","classify")   # ViT that learns from synthetic images, pretrained on everyday ones: folder or hub id
-    classifier_lr:float = _f(2e-5,"classify")  # AdamW
-    classifier_epochs:int = _f(5,"classify")   # passes over its training images
-    classifier_batch:int = _f(32,"classify")   # images a step
-    dtype:str = _f("bfloat16")           # of frozen weights and activations
-    checkpointing:bool = _f(True,"watch")       # recompute in HLDF's backward pass: less memory, same gradients
-    checkpoint_all:bool = _f(False,"watch")     # recompute in ordinary steps too, T5 included: less memory, same gradients
-    cuda_graphs:bool = _f(False,"watch")        # on a GPU, record a step's operations once and replay them
-    deterministic:bool = _f(True,"watch")       # on a GPU, sum in the same order each time: the same run gives the same bytes
-    offload:bool = _f(False,"watch")            # T5 waits in main memory while the colour loss runs
-    num_processes:int = _f(1,"watch")           # processes that share a batch
-    max_bad_steps:int = _f(10,"watch")          # updates skipped in a row, for want of a finite gradient, that stop a run
-    sample_every:int = _f(5000,"watch")         # steps between grids of sample images, 0 for none
-    validation_images:int = _f(0,"watch")       # held-out images whose noise loss is computed as often, 0 for none; needs their captions
-    validation_prompts:str = _f("","watch")     # a prompt of one's own, or a file of them, painted beside those grids
-    checkpoint_every:int = _f(200,"watch")      # steps
-    checkpoint_minutes:float = _f(10.,"watch")  # or minutes, whichever comes first
-    keep_checkpoints:int = _f(2,"watch")        # the last so many stay
-    log_every:int = _f(20,"watch")       # steps between readings of the loss
-    tracker:str = _f("","watch")         # "tensorboard", or nothing
-    vlm:str = _f("","caption")           # vision-language model that writes the captions: folder or hub id
-    simplifier:str = _f("","caption")    # T5 that shortens them: folder or hub id
-    caption_prompt:str = _f("paper","caption") # the question of Section 2.1, or official: the authors' program's, with a system prompt
-    caption_seed:int = _f(0,"caption")   # of the captions' sampling: apart from seed, so that runs of several seeds share their captions
-    temperature:float = _f(.8,"caption") # of the captions' sampling, as are the next two
-    top_k:int = _f(50,"caption")         # likeliest words to choose from
-    top_p:float = _f(.9,"caption")       # and of those, the likeliest that make up this probability
-    caption_tokens:int = _f(150,"caption")  # longest answer of the model, its own tokens
-    caption_retries:int = _f(3,"caption")   # more tries after a caption that breaks the rules
-    caption_block:int = _f(8,"caption")  # captions written at once: fixed, so that rounding never depends on how work is split
-    caption_backend:str = _f("transformers","caption") # or vllm
+
+    dataset: str  # skin, kvasir, or what a dataset.yaml describes
+    method: str  # a key of METHODS
+    scale: str  # paper or tiny
+    profile: str  # paper or official
+    seed: int = _f(0)  # of everything drawn
+    data: str = _f(
+        ""
+    )  # folder of images: below data/, from the working directory, or absolute
+    family: str = _f("pixart")  # a key of FAMILIES: what kind of model is trained
+    model: str = _f("")  # its pipeline: folder or hub id
+    extractor: str = _f(
+        "", "evaluate"
+    )  # ViT classifier whose features are compared: folder or hub id
+    size: int = _f(512)  # pixels a side
+    max_tokens: int = _f(
+        120
+    )  # longest caption that is read, in tokens of the model's own tokenizer; the model limits it
+    captions: str = _f("vsg")  # vsg, simple, class (its name alone) or empty
+    lowercase: bool = _f(
+        True
+    )  # captions of the noise loss in lower case, as those of the colour loss always are
+    crop: str = _f("center")  # center (latents encoded once) or random
+    batch_size: int = _f(1)  # images a step
+    accumulate: int = _f(
+        1
+    )  # batches whose mean gradient makes one update; steps, interval and epochs count updates
+    sampling: str = _f(
+        "all"
+    )  # which images: all equally often, or balanced: every class equally often
+    epochs: float = _f(10)  # passes over the training images
+    lr: float = _f(1e-4)  # AdamW, constant
+    lr_text: float | None = _f(None)  # of T5's LoRA, None for lr
+    weight_decay: float = _f(1e-2)  # AdamW
+    clip: float = _f(1.0)  # gradient norm, 0 for none
+    rank: int = _f(8)  # of both LoRAs
+    alpha: int = _f(8)  # LoRA scale is alpha/rank
+    lora_transformer: bool = _f(True)  # adapt the transformer, or a baseline's U-Net
+    lora_text: bool = _f(True)  # adapt T5, or a baseline's text encoders
+    dora_transformer: bool = _f(False)  # DoRA instead of LoRA there
+    dora_text: bool = _f(False)  # DoRA instead of LoRA there
+    text_targets: tuple = _f(())  # modules of T5 that get a LoRA
+    dit_layers: int = _f(12)  # blocks of Fast-DiT's transformer
+    dit_heads: int = _f(6)  # its heads, of 64 features each
+    t5_dropout: bool = _f(False)  # T5's own dropout in the noise loss
+    color_dropout: bool = _f(False)  # and in the colour loss
+    caption_dropout: float = _f(0.0)  # share of training captions emptied
+    min_snr: float = _f(0.0)  # gamma of min-SNR weighting, 0 for Eq. 3 as it stands
+    ema: float = _f(
+        0.0
+    )  # decay of an average of the adapters, saved in their place; 0 for none
+    pad_to: int = _f(
+        8
+    )  # captions are padded to a multiple of this: 40 leaves three lengths to record or compile for
+    text_bits: int = _f(16)  # 8 or 4: T5's frozen weights through bitsandbytes
+    lean_lora: bool = _f(
+        False
+    )  # LoRAs in the precision of what they adapt, like automatic mixed precision, in fewer operations
+    compile: bool = _f(False)  # compile the networks' repeated blocks
+    interval: int = _f(500)  # N: steps between colour losses, 0 for never
+    solver_steps: int = _f(20)  # M: DPM-Solver++ steps inside training
+    guidance: float = _f(4.5)  # classifier-free guidance scale
+    lambda_color: float | None = _f(None)  # weight of the colour loss, None for 1/M
+    color_reduction: str = _f("sum")  # over channels: sum (Eq. 4) or mean
+    color_at_start: bool = _f(
+        False
+    )  # colour losses at steps 0, N, 2N, ... in place of N, 2N, ...
+    color_batch: int = _f(
+        0
+    )  # images of a batch whose chains are differentiated at once, 0 for all
+    backprop_last_k: int = _f(0)  # differentiate the last k solver steps, 0 for all M
+    clip_color: float = _f(
+        1.0
+    )  # norm of the colour gradient by itself, 0 to clip only the sum
+    gen_steps: int = _f(20, "generate")  # DPM-Solver++ steps for images
+    gen_guidance: float = _f(4.5, "generate")  # guidance for images
+    gen_block: int = _f(
+        32, "generate"
+    )  # images painted at once: fixed, so that rounding never depends on how work is split
+    gen_split: str = _f(
+        "test", "generate"
+    )  # whose captions: test or train, each once; or sample: of train, as many a class as test images
+    gen_count: int = _f(
+        0, "generate"
+    )  # how many images, an even share of each class; 0 for all
+    per_class: int = _f(
+        0, "generate"
+    )  # so many images of each class, in place of gen_count; 0 for those of gen_count
+    classifier: str = _f(
+        "", "classify"
+    )  # ViT that learns from synthetic images, pretrained on everyday ones: folder or hub id
+    classifier_lr: float = _f(2e-5, "classify")  # AdamW
+    classifier_epochs: int = _f(5, "classify")  # passes over its training images
+    classifier_batch: int = _f(32, "classify")  # images a step
+    dtype: str = _f("bfloat16")  # of frozen weights and activations
+    checkpointing: bool = _f(
+        True, "watch"
+    )  # recompute in HLDF's backward pass: less memory, same gradients
+    checkpoint_all: bool = _f(
+        False, "watch"
+    )  # recompute in ordinary steps too, T5 included: less memory, same gradients
+    cuda_graphs: bool = _f(
+        False, "watch"
+    )  # on a GPU, record a step's operations once and replay them
+    deterministic: bool = _f(
+        True, "watch"
+    )  # on a GPU, sum in the same order each time: the same run gives the same bytes
+    offload: bool = _f(
+        False, "watch"
+    )  # T5 waits in main memory while the colour loss runs
+    num_processes: int = _f(1, "watch")  # processes that share a batch
+    max_bad_steps: int = _f(
+        10, "watch"
+    )  # updates skipped in a row, for want of a finite gradient, that stop a run
+    sample_every: int = _f(
+        5000, "watch"
+    )  # steps between grids of sample images, 0 for none
+    validation_images: int = _f(
+        0, "watch"
+    )  # held-out images whose noise loss is computed as often, 0 for none; needs their captions
+    validation_prompts: str = _f(
+        "", "watch"
+    )  # a prompt of one's own, or a file of them, painted beside those grids
+    checkpoint_every: int = _f(200, "watch")  # steps
+    checkpoint_minutes: float = _f(10.0, "watch")  # or minutes, whichever comes first
+    keep_checkpoints: int = _f(2, "watch")  # the last so many stay
+    log_every: int = _f(20, "watch")  # steps between readings of the loss
+    tracker: str = _f("", "watch")  # "tensorboard", or nothing
+    vlm: str = _f(
+        "", "caption"
+    )  # vision-language model that writes the captions: folder or hub id
+    simplifier: str = _f("", "caption")  # T5 that shortens them: folder or hub id
+    caption_prompt: str = _f(
+        "paper", "caption"
+    )  # the question of Section 2.1, or official: the authors' program's, with a system prompt
+    caption_seed: int = _f(
+        0, "caption"
+    )  # of the captions' sampling: apart from seed, so that runs of several seeds share their captions
+    temperature: float = _f(
+        0.8, "caption"
+    )  # of the captions' sampling, as are the next two
+    top_k: int = _f(50, "caption")  # likeliest words to choose from
+    top_p: float = _f(
+        0.9, "caption"
+    )  # and of those, the likeliest that make up this probability
+    caption_tokens: int = _f(
+        150, "caption"
+    )  # longest answer of the model, its own tokens
+    caption_retries: int = _f(
+        3, "caption"
+    )  # more tries after a caption that breaks the rules
+    caption_block: int = _f(
+        8, "caption"
+    )  # captions written at once: fixed, so that rounding never depends on how work is split
+    caption_backend: str = _f("transformers", "caption")  # or vllm
 
 # %% ../nbs/01_recipes.ipynb #2cea7735
 METHODS = dict(
@@ -506,28 +796,43 @@ METHODS = dict(
     simple_caption=dict(captions="simple"),
     empty_caption=dict(captions="empty"),
     dora=dict(dora_text=True),
-    ovis=dict(vlm=dict(paper="thisisiron/Ovis2-8B-hf",tiny="")),
+    ovis=dict(vlm=dict(paper="thisisiron/Ovis2-8B-hf", tiny="")),
     sd14=dict(family="sd14", interval=0),
     sd15=dict(family="sd15", interval=0),
     sdxl=dict(family="sdxl", interval=0),
     hunyuan=dict(family="hunyuan", interval=0, lora_text=False),
-    fast_dit=dict(family="fast_dit", interval=0, captions="class", caption_dropout=.1, ema=dict(paper=.9999,tiny=.995),
-                  dit_layers=dict(paper=12,tiny=4), dit_heads=dict(paper=6,tiny=2), epochs=dict(tiny=60), batch_size=dict(tiny=16)),
+    fast_dit=dict(
+        family="fast_dit",
+        interval=0,
+        captions="class",
+        caption_dropout=0.1,
+        ema=dict(paper=0.9999, tiny=0.995),
+        dit_layers=dict(paper=12, tiny=4),
+        dit_heads=dict(paper=6, tiny=2),
+        epochs=dict(tiny=60),
+        batch_size=dict(tiny=16),
+    ),
     sd15_hldf=dict(family="sd15"),
-    often=dict(interval=dict(paper=200,tiny=20)),
+    often=dict(interval=dict(paper=200, tiny=20)),
     short_chain=dict(solver_steps=10),
     mean_color=dict(color_reduction="mean"),
-    base=dict(epochs=0, interval=0))
-("Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each (Fast-DiT, which starts from nothing, sees more "
- "images at tiny scale). `no_hldf` is the paper's PixArt-alpha row. The last five and `medart_k5` are ours: HLDF's own settings, HLDF on "
- "another model, and `base`, the model before any fine-tuning.")
+    base=dict(epochs=0, interval=0),
+)
+(
+    "Rows of Tables 2 and 3 as the settings they change, where the scales differ one for each (Fast-DiT, which starts from nothing, sees more "
+    "images at tiny scale). `no_hldf` is the paper's PixArt-alpha row. The last five and `medart_k5` are ours: HLDF's own settings, HLDF on "
+    "another model, and `base`, the model before any fine-tuning."
+)
 
 # %% ../nbs/01_recipes.ipynb #c38abc79
 def _oneof(what, value, allowed):
-    if isinstance(value, str) and value in allowed: return value
+    if isinstance(value, str) and value in allowed:
+        return value
     near = difflib.get_close_matches(str(value), list(allowed), 1)
-    raise ValueError(f"{what} {value!r} is unknown. Choose one of: {', '.join(a or repr(a) for a in allowed)}."
-                     +(f" Did you mean {near[0]!r}?" if near else ""))
+    raise ValueError(
+        f"{what} {value!r} is unknown. Choose one of: {', '.join(a or repr(a) for a in allowed)}."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+    )
 
 # %% ../nbs/01_recipes.ipynb #cd2a4959
 _ASK_TORCH = """import json,torch
@@ -537,17 +842,22 @@ def usable(i):
 print(json.dumps([torch.cuda.get_device_properties(i).total_memory
                   for i in range(torch.cuda.device_count()) if usable(i)]))"""
 
+
 @cache
 def _torch_devices(hidden):  # bytes of each device that torch can use; asked once
-    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True
+    )
     return json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else []
 
 # %% ../nbs/01_recipes.ipynb #c185b289
 LARGE = 23e9
 "Bytes of the smallest GPU for the paper's models, sold as 24 GB."
 
+
 def _driver_has(least):  # does NVIDIA's driver know of a card of so many bytes?
     import pynvml
+
     try:
         pynvml.nvmlInit()
         cards = range(pynvml.nvmlDeviceGetCount())
@@ -557,8 +867,7 @@ def _driver_has(least):  # does NVIDIA's driver know of a card of so many bytes?
         return False
 
 # %% ../nbs/01_recipes.ipynb #9108fb7f
-def detect_scale(
-) -> str: # paper or tiny
+def detect_scale() -> str:  # paper or tiny
     "`paper` where torch can use a GPU of 24 GB or more. CUDA stays untouched in this process."
     if not (torch.version.hip or torch.version.cuda and _driver_has(LARGE)):
         return "tiny"
@@ -567,11 +876,16 @@ def detect_scale(
     return "paper" if max(sizes, default=0) >= LARGE else "tiny"
 
 # %% ../nbs/01_recipes.ipynb #9da691e5
-def _scale(scale): return detect_scale() if scale=="auto" else _oneof("scale",scale,SCALES)
+def _scale(scale):
+    return detect_scale() if scale == "auto" else _oneof("scale", scale, SCALES)
 
-def _row(method, scale): # what a row changes at a scale
-    return {k:v[scale] if isinstance(v,dict) else v
-            for k,v in METHODS[_oneof("method",method,METHODS)].items() if not isinstance(v,dict) or scale in v}
+
+def _row(method, scale):  # what a row changes at a scale
+    return {
+        k: v[scale] if isinstance(v, dict) else v
+        for k, v in METHODS[_oneof("method", method, METHODS)].items()
+        if not isinstance(v, dict) or scale in v
+    }
 
 # %% ../nbs/01_recipes.ipynb #4424d818
 PATHS = ("data", "model", "extractor", "vlm", "simplifier", "classifier")
@@ -579,55 +893,87 @@ PATHS = ("data", "model", "extractor", "vlm", "simplifier", "classifier")
 FILES = ("validation_prompts",)
 "Settings that may name a file of one's own, as written."
 
-def _told(changes):  # a caller's settings, each written in the one way; an empty path says nothing
-    known = {f.name:f for f in fields(Recipe)}
+
+def _told(
+    changes,
+):  # a caller's settings, each written in the one way; an empty path says nothing
+    known = {f.name: f for f in fields(Recipe)}
     for k in changes:
         _oneof("setting", k, known)
-    typed = {k:_typed(known[k], v) for k, v in changes.items()}
-    typed = {k:v.strip() if k in PATHS else v for k, v in typed.items()}
-    return {k:data_path(v) if k == "data" else model_path(k, v) if k in PATHS else v
-            for k, v in typed.items() if v or k not in PATHS}
+    typed = {k: _typed(known[k], v) for k, v in changes.items()}
+    typed = {k: v.strip() if k in PATHS else v for k, v in typed.items()}
+    return {
+        k: data_path(v) if k == "data" else model_path(k, v) if k in PATHS else v
+        for k, v in typed.items()
+        if v or k not in PATHS
+    }
 
 # %% ../nbs/01_recipes.ipynb #29674eaf
-def _dataset_name(name):  # as a folder can be called on every system, whatever the letter case
+def _dataset_name(
+    name,
+):  # as a folder can be called on every system, whatever the letter case
     try:
         name = _as_str(name)
     except TypeError:
-        raise ValueError(f"dataset={name!r} is no name. Write skin, kvasir, or a name of your own.") from None
+        raise ValueError(
+            f"dataset={name!r} is no name. Write skin, kvasir, or a name of your own."
+        ) from None
     alike = [d for d in DATASETS if d != name and d.casefold() == name.casefold()]
     if alike:
-        raise ValueError(f"dataset {name!r} differs from {alike[0]!r} in case alone, which some "
-                         f"file systems do not tell apart. Write {alike[0]!r} or another name.")
+        raise ValueError(
+            f"dataset {name!r} differs from {alike[0]!r} in case alone, which some "
+            f"file systems do not tell apart. Write {alike[0]!r} or another name."
+        )
     if len(name) > 60 or name != unicodedata.normalize("NFC", name):
-        raise ValueError(f"dataset {name!r} names folders: use up to 60 characters, accents composed.")
+        raise ValueError(
+            f"dataset {name!r} names folders: use up to 60 characters, accents composed."
+        )
     return name
 
 # %% ../nbs/01_recipes.ipynb #0c92e2fc
 def recipe(
-    dataset:str,           # skin, kvasir, or a name of your own together with data=FOLDER
-    method:str="medart",   # a key of METHODS
-    scale:str="auto",      # paper, tiny, or auto: paper where torch can use a GPU of 24 GB
-    profile:str="paper",   # paper or official
-    **changes              # any field of Recipe
+    dataset: str,  # skin, kvasir, or a name of your own together with data=FOLDER
+    method: str = "medart",  # a key of METHODS
+    scale: str = "auto",  # paper, tiny, or auto: paper where torch can use a GPU of 24 GB
+    profile: str = "paper",  # paper or official
+    **changes,  # any field of Recipe
 ) -> Recipe:
     "One frozen recipe: the data set's settings, the scale's, the profile's, the method's, then `changes`."
     changes = _told(changes)
     dataset = _dataset_name(dataset)
     scale = _scale(scale)
     d = dataset_named(dataset, changes.get("data", ""))
-    own = {k:getattr(d, k) for k in ("epochs", "interval") if getattr(d, k) is not None}
+    own = {
+        k: getattr(d, k) for k in ("epochs", "interval") if getattr(d, k) is not None
+    }
     known = dataset if dataset in DATASETS else "skin"
-    names = dict(dataset=known, classifier=d.classifier,
-                 extractor=_small_extractor(known, changes.get("data", "")))
-    s = own|{k:v.format(**names) if isinstance(v, str) else v for k, v in SCALES[scale].items()}
+    names = dict(
+        dataset=known,
+        classifier=d.classifier,
+        extractor=_small_extractor(known, changes.get("data", "")),
+    )
+    s = own | {
+        k: v.format(**names) if isinstance(v, str) else v
+        for k, v in SCALES[scale].items()
+    }
     s |= {} if dataset in DATASETS else own
-    s |= PROFILES[_oneof("profile", profile, PROFILES)]|_row(method, scale)
+    s |= PROFILES[_oneof("profile", profile, PROFILES)] | _row(method, scale)
     family = changes.get("family", s.get("family", "pixart"))
     s["model"] = FAMILIES[_oneof("family", family, FAMILIES)][scale]
     if family != "pixart":
-        s["max_tokens"] = max(FAMILIES[family]["reads"].values(), default=s["max_tokens"])
-    s = {f.name:_typed(f, s[f.name]) for f in fields(Recipe) if f.name in s}
-    return _check(Recipe(dataset=dataset, method=method, scale=scale, profile=profile, **(s|changes)))
+        s["max_tokens"] = max(
+            FAMILIES[family]["reads"].values(), default=s["max_tokens"]
+        )
+    s = {f.name: _typed(f, s[f.name]) for f in fields(Recipe) if f.name in s}
+    return _check(
+        Recipe(
+            dataset=dataset,
+            method=method,
+            scale=scale,
+            profile=profile,
+            **(s | changes),
+        )
+    )
 
 # %% ../nbs/01_recipes.ipynb #92e971fb
 def _as_int(v):
@@ -637,16 +983,20 @@ def _as_int(v):
         return int(v)
     return operator.index(v) if not isinstance(v, bool) else int(None)
 
+
 def _as_float(v):
     odd = isinstance(v, bytes) or str(v) in ("True", "False") or "_" in str(v)
-    return float(v)+0. if not odd else float(None)
+    return float(v) + 0.0 if not odd else float(None)
+
 
 def _as_bool(v):
     return v if isinstance(v, bool) else dict(true=True, false=False)[v.strip().lower()]
 
+
 def _as_str(v):
     whole = isinstance(v, int) and not isinstance(v, bool)
-    return str(v) if whole else ""+os.fspath(v)
+    return str(v) if whole else "" + os.fspath(v)
+
 
 def _as_tuple(v):
     words = re.findall(r"[^\s,()'\"\[\]]+", v) if isinstance(v, str) else list(v)
@@ -655,41 +1005,74 @@ def _as_tuple(v):
 # %% ../nbs/01_recipes.ipynb #5f651a6f
 def _typed(f, v):  # a field's value, read as the field's type
     optional = not isinstance(f.type, type)  # float|None
-    if optional and (v is None or isinstance(v, str) and v.strip().lower() in ("none", "")):
+    if optional and (
+        v is None or isinstance(v, str) and v.strip().lower() in ("none", "")
+    ):
         return None
     kind = float if optional else f.type
-    read = {int:_as_int, float:_as_float, bool:_as_bool, str:_as_str, tuple:_as_tuple}[kind]
+    read = {
+        int: _as_int,
+        float: _as_float,
+        bool: _as_bool,
+        str: _as_str,
+        tuple: _as_tuple,
+    }[kind]
     try:
         value = read(v)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         said = getattr(f.type, "__name__", f.type)
         papermill = kind is str and isinstance(v, (bool, float, type(None)))
-        hint = f" For papermill write -r {f.name} in place of -p {f.name}." if papermill else ""
-        raise ValueError(f"setting {f.name}={v!r} has the wrong type: it takes {said}, "
-                         f"for example {f.name}={f.default!r}.{hint}") from None
+        hint = (
+            f" For papermill write -r {f.name} in place of -p {f.name}."
+            if papermill
+            else ""
+        )
+        raise ValueError(
+            f"setting {f.name}={v!r} has the wrong type: it takes {said}, "
+            f"for example {f.name}={f.default!r}.{hint}"
+        ) from None
     if kind is float and not isfinite(value):
         raise ValueError(f"setting {f.name}={v!r} is not a finite number.")
     return value
 
 # %% ../nbs/01_recipes.ipynb #d202fdaf
 def check_shares(
-    who:str,       # is to share, in words
-    n:int,         # how many they are
-    batch_size:int # images a step
+    who: str,  # is to share, in words
+    n: int,  # how many they are
+    batch_size: int,  # images a step
 ):
     "A batch that cannot be shared evenly is refused."
-    if batch_size%n:
-        raise ValueError(f"{who} cannot share batch_size={batch_size}. Pass batch_size={-(-batch_size//n)*n}: "
-                         "another recipe, with fewer updates an epoch; nothing else is scaled.")
+    if batch_size % n:
+        raise ValueError(
+            f"{who} cannot share batch_size={batch_size}. Pass batch_size={-(-batch_size // n) * n}: "
+            "another recipe, with fewer updates an epoch; nothing else is scaled."
+        )
 
 # %% ../nbs/01_recipes.ipynb #6ad6c543
-_CHOICES = dict(captions=("vsg", "simple", "class", "empty"), crop=("center", "random"),
-                color_reduction=("sum", "mean"), sampling=("all", "balanced"), gen_split=("test", "train", "sample"),
-                dtype=("float32", "bfloat16", "float64"), tracker=("", "tensorboard"),
-                caption_backend=("transformers", "vllm"),
-                caption_prompt=("paper", "official"))
-_FROM_ZERO = ("seed", "caption_seed", "interval", "color_batch", "backprop_last_k", "gen_count", "per_class",
-              "sample_every", "validation_images", "caption_retries")  # whole numbers that may be 0
+_CHOICES = dict(
+    captions=("vsg", "simple", "class", "empty"),
+    crop=("center", "random"),
+    color_reduction=("sum", "mean"),
+    sampling=("all", "balanced"),
+    gen_split=("test", "train", "sample"),
+    dtype=("float32", "bfloat16", "float64"),
+    tracker=("", "tensorboard"),
+    caption_backend=("transformers", "vllm"),
+    caption_prompt=("paper", "official"),
+)
+_FROM_ZERO = (
+    "seed",
+    "caption_seed",
+    "interval",
+    "color_batch",
+    "backprop_last_k",
+    "gen_count",
+    "per_class",
+    "sample_every",
+    "validation_images",
+    "caption_retries",
+)  # whole numbers that may be 0
+
 
 def _check_ranges(r):  # each setting by itself
     for k, allowed in _CHOICES.items():
@@ -709,67 +1092,97 @@ def _check_ranges(r):  # each setting by itself
 TIMES = 1000
 "T, the diffusion times of every family; a model of fewer says so when it is loaded."
 
+
 def _check_shapes(r):  # settings that have limits of their own
     if r.ema >= 1 or r.caption_dropout > 1:
-        raise ValueError(f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1.")
+        raise ValueError(
+            f"ema={r.ema} must be below 1, and caption_dropout={r.caption_dropout} at most 1."
+        )
     if max(r.gen_steps, r.solver_steps) > TIMES:
-        raise ValueError(f"gen_steps={r.gen_steps} and solver_steps={r.solver_steps} must be at most "
-                         f"the {TIMES} diffusion times that models are trained on; 20 to 50 are usual.")
+        raise ValueError(
+            f"gen_steps={r.gen_steps} and solver_steps={r.solver_steps} must be at most "
+            f"the {TIMES} diffusion times that models are trained on; 20 to 50 are usual."
+        )
     if not r.classifier_lr:
-        raise ValueError("classifier_lr=0 teaches a classifier nothing. "
-                         f"Pass for example classifier_lr={SCALES[r.scale]['classifier_lr']}.")
+        raise ValueError(
+            "classifier_lr=0 teaches a classifier nothing. "
+            f"Pass for example classifier_lr={SCALES[r.scale]['classifier_lr']}."
+        )
     if r.temperature <= 0 or not 0 < r.top_p <= 1:
-        raise ValueError(f"temperature={r.temperature} must be above 0, and top_p={r.top_p} "
-                         "above 0 and at most 1.")
+        raise ValueError(
+            f"temperature={r.temperature} must be above 0, and top_p={r.top_p} "
+            "above 0 and at most 1."
+        )
     reads = FAMILIES[r.family]["reads"].values()
     if reads and r.max_tokens > max(reads):
-        raise ValueError(f"max_tokens={r.max_tokens} is more than a model of family {r.family} reads, "
-                         f"which is {max(reads)} tokens. Pass max_tokens={max(reads)} or less.")
+        raise ValueError(
+            f"max_tokens={r.max_tokens} is more than a model of family {r.family} reads, "
+            f"which is {max(reads)} tokens. Pass max_tokens={max(reads)} or less."
+        )
     if r.text_bits not in (4, 8, 16):
-        raise ValueError(f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4.")
+        raise ValueError(
+            f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4."
+        )
     odd = [t for t in r.text_targets if not re.fullmatch(r"[\w.]+", t)]
     if odd or r.lora_text and r.family == "pixart" and not r.text_targets:
-        raise ValueError(f"text_targets={r.text_targets!r} must name modules of the text encoder, for example "
-                         f"{','.join(PROFILES['paper']['text_targets'])}; pass lora_text=False to adapt none.")
+        raise ValueError(
+            f"text_targets={r.text_targets!r} must name modules of the text encoder, for example "
+            f"{','.join(PROFILES['paper']['text_targets'])}; pass lora_text=False to adapt none."
+        )
 
 # %% ../nbs/01_recipes.ipynb #76fd5ff9
 def _check(r):
     _check_ranges(r)
     _check_shapes(r)
     if r.family != "pixart" and r.text_bits < 16:
-        raise ValueError(f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. "
-                         f"Pass text_bits=16 for family {r.family}.")
+        raise ValueError(
+            f"text_bits={r.text_bits}: only PixArt-alpha's T5 is quantized. "
+            f"Pass text_bits=16 for family {r.family}."
+        )
     if r.offload and r.text_bits < 16:
-        raise ValueError(f"offload=True and text_bits={r.text_bits} do not go together: quantized weights "
-                         "stay where they are. Choose one of the two.")
+        raise ValueError(
+            f"offload=True and text_bits={r.text_bits} do not go together: quantized weights "
+            "stay where they are. Choose one of the two."
+        )
     check_shares(f"num_processes={r.num_processes}", r.num_processes, r.batch_size)
     if not r.sample_every and (r.validation_images or r.validation_prompts):
-        raise ValueError("validation_images and validation_prompts are looked at every sample_every steps, "
-                         "and sample_every=0 is never. Pass sample_every=200, say, or leave them out.")
+        raise ValueError(
+            "validation_images and validation_prompts are looked at every sample_every steps, "
+            "and sample_every=0 is never. Pass sample_every=200, say, or leave them out."
+        )
     if r.backprop_last_k > r.solver_steps:
-        raise ValueError(f"setting backprop_last_k={r.backprop_last_k} is more than "
-                         f"solver_steps={r.solver_steps}: there are no more steps to differentiate.")
+        raise ValueError(
+            f"setting backprop_last_k={r.backprop_last_k} is more than "
+            f"solver_steps={r.solver_steps}: there are no more steps to differentiate."
+        )
     if not (r.lora_transformer or r.lora_text):
-        raise ValueError("lora_transformer=False and lora_text=False leave nothing to train. "
-                         "Switch one on, or use method='base'.")
+        raise ValueError(
+            "lora_transformer=False and lora_text=False leave nothing to train. "
+            "Switch one on, or use method='base'."
+        )
     return r
 
 # %% ../nbs/01_recipes.ipynb #c86ec692
 def settings(
-    r:Recipe,             # a recipe
-    *stages               # caption, train, generate, evaluate, classify, watch; all when none is given
-) -> dict:                # name -> value
+    r: Recipe,  # a recipe
+    *stages,  # caption, train, generate, evaluate, classify, watch; all when none is given
+) -> dict:  # name -> value
     "The settings of some stages."
-    return {f.name:getattr(r,f.name) for f in fields(r) if not stages or f.metadata.get("stage","train") in stages}
+    return {
+        f.name: getattr(r, f.name)
+        for f in fields(r)
+        if not stages or f.metadata.get("stage", "train") in stages
+    }
 
 # %% ../nbs/01_recipes.ipynb #c4b258e0
 def _plain(r, profile="paper"):  # what its data set, method and scale alone make
-    own = {} if r.dataset in DATASETS else dict(data=str(data_dir()/r.data))
+    own = {} if r.dataset in DATASETS else dict(data=str(data_dir() / r.data))
     return recipe(r.dataset, r.method, r.scale, profile, **own)
 
+
 def setting_word(
-    k:str, # a setting
-    v      # its value
+    k: str,  # a setting
+    v,  # its value
 ) -> str:  # +k=v, as part of a folder's name
     "A setting in a name, a different one for each value."
     if k in PATHS:
@@ -779,107 +1192,133 @@ def setting_word(
         short = f"{v:g}"
         return f"+{k}={(short if float(short) == v else repr(v)).replace('e+', 'e')}"
     plain = v is None or isinstance(v, (bool, int))
-    return f"+{k}={v if plain else file_word(','.join(v) if isinstance(v, tuple) else v)}"
+    return (
+        f"+{k}={v if plain else file_word(','.join(v) if isinstance(v, tuple) else v)}"
+    )
 
 # %% ../nbs/01_recipes.ipynb #0e48ab12
 def _suffix(r, *stages):
     told = settings(r, *stages)
     profile = told.get("profile", "paper")
     base = _plain(r, profile)  # what the profile changes goes without saying
-    diff = {k:v for k,v in told.items() if v != getattr(base, k)}
+    diff = {k: v for k, v in told.items() if v != getattr(base, k)}
     if profile != "paper":
         diff["profile"] = profile
     if r.dataset not in DATASETS and told.get("data", r.dataset) != r.dataset:
         diff["data"] = r.data
-    return short_name("".join(setting_word(k,v) for k,v in sorted(diff.items())))
+    return short_name("".join(setting_word(k, v) for k, v in sorted(diff.items())))
 
 # %% ../nbs/01_recipes.ipynb #64d2face
 def run_dir(
-    r:Recipe  # a recipe
-) -> Path:    # outputs/{dataset}-{scale}/{method}{+changes}
+    r: Recipe,  # a recipe
+) -> Path:  # outputs/{dataset}-{scale}/{method}{+changes}
     "The folder that holds everything one training run makes."
-    return outputs_dir()/f"{r.dataset}-{r.scale}"/(r.method+_suffix(r,"train","caption"))
+    return (
+        outputs_dir()
+        / f"{r.dataset}-{r.scale}"
+        / (r.method + _suffix(r, "train", "caption"))
+    )
 
 # %% ../nbs/01_recipes.ipynb #60312e70
 def samples_dir(
-    r:Recipe  # a recipe
-) -> Path:    # {run_dir}/samples{+changes}
+    r: Recipe,  # a recipe
+) -> Path:  # {run_dir}/samples{+changes}
     "The folder of the images that one run generates with one set of generation settings."
-    return run_dir(r)/("samples"+_suffix(r,"generate"))
+    return run_dir(r) / ("samples" + _suffix(r, "generate"))
 
 # %% ../nbs/01_recipes.ipynb #91117ac1
 def classifier_dir(
-    r:Recipe  # a recipe
-) -> Path:    # {run_dir}/classifier{+changes}
-    ("The folder of what classifiers learned from one run's images: "
-     "these are one for each training caption, whatever `gen_split`, `gen_count` and `per_class` say.")
+    r: Recipe,  # a recipe
+) -> Path:  # {run_dir}/classifier{+changes}
+    "The folder of what classifiers learned from one run's images: these are one for each training caption, whatever `gen_split`, `gen_count` and `per_class` say."
     plain = _plain(r)
-    which = {k:getattr(plain,k) for k in ("gen_split","gen_count","per_class")}
-    return run_dir(r)/("classifier"+_suffix(replace(r,**which),"generate","classify"))
+    which = {k: getattr(plain, k) for k in ("gen_split", "gen_count", "per_class")}
+    return run_dir(r) / (
+        "classifier" + _suffix(replace(r, **which), "generate", "classify")
+    )
 
 # %% ../nbs/01_recipes.ipynb #19d6f2ca
 def captions_recipe(
-    r:Recipe  # a recipe
+    r: Recipe,  # a recipe
 ) -> Recipe:  # of PixArt-alpha, with the same data and caption settings
     "Whose captions a recipe reads."
-    shared = settings(r, "caption")|dict(data=r.data, dtype=r.dtype)
-    own = dict(max_tokens=r.max_tokens, model=r.model) if r.family=="pixart" else {}
-    return replace(_plain(replace(r, method="medart")), **shared|own)
+    shared = settings(r, "caption") | dict(data=r.data, dtype=r.dtype)
+    own = dict(max_tokens=r.max_tokens, model=r.model) if r.family == "pixart" else {}
+    return replace(_plain(replace(r, method="medart")), **shared | own)
 
 # %% ../nbs/01_recipes.ipynb #245c6281
 def captions_dir(
-    r:Recipe  # a recipe
-) -> Path:    # outputs/{dataset}-{scale}/captions/{vlm}{+changes}
+    r: Recipe,  # a recipe
+) -> Path:  # outputs/{dataset}-{scale}/captions/{vlm}{+changes}
     "The folder of the captions that one model writes with one set of caption settings: shared by all runs that train on them."
     r = captions_recipe(r)
     plain = _plain(r)
-    same = dict(vlm=plain.vlm,data=r.data,max_tokens=r.max_tokens)
-    writer = Path(r.vlm).name if r.vlm==plain.vlm else setting_word("vlm",r.vlm).removeprefix("+vlm=")
-    changed = _suffix(replace(plain,**settings(r,"caption")|same),"train","caption")
-    return outputs_dir()/f"{r.dataset}-{r.scale}"/"captions"/(writer+changed)
+    same = dict(vlm=plain.vlm, data=r.data, max_tokens=r.max_tokens)
+    writer = (
+        Path(r.vlm).name
+        if r.vlm == plain.vlm
+        else setting_word("vlm", r.vlm).removeprefix("+vlm=")
+    )
+    changed = _suffix(
+        replace(plain, **settings(r, "caption") | same), "train", "caption"
+    )
+    return outputs_dir() / f"{r.dataset}-{r.scale}" / "captions" / (writer + changed)
 
 # %% ../nbs/01_recipes.ipynb #f07fcb21
 def recipe_hash(
-    r:Recipe, # a recipe
-    *stages   # train and caption by default
-) -> str:     # 16 hexadecimal digits
+    r: Recipe,  # a recipe
+    *stages,  # train and caption by default
+) -> str:  # 16 hexadecimal digits
     "A hash of the settings that decide a stage's result."
-    return stable_hash(settings(r,*(stages or ("train","caption"))))
+    return stable_hash(settings(r, *(stages or ("train", "caption"))))
 
 # %% ../nbs/01_recipes.ipynb #b18609ba
 def portable(
-    told:dict # settings
-) -> dict:    # the same, absolute paths replaced by their last part and a hash
+    told: dict,  # settings
+) -> dict:  # the same, absolute paths replaced by their last part and a hash
     "Settings that may be shown to others."
-    return {k:f"{Path(v).name}~{stable_hash(v)[:12]}" if k in (*PATHS,*FILES) and Path(v).is_absolute() else v
-            for k,v in told.items()}
+    return {
+        k: f"{Path(v).name}~{stable_hash(v)[:12]}"
+        if k in (*PATHS, *FILES) and Path(v).is_absolute()
+        else v
+        for k, v in told.items()
+    }
+
 
 def save_recipe(
-    r:Recipe, # a recipe
-    folder    # where config.json goes
+    r: Recipe,  # a recipe
+    folder,  # where config.json goes
 ) -> Path:
     "Write `config.json`, and what of it is for this machine alone to `config.local.json`."
-    told,local = asdict(r),Path(folder)/"config.local.json"
+    told, local = asdict(r), Path(folder) / "config.local.json"
     public = portable(told)
-    hidden = {k:v for k,v in told.items() if public[k]!=v}
+    hidden = {k: v for k, v in told.items() if public[k] != v}
     if hidden:
         about = "Paths on this machine, for continuing here. Not to be passed on."
-        write_atomic(local, json.dumps(dict(about=about)|hidden, indent=1)+"\n")
-    return write_atomic(Path(folder)/"config.json", json.dumps(public|dict(hash=recipe_hash(r)), indent=1)+"\n")
+        write_atomic(local, json.dumps(dict(about=about) | hidden, indent=1) + "\n")
+    return write_atomic(
+        Path(folder) / "config.json",
+        json.dumps(public | dict(hash=recipe_hash(r)), indent=1) + "\n",
+    )
 
 # %% ../nbs/01_recipes.ipynb #e71a993a
 def load_recipe(
-    folder    # a run's folder
+    folder,  # a run's folder
 ) -> Recipe:
     "Read `config.json` back."
-    d = json.loads((Path(folder)/"config.json").read_text())
-    d.pop("hash",None)
-    known = {f.name:f for f in fields(Recipe)}
-    for k in d: _oneof(f"setting in {folder}/config.json:",k,known)
-    local = Path(folder)/"config.local.json"
+    d = json.loads((Path(folder) / "config.json").read_text())
+    d.pop("hash", None)
+    known = {f.name: f for f in fields(Recipe)}
+    for k in d:
+        _oneof(f"setting in {folder}/config.json:", k, known)
+    local = Path(folder) / "config.local.json"
     here = json.loads(local.read_text()) if local.exists() else {}
-    d |= {k:v for k,v in here.items() if k in (*PATHS,*FILES) and portable({k:v})[k]==d.get(k)}
-    return Recipe(**{k:_typed(known[k],v) for k,v in d.items()})
+    d |= {
+        k: v
+        for k, v in here.items()
+        if k in (*PATHS, *FILES) and portable({k: v})[k] == d.get(k)
+    }
+    return Recipe(**{k: _typed(known[k], v) for k, v in d.items()})
 
 # %% ../nbs/01_recipes.ipynb #c9ec420c
 def _assigned(cell):  # name -> the node of its value, of the cell's own statements
@@ -892,17 +1331,31 @@ def _assigned(cell):  # name -> the node of its value, of the cell's own stateme
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and node.value:
             names = [n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-            alone = not isinstance(node, ast.AugAssign) and isinstance(targets[0], ast.Name)
-            found |= {n.id:node.value if alone else None for n in names}
+            alone = not isinstance(node, ast.AugAssign) and isinstance(
+                targets[0], ast.Name
+            )
+            found |= {n.id: node.value if alone else None for n in names}
     return found
 
 # %% ../nbs/01_recipes.ipynb #fd33830b
-def _parameter_cells(executed):  # what the two kinds of parameter cells assign, in order
-    cells = [(c.lstrip().split("\n")[0].strip() == "# Parameters", _assigned(c)) for c in executed]
+def _parameter_cells(
+    executed,
+):  # what the two kinds of parameter cells assign, in order
+    cells = [
+        (c.lstrip().split("\n")[0].strip() == "# Parameters", _assigned(c))
+        for c in executed
+    ]
     injected = [a for by_papermill, a in cells if by_papermill]
     typed = [a for by_papermill, a in cells if not by_papermill]
-    first = next((a for a in typed if "scale" in a and a.keys() & {"dataset", "datasets", "images"}), {})
-    same = [a for a in typed if 2*len(a.keys() & first.keys()) > len(first)]
+    first = next(
+        (
+            a
+            for a in typed
+            if "scale" in a and a.keys() & {"dataset", "datasets", "images"}
+        ),
+        {},
+    )
+    same = [a for a in typed if 2 * len(a.keys() & first.keys()) > len(first)]
     last = [*same[-1:], *injected[-1:]]
     return [a for _, a in cells if any(a is x for x in last)]
 
@@ -915,79 +1368,94 @@ def _plain_value(node, computed):  # a literal's value, else what was computed
 
 # %% ../nbs/01_recipes.ipynb #c7f5551b
 def notebook_parameters(
-    ns:dict, # a notebook's globals
-    *extra   # names of further parameters this notebook takes
-) -> dict:   # name -> value
+    ns: dict,  # a notebook's globals
+    *extra,  # names of further parameters this notebook takes
+) -> dict:  # name -> value
     "What a notebook's parameters say, every name checked; outside a notebook, the settings in `ns`."
     known = [*(f.name for f in fields(Recipe)), *extra]
     if "In" not in ns:
-        return {k:ns[k] for k in known if k in ns and not callable(ns[k])}
+        return {k: ns[k] for k in known if k in ns and not callable(ns[k])}
     found = {}
     for cell in _parameter_cells(ns["In"]):
         for k, node in cell.items():
             found[_oneof("parameter", k, known)] = _plain_value(node, ns.get(k))
     if not found:
-        raise ValueError("No cell of parameters has been run, one that assigns dataset and scale. "
-                         "Run the notebook from its first cell on.")
+        raise ValueError(
+            "No cell of parameters has been run, one that assigns dataset and scale. "
+            "Run the notebook from its first cell on."
+        )
     return found
 
 # %% ../nbs/01_recipes.ipynb #d4ca50b0
 def _ask(given):  # a recipe; an empty text leaves a setting to the scale
-    return recipe(**{k:v for k, v in given.items() if not (isinstance(v, str) and v == "" and k != "tracker")})
+    return recipe(
+        **{
+            k: v
+            for k, v in given.items()
+            if not (isinstance(v, str) and v == "" and k != "tracker")
+        }
+    )
+
 
 def recipe_from(
-    ns:dict,   # a notebook's globals
-    *extra,    # names of further parameters this notebook takes
-    **changes  # settings that count more than the notebook's
+    ns: dict,  # a notebook's globals
+    *extra,  # names of further parameters this notebook takes
+    **changes,  # settings that count more than the notebook's
 ) -> Recipe:
     "The recipe that a notebook's parameters ask for."
     asked = notebook_parameters(ns, *extra)
-    return _ask({k:v for k, v in asked.items() if k not in extra}|changes)
+    return _ask({k: v for k, v in asked.items() if k not in extra} | changes)
 
 # %% ../nbs/01_recipes.ipynb #831ef5d4
 def row_from(
-    ns:dict,    # a notebook's globals
-    *extra,     # names of further parameters this notebook takes
-    method:str, # a key of METHODS
-    **changes   # settings that count more than the notebook's
+    ns: dict,  # a notebook's globals
+    *extra,  # names of further parameters this notebook takes
+    method: str,  # a key of METHODS
+    **changes,  # settings that count more than the notebook's
 ) -> Recipe:
     "The recipe of a row, as a notebook's parameters ask for it; what makes it this row stays."
     asked = notebook_parameters(ns, *extra)
-    own = _row(method, _scale(changes.get("scale", asked.get("scale", "auto")) or "auto"))
-    kept = {k:v for k, v in asked.items() if k not in own and k not in extra}
-    return _ask(kept|dict(method=method)|changes)
+    own = _row(
+        method, _scale(changes.get("scale", asked.get("scale", "auto")) or "auto")
+    )
+    kept = {k: v for k, v in asked.items() if k not in own and k not in extra}
+    return _ask(kept | dict(method=method) | changes)
 
 # %% ../nbs/01_recipes.ipynb #435909c1
 def words_of(
-    what:str, # the parameter's name
-    told      # "kvasir skin", "kvasir,skin" or a list
-) -> list:    # of words, at least one, none twice
+    what: str,  # the parameter's name
+    told,  # "kvasir skin", "kvasir,skin" or a list
+) -> list:  # of words, at least one, none twice
     "The words of a parameter that holds several."
     words = re.split(r"[\s,]+", told.strip(" ,\n")) if isinstance(told, str) else told
     words = [str(w) for w in (words if isinstance(words, (list, tuple)) else [words])]
     if "" in words or not words:
-        raise ValueError(f"{what}={told!r} names nothing. Write for example {what}='a b'.")
+        raise ValueError(
+            f"{what}={told!r} names nothing. Write for example {what}='a b'."
+        )
     if twice := [w for w in words if words.count(w) > 1]:
         raise ValueError(f"{what}={told!r} names {twice[0]} twice.")
     return words
 
 # %% ../nbs/01_recipes.ipynb #69133c94
 def seeds_of(
-    told  # "0 1 2", "0,1,2", a number or a list
-) -> list: # of whole numbers
+    told,  # "0 1 2", "0,1,2", a number or a list
+) -> list:  # of whole numbers
     "The seeds of a parameter that holds several."
     words = words_of("seeds", told)
     for w in words:
         if not re.fullmatch(r"\d{1,18}", w):
-            raise ValueError(f"seeds={told!r}: {w!r} is no seed. Write whole numbers from 0 on, "
-                             "with blanks or commas between, for example seeds='0 1 2'.")
+            raise ValueError(
+                f"seeds={told!r}: {w!r} is no seed. Write whole numbers from 0 on, "
+                "with blanks or commas between, for example seeds='0 1 2'."
+            )
     return [int(w) for w in words_of("seeds", [str(int(w)) for w in words])]
 
 # %% ../nbs/01_recipes.ipynb #a5c5e15a
 def count_of(
-    what:str,    # the parameter's name
-    told,        # a number, or text that is one
-    least:int=0  # the smallest allowed
+    what: str,  # the parameter's name
+    told,  # a number, or text that is one
+    least: int = 0,  # the smallest allowed
 ) -> int:
     "The number of a parameter that counts."
     try:
@@ -1007,73 +1475,113 @@ def _told_path(v):  # a path as one writes it in the repository's root
             return f"{start}{path.relative_to(base).as_posix()}"
     return v
 
+
 def _spelled(k, v):  # a setting's value on a command line
     if isinstance(v, tuple):
         return ",".join(v)
-    return _told_path(v) if k in (*PATHS,*FILES) else str(v)
+    return _told_path(v) if k in (*PATHS, *FILES) else str(v)
+
 
 def passed(
-    k:str,    # a parameter's name
-    word:str  # its value, as text
-) -> str:     # the end of a papermill command
+    k: str,  # a parameter's name
+    word: str,  # its value, as text
+) -> str:  # the end of a papermill command
     "A parameter of papermill; -r keeps a name that -p would take for a number, true or none."
-    read = re.fullmatch(r"True|False|None|[+-]?([\d_.]+(e[+-]?\d+)?|nan|inf|infinity)", word, re.I)
+    read = re.fullmatch(
+        r"True|False|None|[+-]?([\d_.]+(e[+-]?\d+)?|nan|inf|infinity)", word, re.I
+    )
     raw = read and k in ("dataset", "datasets", *PATHS)
     return f" {'-r' if raw else '-p'} {k} {shlex.quote(word)}"
 
 # %% ../nbs/01_recipes.ipynb #b2a9a600
 def command(
-    r:Recipe,     # what it should make
-    notebook:str  # train, generate, evaluate, classify
+    r: Recipe,  # what it should make
+    notebook: str,  # train, generate, evaluate, classify
 ) -> str:
     "The shell command that runs one stage of a recipe, from the repository's root."
-    plain = _plain(r,r.profile)
-    named = dict(dataset=r.dataset,method=r.method,scale=r.scale)|({} if r.profile=="paper" else dict(profile=r.profile))
-    changed = ({k:v for k,v in settings(r).items() if v!=getattr(plain,k) and k not in named}
-               |({} if r.dataset in DATASETS else dict(data=r.data)))
-    words = "".join(passed(k,_spelled(k,v)) for k,v in (named|changed).items())
+    plain = _plain(r, r.profile)
+    named = dict(dataset=r.dataset, method=r.method, scale=r.scale) | (
+        {} if r.profile == "paper" else dict(profile=r.profile)
+    )
+    changed = {
+        k: v
+        for k, v in settings(r).items()
+        if v != getattr(plain, k) and k not in named
+    } | ({} if r.dataset in DATASETS else dict(data=r.data))
+    words = "".join(passed(k, _spelled(k, v)) for k, v in (named | changed).items())
     return f"papermill nbs/{notebook}.ipynb outputs/{notebook}-{r.dataset}-{r.method}.ipynb{words}"
 
 # %% ../nbs/01_recipes.ipynb #7fd25756
 def recipe_from_line(
-    module:str,   # that `accelerate launch -m` starts
-    about:str,    # what it does
-    args=None     # words of the command line; the process's own unless given
+    module: str,  # that `accelerate launch -m` starts
+    about: str,  # what it does
+    args=None,  # words of the command line; the process's own unless given
 ) -> Recipe:
     "A recipe from a shell: every setting is an option, `--lr 1e-4`."
     prog = f"accelerate launch -m {module}"
-    p = argparse.ArgumentParser(prog=prog, description=about, allow_abbrev=False,
-                                usage=f"{prog} --dataset skin [--SETTING VALUE ...]")
+    p = argparse.ArgumentParser(
+        prog=prog,
+        description=about,
+        allow_abbrev=False,
+        usage=f"{prog} --dataset skin [--SETTING VALUE ...]",
+    )
     for f in fields(Recipe):
-        p.add_argument(f"--{f.name}", metavar=str(getattr(f.type, "__name__", f.type)),
-                       help=f.metadata.get("stage", ""), required=f.name == "dataset")
+        p.add_argument(
+            f"--{f.name}",
+            metavar=str(getattr(f.type, "__name__", f.type)),
+            help=f.metadata.get("stage", ""),
+            required=f.name == "dataset",
+        )
     told, more = p.parse_known_args(args)
     for word in more:
         if not word.startswith("--"):
             p.error(f"{word!r} follows no setting. Write --SETTING {word}.")
         _oneof("setting", word[2:].partition("=")[0], [f.name for f in fields(Recipe)])
-    return recipe(**{k:v for k, v in vars(told).items() if v is not None})
+    return recipe(**{k: v for k, v in vars(told).items() if v is not None})
 
 # %% ../nbs/01_recipes.ipynb #96b322bb
-FIRST = ("data", "model", "captions", "size", "epochs", "batch_size", "lr", "rank", "interval", "solver_steps")
+FIRST = (
+    "data",
+    "model",
+    "captions",
+    "size",
+    "epochs",
+    "batch_size",
+    "lr",
+    "rank",
+    "interval",
+    "solver_steps",
+)
 "The settings that decide most."
 
+
 def settings_table(
-    r:Recipe # a recipe
-):           # pandas DataFrame, one row a setting: stage, value, the paper's value, shown at once
+    r: Recipe,  # a recipe
+):  # pandas DataFrame, one row a setting: stage, value, the paper's value, shown at once
     "Every setting, beside the paper's."
     import pandas as pd
-    own = {} if r.dataset in DATASETS else dict(data=str(data_dir()/r.data))
+
+    own = {} if r.dataset in DATASETS else dict(data=str(data_dir() / r.data))
     paper, mine = recipe(r.dataset, scale="paper", **own), portable(asdict(r))
-    rows = [(f.name, f.metadata.get("stage", "train"), str(mine[f.name]), str(portable(asdict(paper))[f.name]))
-            for f in fields(r)]
-    t = pd.DataFrame(rows, columns=["setting", "stage", "value", "paper"]).set_index("setting")
+    rows = [
+        (
+            f.name,
+            f.metadata.get("stage", "train"),
+            str(mine[f.name]),
+            str(portable(asdict(paper))[f.name]),
+        )
+        for f in fields(r)
+    ]
+    t = pd.DataFrame(rows, columns=["setting", "stage", "value", "paper"]).set_index(
+        "setting"
+    )
     return t.assign(shown=t.index.isin(FIRST) | (t.value != t.paper))
 
 # %% ../nbs/01_recipes.ipynb #1f727382
 class Description:
     "A recipe to read: what matters, then what is as in the paper."
-    def __init__(self, r:Recipe):
+
+    def __init__(self, r: Recipe):
         self.table = settings_table(r)
         first = self.table.index.get_indexer_for([*FIRST])
         shown = [i for i, s in enumerate(self.table.shown) if s and i not in first]
@@ -1085,37 +1593,93 @@ class Description:
         return f"{self.top.to_string()}\n\n{self.more}:\n{self.rest.to_string()}"
 
     def _repr_html_(self):
-        return (f"{self.top.to_html()}<details><summary>{self.more}</summary>"
-                f"{self.rest.to_html()}</details>")
+        return (
+            f"{self.top.to_html()}<details><summary>{self.more}</summary>"
+            f"{self.rest.to_html()}</details>"
+        )
 
 # %% ../nbs/01_recipes.ipynb #71263de0
 def describe(
-    r:Recipe # a recipe
-) -> Description: # shows itself in a notebook and in print
+    r: Recipe,  # a recipe
+) -> Description:  # shows itself in a notebook and in print
     "A recipe as a table to read."
     return Description(r)
 
 # %% ../nbs/01_recipes.ipynb #fadab359
-ROW_TITLES = dict(fast_dit="Fast-DiT", sd14="SD1.4", sd15="SD1.5", sdxl="SDXL", hunyuan="Hunyuan-DiT", no_hldf="PixArt-alpha",
-              medart="Med-Art", ovis="Med-Art (Ovis)", empty_caption="Empty caption", simple_caption="Only simple caption",
-              no_t5_lora="w/o LoRA on T5", dora="with DoRA", real="Real images", medart_k5="Med-Art, last 5 solver steps",
-              sd15_hldf="SD1.5 with HLDF", often="HLDF more often (N=200, tiny 20)", short_chain="HLDF with M=10",
-              mean_color="HLDF, mean over channels", base="Before fine-tuning")
+ROW_TITLES = dict(
+    fast_dit="Fast-DiT",
+    sd14="SD1.4",
+    sd15="SD1.5",
+    sdxl="SDXL",
+    hunyuan="Hunyuan-DiT",
+    no_hldf="PixArt-alpha",
+    medart="Med-Art",
+    ovis="Med-Art (Ovis)",
+    empty_caption="Empty caption",
+    simple_caption="Only simple caption",
+    no_t5_lora="w/o LoRA on T5",
+    dora="with DoRA",
+    real="Real images",
+    medart_k5="Med-Art, last 5 solver steps",
+    sd15_hldf="SD1.5 with HLDF",
+    often="HLDF more often (N=200, tiny 20)",
+    short_chain="HLDF with M=10",
+    mean_color="HLDF, mean over channels",
+    base="Before fine-tuning",
+)
 "What rows are called in tables."
 
 # %% ../nbs/01_recipes.ipynb #804abaed
 PAPER = {
-    2:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID"),("skin","FID"),("skin","HFD"),("skin","KID")], rows=dict(
-        fast_dit=(102.99,3.98,.059,86.53,3.95,.053), sd14=(117.85,8.36,.077,100.75,21.21,.091),
-        sd15=(143.72,6.80,.103,88.61,14.54,.112), sdxl=(125.28,7.20,.091,103.37,26.04,.070),
-        no_hldf=(72.86,1.85,.030,73.68,7.14,.045), medart=(51.99,1.21,.012,67.45,4.47,.034))),
-    3:dict(columns=[("kvasir","FID"),("kvasir","KFD"),("kvasir","KID")], rows=dict(
-        empty_caption=(59.12,12.33,.036), simple_caption=(55.44,1.73,.015), no_hldf=(72.86,1.85,.030),
-        no_t5_lora=(63.10,1.26,.018), hunyuan=(143.26,15.82,.087), dora=(55.88,1.26,.014),
-        ovis=(48.14,1.28,.013), medart=(51.99,1.21,.012))),
-    4:dict(columns=[("kvasir","F1"),("kvasir","BACC"),("kvasir","AUC"),("skin","F1"),("skin","BACC"),("skin","AUC")], rows=dict(
-        fast_dit=(.6492,.6512,.9256,.5696,.2287,.7920), sd14=(.5957,.6450,.9368,.5177,.3464,.7840),
-        sd15=(.6192,.6669,.9622,.5946,.3039,.8132), sdxl=(.6830,.7131,.9683,.3866,.2721,.7348),
-        no_hldf=(.6291,.6375,.9730,.5154,.1680,.7541), medart=(.8072,.8119,.9847,.6090,.3182,.7994),
-        real=(.9361,.9363,.9962,.7494,.5080,.9222)))}
+    2: dict(
+        columns=[
+            ("kvasir", "FID"),
+            ("kvasir", "KFD"),
+            ("kvasir", "KID"),
+            ("skin", "FID"),
+            ("skin", "HFD"),
+            ("skin", "KID"),
+        ],
+        rows=dict(
+            fast_dit=(102.99, 3.98, 0.059, 86.53, 3.95, 0.053),
+            sd14=(117.85, 8.36, 0.077, 100.75, 21.21, 0.091),
+            sd15=(143.72, 6.80, 0.103, 88.61, 14.54, 0.112),
+            sdxl=(125.28, 7.20, 0.091, 103.37, 26.04, 0.070),
+            no_hldf=(72.86, 1.85, 0.030, 73.68, 7.14, 0.045),
+            medart=(51.99, 1.21, 0.012, 67.45, 4.47, 0.034),
+        ),
+    ),
+    3: dict(
+        columns=[("kvasir", "FID"), ("kvasir", "KFD"), ("kvasir", "KID")],
+        rows=dict(
+            empty_caption=(59.12, 12.33, 0.036),
+            simple_caption=(55.44, 1.73, 0.015),
+            no_hldf=(72.86, 1.85, 0.030),
+            no_t5_lora=(63.10, 1.26, 0.018),
+            hunyuan=(143.26, 15.82, 0.087),
+            dora=(55.88, 1.26, 0.014),
+            ovis=(48.14, 1.28, 0.013),
+            medart=(51.99, 1.21, 0.012),
+        ),
+    ),
+    4: dict(
+        columns=[
+            ("kvasir", "F1"),
+            ("kvasir", "BACC"),
+            ("kvasir", "AUC"),
+            ("skin", "F1"),
+            ("skin", "BACC"),
+            ("skin", "AUC"),
+        ],
+        rows=dict(
+            fast_dit=(0.6492, 0.6512, 0.9256, 0.5696, 0.2287, 0.7920),
+            sd14=(0.5957, 0.6450, 0.9368, 0.5177, 0.3464, 0.7840),
+            sd15=(0.6192, 0.6669, 0.9622, 0.5946, 0.3039, 0.8132),
+            sdxl=(0.6830, 0.7131, 0.9683, 0.3866, 0.2721, 0.7348),
+            no_hldf=(0.6291, 0.6375, 0.9730, 0.5154, 0.1680, 0.7541),
+            medart=(0.8072, 0.8119, 0.9847, 0.6090, 0.3182, 0.7994),
+            real=(0.9361, 0.9363, 0.9962, 0.7494, 0.5080, 0.9222),
+        ),
+    ),
+}
 "Tables 2, 3 and 4: columns of (data set, measure), and a row of values for each method."

@@ -13,9 +13,9 @@ __all__ = ['PAPER_ONLY', 'OTHER_SPACE', 'NO_VALUE', 'BOTH', 'CAPTIONS', 'TIMES',
            'span', 'Display', 'reproduce', 'all_done', 'rows_of']
 
 # %% ../nbs/14_report.ipynb #c0fd2ba4
-import csv,io,os,re,shlex,signal,subprocess,sys,textwrap,time
+import csv, io, os, re, shlex, signal, subprocess, sys, textwrap, time
 from contextlib import suppress
-from dataclasses import dataclass,field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,270 +27,415 @@ import torch
 from filelock import FileLock
 from scipy import stats
 
-from .classifier import SCORES,check_classes_known,classified,classifier_fault,synthetic_recipe
-from .core import (data_dir,image_grid,outputs_dir,progress,read_names,read_record,root,
-    shareable,short_name,stable_hash,to_array,write_atomic)
-from .data import cores,crop,load_split,read_pixels,unit
-from .generation import load_samples,samples_fault
-from .hldf import IMAGES,read_losses,stop_signals,training_fault
-from .metrics import distance_name,find_measure,results,results_fault,results_path,space_name
-from .recipes import (DATASETS,METHODS,PAPER,ROW_TITLES,Recipe,captions_dir,classifier_dir,
-    command,count_of,passed,run_dir,samples_dir,words_of)
-from .simplify import captions_fault,captions_for,captions_key,looked_at_once,only_simple,read_captions
+from medart.classifier import (
+    SCORES,
+    check_classes_known,
+    classified,
+    classifier_fault,
+    synthetic_recipe,
+)
+from medart.core import (
+    data_dir,
+    image_grid,
+    outputs_dir,
+    progress,
+    read_names,
+    read_record,
+    root,
+    shareable,
+    short_name,
+    stable_hash,
+    to_array,
+    write_atomic,
+)
+from .data import cores, crop, load_split, read_pixels, unit
+from .generation import load_samples, samples_fault
+from .hldf import IMAGES, read_losses, stop_signals, training_fault
+from medart.metrics import (
+    distance_name,
+    find_measure,
+    results,
+    results_fault,
+    results_path,
+    space_name,
+)
+from medart.recipes import (
+    DATASETS,
+    METHODS,
+    PAPER,
+    ROW_TITLES,
+    Recipe,
+    captions_dir,
+    classifier_dir,
+    command,
+    count_of,
+    passed,
+    run_dir,
+    samples_dir,
+    words_of,
+)
+from medart.simplify import (
+    captions_fault,
+    captions_for,
+    captions_key,
+    looked_at_once,
+    only_simple,
+    read_captions,
+)
 
 # %% ../nbs/14_report.ipynb #83e701fb
 def row_measures(
-    r:Recipe        # an evaluated row
+    r: Recipe,  # an evaluated row
 ) -> pd.DataFrame:  # measure, value, low, high, floor, n, n_real, and the row's name
     "A row's measures, and what real images score against real ones."
     found = results(r)
-    rows = pd.DataFrame([*found["rows"], *found.get("missing",[])])  # those without a value too
-    rows = rows[rows.space==space_name(r.extractor)]
-    rows = rows.reindex(columns=["measure","value","low","high","floor"])
-    return rows.assign(n=found.get("n"), n_real=found.get("n_real"), dataset=r.dataset,
-                       scale=r.scale, method=r.method, seed=r.seed)
+    rows = pd.DataFrame(
+        [*found["rows"], *found.get("missing", [])]
+    )  # those without a value too
+    rows = rows[rows.space == space_name(r.extractor)]
+    rows = rows.reindex(columns=["measure", "value", "low", "high", "floor"])
+    return rows.assign(
+        n=found.get("n"),
+        n_real=found.get("n_real"),
+        dataset=r.dataset,
+        scale=r.scale,
+        method=r.method,
+        seed=r.seed,
+    )
 
 # %% ../nbs/14_report.ipynb #4ff7e168
 def add_closed(
-    rows:pd.DataFrame  # of several methods, `base` among them
-) -> pd.DataFrame:     # with a column `closed`
+    rows: pd.DataFrame,  # of several methods, `base` among them
+) -> pd.DataFrame:  # with a column `closed`
     "Put each value on the scale from the untouched model to real images, by data set, measure and seed."
-    keys = ["dataset","scale","measure","seed"]
-    base = rows[rows.method=="base"].set_index(keys).value.rename("base")
+    keys = ["dataset", "scale", "measure", "seed"]
+    base = rows[rows.method == "base"].set_index(keys).value.rename("base")
     out = rows.join(base, on=keys)
-    shares = [find_measure(m).closed(v, b, f)
-              for m,v,b,f in zip(out.measure, out.value, out.base, out.floor)]
+    shares = [
+        find_measure(m).closed(v, b, f)
+        for m, v, b, f in zip(out.measure, out.value, out.base, out.floor)
+    ]
     return out.assign(closed=shares)
 
 # %% ../nbs/14_report.ipynb #9bb108fe
 def measure_heading(
-    key:str # of a measure
-) -> str:   # a column's title
+    key: str,  # of a measure
+) -> str:  # a column's title
     "A measure's name and direction, as tables show it."
     m = find_measure(key)
     title = f"|{m.title}|" if m.signed else m.title
-    return f"{title}, {'higher' if m.better=='higher' else 'lower'} is better"
+    return f"{title}, {'higher' if m.better == 'higher' else 'lower'} is better"
 
 # %% ../nbs/14_report.ipynb #25f9c802
 def seed_summary(
-    rows:pd.DataFrame,     # measures of several methods and seeds
-    column:str="value"     # or "closed"
-) -> pd.DataFrame:         # a row a data set, method and measure: mean, sd, known of so many seeds
+    rows: pd.DataFrame,  # measures of several methods and seeds
+    column: str = "value",  # or "closed"
+) -> (
+    pd.DataFrame
+):  # a row a data set, method and measure: mean, sd, known of so many seeds
     "Mean and standard deviation over seeds; of a measure with a sign, of its absolute values."
-    if column=="value":
-        rows = rows.assign(value=[abs(v) if find_measure(m).signed else v
-                                  for m,v in zip(rows.measure, rows.value)])
-    groups = rows.groupby(["dataset","method","measure"], sort=False)[column]
+    if column == "value":
+        rows = rows.assign(
+            value=[
+                abs(v) if find_measure(m).signed else v
+                for m, v in zip(rows.measure, rows.value)
+            ]
+        )
+    groups = rows.groupby(["dataset", "method", "measure"], sort=False)[column]
     return groups.agg(mean="mean", sd="std", known="count", seeds="size").reset_index()
 
 # %% ../nbs/14_report.ipynb #62deda33
 def with_real(
-    rows:pd.DataFrame # measures of several methods and seeds
-) -> pd.DataFrame:    # and those of real images, as method `real`
+    rows: pd.DataFrame,  # measures of several methods and seeds
+) -> pd.DataFrame:  # and those of real images, as method `real`
     "Add what real images score against real ones."
-    of_one = rows[rows.method==rows.method.iloc[0]]
-    return pd.concat([rows, of_one.assign(method="real",value=of_one.floor)], ignore_index=True)
+    of_one = rows[rows.method == rows.method.iloc[0]]
+    return pd.concat(
+        [rows, of_one.assign(method="real", value=of_one.floor)], ignore_index=True
+    )
 
 # %% ../nbs/14_report.ipynb #5f974a07
-def _spread(mean, sd, known, seeds): # "mean ± standard deviation", and of how many where some are missing
+def _spread(
+    mean, sd, known, seeds
+):  # "mean ± standard deviation", and of how many where some are missing
     if not known:
         return "not defined"
-    text = f"{mean:.3f}"+(f" ± {sd:.3f}" if known>1 else "")
-    return text+(f" ({known} of {seeds})" if known<seeds else "")
+    text = f"{mean:.3f}" + (f" ± {sd:.3f}" if known > 1 else "")
+    return text + (f" ({known} of {seeds})" if known < seeds else "")
 
 # %% ../nbs/14_report.ipynb #30c53352
 def over_seeds(
-    rows:pd.DataFrame,     # as from `add_closed`
-    measures,              # which measures, in order
-    column:str="value"     # or "closed"
-) -> pd.DataFrame:         # one row a data set and method, "mean ± standard deviation" over seeds
+    rows: pd.DataFrame,  # as from `add_closed`
+    measures,  # which measures, in order
+    column: str = "value",  # or "closed"
+) -> (
+    pd.DataFrame
+):  # one row a data set and method, "mean ± standard deviation" over seeds
     "Mean and spread over seeds, and of how many, to read."
     if gone := [m for m in measures if m not in set(rows.measure)]:
-        raise ValueError(f"There is no measure {gone[0]!r} here. Choose of: {', '.join(dict.fromkeys(rows.measure))}.")
+        raise ValueError(
+            f"There is no measure {gone[0]!r} here. Choose of: {', '.join(dict.fromkeys(rows.measure))}."
+        )
     table = seed_summary(rows[rows.measure.isin(measures)], column)
-    text = [_spread(*x) for x in table[["mean","sd","known","seeds"]].itertuples(index=False)]
-    wide = table.assign(text=text).pivot_table(index=["dataset","method"], columns="measure",
-                                               values="text", aggfunc="first", sort=False)
+    text = [
+        _spread(*x)
+        for x in table[["mean", "sd", "known", "seeds"]].itertuples(index=False)
+    ]
+    wide = table.assign(text=text).pivot_table(
+        index=["dataset", "method"],
+        columns="measure",
+        values="text",
+        aggfunc="first",
+        sort=False,
+    )
     wide = wide[list(measures)].rename(columns=measure_heading)
-    wide.insert(0, "seeds", table.groupby(["dataset","method"], sort=False).seeds.max())
+    wide.insert(
+        0, "seeds", table.groupby(["dataset", "method"], sort=False).seeds.max()
+    )
     return wide.rename_axis(None, axis=1)
 
 # %% ../nbs/14_report.ipynb #9347fb1a
-def _mean_and_interval(table): # of a column a seed
+def _mean_and_interval(table):  # of a column a seed
     n = table.notna().sum(axis=1)
     mean = table.mean(axis=1)
-    half = stats.t.ppf(.975, n-1)*table.std(axis=1)/np.sqrt(n)
-    better = [f"{k} of {m}" for k,m in zip((table<0).sum(axis=1), n)]
-    return table.assign(mean=mean, low=mean-half, high=mean+half, better=better)
+    half = stats.t.ppf(0.975, n - 1) * table.std(axis=1) / np.sqrt(n)
+    better = [f"{k} of {m}" for k, m in zip((table < 0).sum(axis=1), n)]
+    return table.assign(mean=mean, low=mean - half, high=mean + half, better=better)
 
 # %% ../nbs/14_report.ipynb #75705435
 def paired_differences(
-    rows:pd.DataFrame, # measures of several methods
-    against:dict       # method -> the method that it is compared with
-) -> pd.DataFrame:     # a row a data set, method and measure: a column a seed, mean, low, high, better
+    rows: pd.DataFrame,  # measures of several methods
+    against: dict,  # method -> the method that it is compared with
+) -> (
+    pd.DataFrame
+):  # a row a data set, method and measure: a column a seed, mean, low, high, better
     "Differences of gaps between two methods, seed by seed: below zero is better."
-    gaps = [find_measure(m).gap(v) for m,v in zip(rows.measure, rows.value)]
+    gaps = [find_measure(m).gap(v) for m, v in zip(rows.measure, rows.value)]
     rows = rows.assign(gap=gaps, against=rows.method.map(against))
-    plain = rows.set_index(["dataset","measure","seed","method"]).gap.rename("without")
-    pairs = rows.dropna(subset="against").join(plain, on=["dataset","measure","seed","against"])
-    pairs = pairs.assign(difference=pairs.gap-pairs.without)
-    keys = ["dataset","method","against","measure"]
-    table = pairs.set_index([*keys,"seed"]).difference.unstack("seed")
-    table = table.reindex(pairs.set_index(keys).index.unique())  # in the order of the rows
+    plain = rows.set_index(["dataset", "measure", "seed", "method"]).gap.rename(
+        "without"
+    )
+    pairs = rows.dropna(subset="against").join(
+        plain, on=["dataset", "measure", "seed", "against"]
+    )
+    pairs = pairs.assign(difference=pairs.gap - pairs.without)
+    keys = ["dataset", "method", "against", "measure"]
+    table = pairs.set_index([*keys, "seed"]).difference.unstack("seed")
+    table = table.reindex(
+        pairs.set_index(keys).index.unique()
+    )  # in the order of the rows
     return _mean_and_interval(table).reset_index().rename_axis(None, axis=1)
 
 # %% ../nbs/14_report.ipynb #5ce0aba4
 def color_paths(
-    recipes:list  # trained rows with colour losses
-):                # figure
+    recipes: list,  # trained rows with colour losses
+):  # figure
     "Colour gap and its gradient's norm over training, a line a run."
-    fig,axs = plt.subplots(1,2,figsize=(8,2.4),layout="constrained")
-    palette = dict(zip(dict.fromkeys(r.method for r in recipes),sns.color_palette("colorblind")))
+    fig, axs = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
+    palette = dict(
+        zip(dict.fromkeys(r.method for r in recipes), sns.color_palette("colorblind"))
+    )
     for r in recipes:
-        d = read_losses(r).dropna(subset=["color"]); first = r is next(q for q in recipes if q.method==r.method)
-        kw = dict(color=palette[r.method],lw=1,alpha=.8,label=r.method if first else None)
-        axs[0].plot(d.step,d.color,**kw); axs[1].semilogy(d.step,d.color_grad_norm,**kw)
-    for ax,y in zip(axs,("colour loss (Eq. 4)","gradient norm before clipping")): ax.set(xlabel="step",ylabel=y)
-    fig.legend(*axs[1].get_legend_handles_labels(),loc="outside right center",frameon=False,fontsize=7)
-    sns.despine(fig); plt.close(fig)
+        d = read_losses(r).dropna(subset=["color"])
+        first = r is next(q for q in recipes if q.method == r.method)
+        kw = dict(
+            color=palette[r.method], lw=1, alpha=0.8, label=r.method if first else None
+        )
+        axs[0].plot(d.step, d.color, **kw)
+        axs[1].semilogy(d.step, d.color_grad_norm, **kw)
+    for ax, y in zip(axs, ("colour loss (Eq. 4)", "gradient norm before clipping")):
+        ax.set(xlabel="step", ylabel=y)
+    fig.legend(
+        *axs[1].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        fontsize=7,
+    )
+    sns.despine(fig)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/14_report.ipynb #ff48ed73
 @looked_at_once()
 def to_run(
-    r:Recipe,  # a row
-    k:int=2    # which table: 2 and 3 show distances, 4 shows classifiers
-) -> list:     # notebooks still to be run, in order
+    r: Recipe,  # a row
+    k: int = 2,  # which table: 2 and 3 show distances, 4 shows classifiers
+) -> list:  # notebooks still to be run, in order
     "What a row lacks: a stage counts as done if what it read is what there is now."
-    painted = synthetic_recipe(r) if k==4 else r
-    last, fault = ("classify", classifier_fault) if k==4 else ("evaluate", results_fault)
-    done = read_record(run_dir(r)/"done.json")
-    if not done: return ["train","generate",last]
-    data = IMAGES in done["read"] and (data_dir()/r.data).is_dir()
-    if training_fault(r,_captions_now(r) if data else None,whole=False): return ["train","generate",last]
-    if data and _captions_now(r,"test")==_UNREAD: return ["generate",last]
-    if samples_fault(painted,whole=False,data=data): return ["generate",last]
-    return [last] if fault(r,data) else []
+    painted = synthetic_recipe(r) if k == 4 else r
+    last, fault = (
+        ("classify", classifier_fault) if k == 4 else ("evaluate", results_fault)
+    )
+    done = read_record(run_dir(r) / "done.json")
+    if not done:
+        return ["train", "generate", last]
+    data = IMAGES in done["read"] and (data_dir() / r.data).is_dir()
+    if training_fault(r, _captions_now(r) if data else None, whole=False):
+        return ["train", "generate", last]
+    if data and _captions_now(r, "test") == _UNREAD:
+        return ["generate", last]
+    if samples_fault(painted, whole=False, data=data):
+        return ["generate", last]
+    return [last] if fault(r, data) else []
+
 
 _UNREAD = "some images have none, or they are damaged"
 
+
 def _captions_now(r, split="train"):
-    try: return captions_key(captions_for(r,split))
-    except ValueError: return _UNREAD  # so that what was made before is stale
+    try:
+        return captions_key(captions_for(r, split))
+    except ValueError:
+        return _UNREAD  # so that what was made before is stale
 
 # %% ../nbs/14_report.ipynb #9dd8d388
 def has_result(
-    r:Recipe,  # a row
-    k:int=2    # which table
+    r: Recipe,  # a row
+    k: int = 2,  # which table
 ) -> bool:
     "Is there a number, whatever it was made from?"
-    return (classifier_dir(r)/"classifier.json" if k==4 else results_path(r,"metrics.json")).exists()
+    return (
+        classifier_dir(r) / "classifier.json"
+        if k == 4
+        else results_path(r, "metrics.json")
+    ).exists()
 
 # %% ../nbs/14_report.ipynb #109061bc
 def runnable(
-    r:Recipe  # a row
-) -> bool:    # whether there are weights for it at its scale
+    r: Recipe,  # a row
+) -> bool:  # whether there are weights for it at its scale
     "Some models have no small version among the embedded ones."
-    return bool(r.model and (r.vlm or r.captions!="vsg"))
+    return bool(r.model and (r.vlm or r.captions != "vsg"))
 
 # %% ../nbs/14_report.ipynb #2510f3c4
 def executed(
-    r:Recipe,      # what a stage works on
-    notebook:str   # caption, train, generate, evaluate, classify
-) -> str:          # a file's name
+    r: Recipe,  # what a stage works on
+    notebook: str,  # caption, train, generate, evaluate, classify
+) -> str:  # a file's name
     "What an executed notebook is called: no two stages share a name."
-    ends = dict(generate=lambda: samples_dir(r).name.removeprefix("samples"),
-                evaluate=lambda: results_path(r,"metrics.json").stem.removeprefix("metrics"),
-                classify=lambda: classifier_dir(r).name.removeprefix("classifier"))
-    at = captions_dir(r) if notebook=="caption" else run_dir(r)
-    name = f"{notebook}-{r.dataset}-{r.scale}-{at.name}"+ends.get(notebook,str)()
-    return (name if len(name)<150 else f"{name[:130]}~{stable_hash(name)}")+".ipynb"
+    ends = dict(
+        generate=lambda: samples_dir(r).name.removeprefix("samples"),
+        evaluate=lambda: results_path(r, "metrics.json").stem.removeprefix("metrics"),
+        classify=lambda: classifier_dir(r).name.removeprefix("classifier"),
+    )
+    at = captions_dir(r) if notebook == "caption" else run_dir(r)
+    name = f"{notebook}-{r.dataset}-{r.scale}-{at.name}" + ends.get(notebook, str)()
+    return (name if len(name) < 150 else f"{name[:130]}~{stable_hash(name)}") + ".ipynb"
 
 # %% ../nbs/14_report.ipynb #43fe3e95
 def words(
-    r:Recipe,      # what a stage works on
-    notebook:str,  # caption, train, generate, evaluate, classify
-    spaces:str=""  # further feature spaces to evaluate in
-) -> list:         # of a command line
+    r: Recipe,  # what a stage works on
+    notebook: str,  # caption, train, generate, evaluate, classify
+    spaces: str = "",  # further feature spaces to evaluate in
+) -> list:  # of a command line
     "What runs one stage of a row."
-    out,here = outputs_dir().resolve(),root().resolve()
+    out, here = outputs_dir().resolve(), root().resolve()
     at = out.relative_to(here) if out.is_relative_to(here) else out
-    w = shlex.split(command(r,notebook)); w[2] = str(at/executed(r,notebook))
-    return w+(["-p","spaces",spaces] if spaces and notebook=="evaluate" else [])
+    w = shlex.split(command(r, notebook))
+    w[2] = str(at / executed(r, notebook))
+    return w + (["-p", "spaces", spaces] if spaces and notebook == "evaluate" else [])
 
 # %% ../nbs/14_report.ipynb #7a4287ed
 def commands(
-    r:Recipe, # a row
-    k:int     # which table
+    r: Recipe,  # a row
+    k: int,  # which table
 ) -> str:
     "What to run for one row, as a shell would read it."
-    stages = to_run(r,k) or ["evaluate"]
-    whose = {n: synthetic_recipe(r) if n=="generate" and k==4 else r for n in stages}
-    return " && ".join(shlex.join(words(q,n)) for n,q in whose.items())
+    stages = to_run(r, k) or ["evaluate"]
+    whose = {
+        n: synthetic_recipe(r) if n == "generate" and k == 4 else r for n in stages
+    }
+    return " && ".join(shlex.join(words(q, n)) for n, q in whose.items())
 
 # %% ../nbs/14_report.ipynb #225667c3
 def distance_columns(
-    r:Recipe   # a run
-) -> dict:     # heading -> (feature space, measure)
+    r: Recipe,  # a run
+) -> dict:  # heading -> (feature space, measure)
     "The columns of Tables 2 and 3."
     own, name = space_name(r.extractor), distance_name(r, r.extractor)
-    if name=="FD":
+    if name == "FD":
         name = f"FD ({own})"
-    return {"FID": ("inception","frechet"), name: (own,"frechet"),
-            "KID": ("inception","kid"), f"KID ({own})": (own,"kid")}
+    return {
+        "FID": ("inception", "frechet"),
+        name: (own, "frechet"),
+        "KID": ("inception", "kid"),
+        f"KID ({own})": (own, "kid"),
+    }
 
 # %% ../nbs/14_report.ipynb #55220181
 def distances(
-    r:Recipe   # an evaluated run
-) -> dict:     # measure -> its row of metrics.json, with n and n_real; None where it was not measured
+    r: Recipe,  # an evaluated run
+) -> dict:  # measure -> its row of metrics.json, with n and n_real; None where it was not measured
     "Table 2's numbers of a run, and what real images score."
     found = results(r)
-    size = {k: found.get(k) for k in ("n","n_real","n_floor")}
-    lacking = [dict(x,value=None) for x in found.get("missing",[])]
-    rows = {(x["space"],x["measure"]): x|size for x in [*found["rows"],*lacking]}
-    return {k: rows.get(v) for k,v in distance_columns(r).items()}
+    size = {k: found.get(k) for k in ("n", "n_real", "n_floor")}
+    lacking = [dict(x, value=None) for x in found.get("missing", [])]
+    rows = {(x["space"], x["measure"]): x | size for x in [*found["rows"], *lacking]}
+    return {k: rows.get(v) for k, v in distance_columns(r).items()}
 
 # %% ../nbs/14_report.ipynb #ec07e9b8
 def learned(
-    r:Recipe,            # a run whose classifiers are trained
-    kind:str="synthetic" # what they were trained on: synthetic, real or both
-) -> dict:               # measure -> value, sd, of: mean, spread and number of the classifiers; n, n_real, updates
+    r: Recipe,  # a run whose classifiers are trained
+    kind: str = "synthetic",  # what they were trained on: synthetic, real or both
+) -> dict:  # measure -> value, sd, of: mean, spread and number of the classifiers; n, n_real, updates
     "Table 4's numbers of a run. The paper's F1 is taken for the weighted one."
     found = classified(r)
     rows = pd.DataFrame(found["rows"])
-    rows = rows[rows.training==kind].groupby("measure").value.agg(["mean","std","size"])
-    size = dict(n=found.get("n",{}).get(kind), n_real=found.get("n_test"), updates=found.get("updates"))
-    return {find_measure(m).short: dict(value=x["mean"], sd=x["std"], of=int(x["size"]))|size
-            for m,x in rows.loc[list(SCORES)].iterrows()}
+    rows = (
+        rows[rows.training == kind]
+        .groupby("measure")
+        .value.agg(["mean", "std", "size"])
+    )
+    size = dict(
+        n=found.get("n", {}).get(kind),
+        n_real=found.get("n_test"),
+        updates=found.get("updates"),
+    )
+    return {
+        find_measure(m).short: dict(value=x["mean"], sd=x["std"], of=int(x["size"]))
+        | size
+        for m, x in rows.loc[list(SCORES)].iterrows()
+    }
 
 # %% ../nbs/14_report.ipynb #cd4269ba
-def row_title(k, m): return "w/o HLDF (PixArt-alpha)" if k==3 and m=="no_hldf" else ROW_TITLES[m]  # what table k calls a row
+def row_title(k, m):
+    return (
+        "w/o HLDF (PixArt-alpha)" if k == 3 and m == "no_hldf" else ROW_TITLES[m]
+    )  # what table k calls a row
+
 
 def table_rows(
-    k:int,     # which table
-    made,      # (dataset, method, seed) -> Recipe
+    k: int,  # which table
+    made,  # (dataset, method, seed) -> Recipe
     datasets,  # of the table
-    seeds=(0,) # of its runs
-) -> list:     # methods
+    seeds=(0,),  # of its runs
+) -> list:  # methods
     "The paper's rows, and after them those of ours that exist."
     rows = list(PAPER[k]["rows"])
+
     def exists(m):
         try:
-            return any(run_dir(made(d,m,s)).exists() for d in datasets for s in seeds)
+            return any(run_dir(made(d, m, s)).exists() for d in datasets for s in seeds)
         except ValueError:
             return False  # the settings given do not go with this row: it cannot have been run with them
-    return rows+[m for m in METHODS if m not in rows and exists(m)]
+
+    return rows + [m for m in METHODS if m not in rows and exists(m)]
 
 # %% ../nbs/14_report.ipynb #814d65d3
 def paper_value(
-    k:int,        # which table
-    dataset:str,
-    method:str,
-    measure:str
-):                # number, or None
+    k: int,  # which table
+    dataset: str,
+    method: str,
+    measure: str,
+):  # number, or None
     "What the paper has in a cell."
-    t = PAPER[k]; at = (dataset,measure)
-    return t["rows"][method][t["columns"].index(at)] if method in t["rows"] and at in t["columns"] else None
+    t = PAPER[k]
+    at = (dataset, measure)
+    return (
+        t["rows"][method][t["columns"].index(at)]
+        if method in t["rows"] and at in t["columns"]
+        else None
+    )
 
 # %% ../nbs/14_report.ipynb #ab624762
 PAPER_ONLY = "needs paper scale"
@@ -300,47 +445,87 @@ OTHER_SPACE = "evaluate in Inception's space"
 NO_VALUE = "not defined for these images"
 "What is said of a measure that was tried and has no value."
 
-def _no_value(found): # why a measure that was tried has no value, if it has none
+
+def _no_value(found):  # why a measure that was tried has no value, if it has none
     reasons = [x.get("why") for x in found if pd.isna(x["value"])]
-    said = "; ".join(dict.fromkeys(filter(None,reasons)))
-    return (NO_VALUE+(f": {said}" if said else "")) if reasons else ""
+    said = "; ".join(dict.fromkeys(filter(None, reasons)))
+    return (NO_VALUE + (f": {said}" if said else "")) if reasons else ""
 
-def _can_be_made(to_run): # is it a run that is missing?
-    return bool(to_run) and not to_run.startswith((PAPER_ONLY,NO_VALUE))
 
-def _summary(known): # of what runs say about one measure: ours with its spread, and of how many images
+def _can_be_made(to_run):  # is it a run that is missing?
+    return bool(to_run) and not to_run.startswith((PAPER_ONLY, NO_VALUE))
+
+
+def _summary(
+    known,
+):  # of what runs say about one measure: ours with its spread, and of how many images
     values = [x["value"] for x in known]
-    one = known[0] if len(known)==1 else {}
-    sd = np.std(values, ddof=1) if len(known)>1 else one.get("sd")
+    one = known[0] if len(known) == 1 else {}
+    sd = np.std(values, ddof=1) if len(known) > 1 else one.get("sd")
     first = known[0] if known else {}
-    return dict(ours=np.mean(values) if known else None, sd=sd, low=one.get("low"), high=one.get("high"),
-                classifiers=first.get("of"), **{k: first.get(k) for k in ("n","n_real","updates")})
+    return dict(
+        ours=np.mean(values) if known else None,
+        sd=sd,
+        low=one.get("low"),
+        high=one.get("high"),
+        classifiers=first.get("of"),
+        **{k: first.get(k) for k in ("n", "n_real", "updates")},
+    )
 
 # %% ../nbs/14_report.ipynb #935125c5
 def _cells(k, dataset, method, title, runs, numbers, wanted):
-    got = {s: numbers(r) for s,r in runs.items() if not to_run(r,k)}
-    lacks = [r for s,r in runs.items() if s not in got]
+    got = {s: numbers(r) for s, r in runs.items() if not to_run(r, k)}
+    lacks = [r for s, r in runs.items() if s not in got]
     out = []
     for m in wanted:
         found = [g[m] for g in got.values() if g.get(m)]
         known = [x for x in found if pd.notna(x["value"])]
-        if not known and not all(map(runnable, runs.values())): missing = PAPER_ONLY
-        elif lacks: missing = " ".join(to_run(lacks[0],k))
-        elif len(found)<len(got): missing = OTHER_SPACE
-        else: missing = _no_value(found)
-        out.append(dict(table=k, dataset=dataset, method=method, title=title, measure=m,
-                        paper=paper_value(k,dataset,method,m), **_summary(known),
-                        seeds=len(known), of=len(runs), to_run=missing,
-                        stale=any(has_result(r,k) for r in lacks)))
+        if not known and not all(map(runnable, runs.values())):
+            missing = PAPER_ONLY
+        elif lacks:
+            missing = " ".join(to_run(lacks[0], k))
+        elif len(found) < len(got):
+            missing = OTHER_SPACE
+        else:
+            missing = _no_value(found)
+        out.append(
+            dict(
+                table=k,
+                dataset=dataset,
+                method=method,
+                title=title,
+                measure=m,
+                paper=paper_value(k, dataset, method, m),
+                **_summary(known),
+                seeds=len(known),
+                of=len(runs),
+                to_run=missing,
+                stale=any(has_result(r, k) for r in lacks),
+            )
+        )
     return out
 
 # %% ../nbs/14_report.ipynb #44bd64a0
-def _floor_cells(k, dataset, runs, wanted): # what real images score, with the range over draws
-    ends = dict(value="floor", low="floor_low", high="floor_high", n="n_floor", n_real="n_real", why="note")
+def _floor_cells(
+    k, dataset, runs, wanted
+):  # what real images score, with the range over draws
+    ends = dict(
+        value="floor",
+        low="floor_low",
+        high="floor_high",
+        n="n_floor",
+        n_real="n_real",
+        why="note",
+    )
+
     def numbers(r):
-        return {m: x and {a: x.get(b) for a,b in ends.items()} for m,x in distances(r).items()}
+        return {
+            m: x and {a: x.get(b) for a, b in ends.items()}
+            for m, x in distances(r).items()
+        }
+
     cells = _cells(k, dataset, "floor", "Real against real", runs, numbers, wanted)
-    got = [numbers(r) for r in runs.values() if not to_run(r,k)]
+    got = [numbers(r) for r in runs.values() if not to_run(r, k)]
     for c in cells:
         found = pd.DataFrame([g[c["measure"]] or {} for g in got], columns=list(ends))
         c |= dict(sd=None, low=found.low.min(), high=found.high.max())
@@ -350,32 +535,68 @@ def _floor_cells(k, dataset, runs, wanted): # what real images score, with the r
 BOTH = "Real and Med-Art's images"
 "What Table 4 calls classifiers that were trained on both."
 
-def _paper_cells(k, dataset, wanted, of): # what the paper measured and we call otherwise
+
+def _paper_cells(
+    k, dataset, wanted, of
+):  # what the paper measured and we call otherwise
     t = PAPER[k]
-    names = [x for d,x in t["columns"] if d==dataset and x not in wanted]
-    return [dict(table=k, dataset=dataset, method=m, title=row_title(k,m), measure=x,
-                 paper=paper_value(k,dataset,m,x), ours=None, seeds=0, of=of, to_run="")
-            for m in t["rows"] for x in names]
+    names = [x for d, x in t["columns"] if d == dataset and x not in wanted]
+    return [
+        dict(
+            table=k,
+            dataset=dataset,
+            method=m,
+            title=row_title(k, m),
+            measure=x,
+            paper=paper_value(k, dataset, m, x),
+            ours=None,
+            seeds=0,
+            of=of,
+            to_run="",
+        )
+        for m in t["rows"]
+        for x in names
+    ]
 
 # %% ../nbs/14_report.ipynb #ef896291
 @looked_at_once()
 def table_cells(
-    k:int,           # 2, 3 or 4
-    made,            # (dataset, method, seed) -> Recipe
-    datasets,        # which data sets, in order
-    seeds=(0,)       # of the runs
-) -> pd.DataFrame:   # a row a cell
+    k: int,  # 2, 3 or 4
+    made,  # (dataset, method, seed) -> Recipe
+    datasets,  # which data sets, in order
+    seeds=(0,),  # of the runs
+) -> pd.DataFrame:  # a row a cell
     "Everything a table shows: the paper's value, ours with its spread, and what is to be run where ours is missing."
     out = []
     for d in datasets:
-        runs = {m: {s: made(d,m,s) for s in seeds} for m in table_rows(k,made,datasets,seeds) if m!="real"}
+        runs = {
+            m: {s: made(d, m, s) for s in seeds}
+            for m in table_rows(k, made, datasets, seeds)
+            if m != "real"
+        }
         ours = runs["medart"]
-        wanted = [find_measure(m).short for m in SCORES] if k==4 else [*distance_columns(ours[seeds[0]])]
-        for m,rs in runs.items():
-            out += _cells(k, d, m, row_title(k,m), rs, learned if k==4 else distances, wanted)
-        if k==4:
-            out += _cells(k, d, "real", row_title(k,"real"), ours, lambda r: learned(r,"real"), wanted)
-            out += _cells(k, d, "both", BOTH, ours, lambda r: learned(r,"both"), wanted)
+        wanted = (
+            [find_measure(m).short for m in SCORES]
+            if k == 4
+            else [*distance_columns(ours[seeds[0]])]
+        )
+        for m, rs in runs.items():
+            out += _cells(
+                k, d, m, row_title(k, m), rs, learned if k == 4 else distances, wanted
+            )
+        if k == 4:
+            out += _cells(
+                k,
+                d,
+                "real",
+                row_title(k, "real"),
+                ours,
+                lambda r: learned(r, "real"),
+                wanted,
+            )
+            out += _cells(
+                k, d, "both", BOTH, ours, lambda r: learned(r, "both"), wanted
+            )
         else:
             out += _floor_cells(k, d, ours, wanted)
         out += _paper_cells(k, d, wanted, len(seeds))
@@ -383,338 +604,554 @@ def table_cells(
 
 # %% ../nbs/14_report.ipynb #7b7745e7
 def made_at(
-    r:Recipe # any recipe of a table
-) -> str:    # the heading of our columns
+    r: Recipe,  # any recipe of a table
+) -> str:  # the heading of our columns
     "On what our numbers were made."
-    return f"ours, {r.scale} scale"+(", drawn phantoms" if r.data.startswith("phantom/") else "")
+    return f"ours, {r.scale} scale" + (
+        ", drawn phantoms" if r.data.startswith("phantom/") else ""
+    )
 
 # %% ../nbs/14_report.ipynb #6e992569
-def _digits(c, paper=False): # after the point, as the paper has them
-    distance = c.measure in ("FID","KFD","HFD") or c.measure.startswith("FD")
-    return 2 if distance else 3 if paper and c.table!=4 else 4
+def _digits(c, paper=False):  # after the point, as the paper has them
+    distance = c.measure in ("FID", "KFD", "HFD") or c.measure.startswith("FD")
+    return 2 if distance else 3 if paper and c.table != 4 else 4
 
-def _cell_text(c): # a number with its spread, or a word
+
+def _cell_text(c):  # a number with its spread, or a word
     if pd.isna(c.ours):
-        return "none" if not _can_be_made(c.to_run) else "stale" if c.stale is True else "run"
+        return (
+            "none"
+            if not _can_be_made(c.to_run)
+            else "stale"
+            if c.stale is True
+            else "run"
+        )
     show = lambda v: f"{v:.{_digits(c)}f}"
-    spread = f" ± {show(c.sd)}" if pd.notna(c.sd) else \
-        f" ({show(c.low)} to {show(c.high)})" if pd.notna(c.low) else ""
-    return show(c.ours)+spread+(f" ({c.seeds} of {c.of} seeds)" if c.seeds<c.of else "")
+    spread = (
+        f" ± {show(c.sd)}"
+        if pd.notna(c.sd)
+        else f" ({show(c.low)} to {show(c.high)})"
+        if pd.notna(c.low)
+        else ""
+    )
+    return (
+        show(c.ours)
+        + spread
+        + (f" ({c.seeds} of {c.of} seeds)" if c.seeds < c.of else "")
+    )
 
-def _why(to_run, command): # the note of a cell that lacks something
+
+def _why(to_run, command):  # the note of a cell that lacks something
     return f"To make what is missing: {command}" if _can_be_made(to_run) else to_run
 
 # %% ../nbs/14_report.ipynb #67731665
 def wide(
-    cells:pd.DataFrame, # of `table_cells`
-    heading:str,        # of our columns
-    command:str=""      # that makes what is missing
-) -> tuple:             # DataFrame of strings, and notes
+    cells: pd.DataFrame,  # of `table_cells`
+    heading: str,  # of our columns
+    command: str = "",  # that makes what is missing
+) -> tuple:  # DataFrame of strings, and notes
     "A table to read: the paper's numbers, ours, and numbered notes for what is missing."
     notes, out = {}, {}
     for c in cells.itertuples():
         at = f"{c.dataset} {c.measure}"
         if c.to_run or pd.notna(c.ours):
             why = _why(c.to_run, command)
-            note = f" [{notes.setdefault(why,len(notes)+1)}]" if c.to_run else ""
-            out.setdefault((heading,at), {})[c.title] = _cell_text(c)+note
+            note = f" [{notes.setdefault(why, len(notes) + 1)}]" if c.to_run else ""
+            out.setdefault((heading, at), {})[c.title] = _cell_text(c) + note
         if pd.notna(c.paper):
-            out.setdefault(("the paper",at), {})[c.title] = f"{c.paper:.{_digits(c,True)}f}"
+            out.setdefault(("the paper", at), {})[c.title] = (
+                f"{c.paper:.{_digits(c, True)}f}"
+            )
     table = pd.DataFrame(out).reindex(list(dict.fromkeys(cells.title)))
-    first = [("the paper",f"{d} {m}") for d,m in PAPER[cells.table[0]]["columns"]]
-    order = [c for c in first if c in table]+[c for c in table if c[0]!="the paper"]
-    said = [f"[{i}] {k}" for k,i in notes.items()]
+    first = [("the paper", f"{d} {m}") for d, m in PAPER[cells.table[0]]["columns"]]
+    order = [c for c in first if c in table] + [c for c in table if c[0] != "the paper"]
+    said = [f"[{i}] {k}" for k, i in notes.items()]
     if table[order].isna().to_numpy().any():
         said.append("A dash means that the paper has no such number.")
-    if (cells.ours<0).any():
-        said.append("A distance below zero means that none was found: the estimate scatters around the truth.")
+    if (cells.ours < 0).any():
+        said.append(
+            "A distance below zero means that none was found: the estimate scatters around the truth."
+        )
     return table[order].fillna("-"), said
 
 # %% ../nbs/14_report.ipynb #f2c649c5
-def _sizes(k, cells): # of how many images, and what spreads are over
-    have = cells[cells.ours.notna() & cells.n.notna() & (cells.method!="floor")]
+def _sizes(k, cells):  # of how many images, and what spreads are over
+    have = cells[cells.ours.notna() & cells.n.notna() & (cells.method != "floor")]
     if have.empty:
         return ""
     said = []
-    for d,c in have.groupby("dataset", sort=False):
+    for d, c in have.groupby("dataset", sort=False):
         n = " or ".join(f"{x:.0f}" for x in sorted(set(c.n)))
-        said.append(f"{d}: {n} {'training' if k==4 else 'generated'} and {c.n_real.iloc[0]:.0f} test images")
-    many = (have.seeds>1).any()
-    over = "seeds" if many else f"{have.classifiers.iloc[0]:.0f} classifiers" if k==4 else ""
+        said.append(
+            f"{d}: {n} {'training' if k == 4 else 'generated'} and {c.n_real.iloc[0]:.0f} test images"
+        )
+    many = (have.seeds > 1).any()
+    over = (
+        "seeds"
+        if many
+        else f"{have.classifiers.iloc[0]:.0f} classifiers"
+        if k == 4
+        else ""
+    )
     spread = f" ±: standard deviation over {over}." if over else ""
-    if k==4:
+    if k == 4:
         spread += f" Each classifier has had {have.updates.iloc[0]:.0f} updates."
     if (cells.sd.isna() & cells.low.notna()).any():
-        spread += " In brackets: 95% interval; of real against real, the range over draws."
+        spread += (
+            " In brackets: 95% interval; of real against real, the range over draws."
+        )
     return f" Images: {'; '.join(said)}.{spread}"
 
 # %% ../nbs/14_report.ipynb #91ef6020
-CAPTIONS = {2:"Table 2: distances to real images, lower is better",
-            3:"Table 3: the effect of single modules, lower is better",
-            4:"Table 4: classifiers trained on synthetic or real images and tested on real ones, higher is better"}
+CAPTIONS = {
+    2: "Table 2: distances to real images, lower is better",
+    3: "Table 3: the effect of single modules, lower is better",
+    4: "Table 4: classifiers trained on synthetic or real images and tested on real ones, higher is better",
+}
 "What the tables are about."
 
+
 def caption(
-    k:int,              # which table
-    r:Recipe,           # any of its recipes
-    seeds,              # of the runs
-    cells:pd.DataFrame  # of `table_cells`
+    k: int,  # which table
+    r: Recipe,  # any of its recipes
+    seeds,  # of the runs
+    cells: pd.DataFrame,  # of `table_cells`
 ) -> str:
     "A caption that says what our numbers are worth."
     drawn = ", drawn phantoms" if r.data.startswith("phantom/") else ""
-    worth = "" if r.scale=="paper" else (
-        f" OURS ARE OF {r.scale.upper()} SCALE ({r.size} pixels, small models{drawn}): they show that the method "
-        "runs, are no statement about medical images, and cannot be compared with the paper's numbers.")
-    splits = dict(test="test set",train="training set",sample="a sample of the training set, as in the paper")
-    how = "" if k==4 else (f" Captions: {splits[r.gen_split]}; "
-                           f"{r.gen_steps} solver steps, guidance {r.gen_guidance:g}.")
-    changed = ", ".join(f"{a}={shareable(v)}" for a,v in given_settings(r).items())
-    return (f"{CAPTIONS[k]}.{worth}{how} Seeds: {', '.join(map(str,seeds))}."
-            +_sizes(k,cells)+(f" Changed settings: {changed}." if changed else ""))
+    worth = (
+        ""
+        if r.scale == "paper"
+        else (
+            f" OURS ARE OF {r.scale.upper()} SCALE ({r.size} pixels, small models{drawn}): they show that the method "
+            "runs, are no statement about medical images, and cannot be compared with the paper's numbers."
+        )
+    )
+    splits = dict(
+        test="test set",
+        train="training set",
+        sample="a sample of the training set, as in the paper",
+    )
+    how = (
+        ""
+        if k == 4
+        else (
+            f" Captions: {splits[r.gen_split]}; "
+            f"{r.gen_steps} solver steps, guidance {r.gen_guidance:g}."
+        )
+    )
+    changed = ", ".join(f"{a}={shareable(v)}" for a, v in given_settings(r).items())
+    return (
+        f"{CAPTIONS[k]}.{worth}{how} Seeds: {', '.join(map(str, seeds))}."
+        + _sizes(k, cells)
+        + (f" Changed settings: {changed}." if changed else "")
+    )
 
 # %% ../nbs/14_report.ipynb #97cc78af
 def markdown(t, notes, text):
     "A table as GitHub reads it."
-    head = ["",*[f"{a}: {b}" for a,b in t.columns]]
-    line = lambda v: "| "+" | ".join(map(str,v))+" |"
-    code = lambda n: re.sub(r"(papermill .*)|(?<=\] )(?!To make)(.*)", lambda m: f"`{m[0]}`", n, count=1)
-    return "\n".join([text, "", line(head), line(["---"]*len(head)),
-                      *[line([i,*v]) for i,v in zip(t.index,t.values)], "",
-                      *[f"- {code(n)}" for n in notes]])+"\n"
+    head = ["", *[f"{a}: {b}" for a, b in t.columns]]
+    line = lambda v: "| " + " | ".join(map(str, v)) + " |"
+    code = lambda n: re.sub(
+        r"(papermill .*)|(?<=\] )(?!To make)(.*)", lambda m: f"`{m[0]}`", n, count=1
+    )
+    return (
+        "\n".join(
+            [
+                text,
+                "",
+                line(head),
+                line(["---"] * len(head)),
+                *[line([i, *v]) for i, v in zip(t.index, t.values)],
+                "",
+                *[f"- {code(n)}" for n in notes],
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../nbs/14_report.ipynb #b234587b
 def latex(t, notes, text):
     "A table for LaTeX with booktabs."
-    esc = lambda v: "".join({"&":r"\&","%":r"\%","_":r"\_","#":r"\#","$":r"\$","~":r"\textasciitilde{}","^":r"\^{}",
-                             "\\":r"\textbackslash{}","±":r"$\pm$"}.get(c,c) for c in str(v))
-    line = lambda v: " & ".join(map(esc,v))+r" \\"
-    tops = list(dict.fromkeys(a for a,_ in t.columns)); n = {a:sum(b==a for b,_ in t.columns) for a in tops}
-    head = " & ".join([""]+[rf"\multicolumn{{{n[a]}}}{{c}}{{{esc(a)}}}" for a in tops])+r" \\"
-    return "\n".join([r"\begin{table}",rf"\caption{{{esc(text)}}}",rf"\begin{{tabular}}{{l{'r'*len(t.columns)}}}",r"\toprule",
-                      head,line(["",*[b for _,b in t.columns]]),r"\midrule",
-                      *[line([i,*v]) for i,v in zip(t.index,t.values)],r"\bottomrule",r"\end{tabular}",
-                      *[rf"\par\footnotesize {esc(x)}" for x in notes],r"\end{table}"])+"\n"
+    esc = lambda v: "".join(
+        {
+            "&": r"\&",
+            "%": r"\%",
+            "_": r"\_",
+            "#": r"\#",
+            "$": r"\$",
+            "~": r"\textasciitilde{}",
+            "^": r"\^{}",
+            "\\": r"\textbackslash{}",
+            "±": r"$\pm$",
+        }.get(c, c)
+        for c in str(v)
+    )
+    line = lambda v: " & ".join(map(esc, v)) + r" \\"
+    tops = list(dict.fromkeys(a for a, _ in t.columns))
+    n = {a: sum(b == a for b, _ in t.columns) for a in tops}
+    head = (
+        " & ".join([""] + [rf"\multicolumn{{{n[a]}}}{{c}}{{{esc(a)}}}" for a in tops])
+        + r" \\"
+    )
+    return (
+        "\n".join(
+            [
+                r"\begin{table}",
+                rf"\caption{{{esc(text)}}}",
+                rf"\begin{{tabular}}{{l{'r' * len(t.columns)}}}",
+                r"\toprule",
+                head,
+                line(["", *[b for _, b in t.columns]]),
+                r"\midrule",
+                *[line([i, *v]) for i, v in zip(t.index, t.values)],
+                r"\bottomrule",
+                r"\end{tabular}",
+                *[rf"\par\footnotesize {esc(x)}" for x in notes],
+                r"\end{table}",
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../nbs/14_report.ipynb #b7d42e63
 def given_settings(
-    r:Recipe # any recipe of a table
-) -> dict:   # setting -> value
+    r: Recipe,  # any recipe of a table
+) -> dict:  # setting -> value
     "The settings that a table's runs were given beyond the usual ones."
-    w = shlex.split(command(r,"reproduce"))
-    pairs = {w[i+1]: w[i+2] for i in range(len(w)) if w[i] in ("-p","-r")}
-    return {k: v for k,v in pairs.items() if k not in ("dataset","method","scale","seed")}
+    w = shlex.split(command(r, "reproduce"))
+    pairs = {w[i + 1]: w[i + 2] for i in range(len(w)) if w[i] in ("-p", "-r")}
+    return {
+        k: v
+        for k, v in pairs.items()
+        if k not in ("dataset", "method", "scale", "seed")
+    }
 
 # %% ../nbs/14_report.ipynb #cc0e9ad3
 def missing_command(
-    k:int,              # which table
-    r:Recipe,           # any of its recipes
-    seeds,              # of the runs
-    cells:pd.DataFrame  # of `table_cells`
+    k: int,  # which table
+    r: Recipe,  # any of its recipes
+    seeds,  # of the runs
+    cells: pd.DataFrame,  # of `table_cells`
 ) -> str:
     "One command that makes all that a table lacks."
     lack = cells[cells.to_run.map(_can_be_made)]
     methods = [m for m in dict.fromkeys(lack.method) if m in METHODS]
-    given = dict(table=k, datasets=" ".join(dict.fromkeys(cells.dataset)), scale=r.scale,
-                 seeds=" ".join(map(str,seeds)))
-    if set(methods)-set(PAPER[k]["rows"]):
+    given = dict(
+        table=k,
+        datasets=" ".join(dict.fromkeys(cells.dataset)),
+        scale=r.scale,
+        seeds=" ".join(map(str, seeds)),
+    )
+    if set(methods) - set(PAPER[k]["rows"]):
         given["methods"] = " ".join(methods)
-    if lack.measure.isin(["FID","KID"]).any():
+    if lack.measure.isin(["FID", "KID"]).any():
         given["spaces"] = "inception"
-    words = [passed(a,shareable(v)) for a,v in (given|given_settings(r)).items()]
-    return "papermill nbs/reproduce.ipynb outputs/reproduce.ipynb"+"".join(words)
+    words = [passed(a, shareable(v)) for a, v in (given | given_settings(r)).items()]
+    return "papermill nbs/reproduce.ipynb outputs/reproduce.ipynb" + "".join(words)
 
 # %% ../nbs/14_report.ipynb #668dcbdd
 def write_table(
-    k:int,           # 2, 3 or 4
-    made,            # (dataset, method, seed) -> Recipe
-    datasets,        # which data sets
-    seeds=(0,)       # of the runs
-) -> tuple:          # the table to read, notes, caption
+    k: int,  # 2, 3 or 4
+    made,  # (dataset, method, seed) -> Recipe
+    datasets,  # which data sets
+    seeds=(0,),  # of the runs
+) -> tuple:  # the table to read, notes, caption
     "A table as CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}.*, or table{k}-{scale}-{dataset}.* of one data set."
-    r, cells = made(datasets[0],"medart",seeds[0]), table_cells(k,made,datasets,seeds)
-    t, notes = wide(cells, made_at(r), missing_command(k,r,seeds,cells))
+    r, cells = (
+        made(datasets[0], "medart", seeds[0]),
+        table_cells(k, made, datasets, seeds),
+    )
+    t, notes = wide(cells, made_at(r), missing_command(k, r, seeds, cells))
     text = caption(k, r, seeds, cells)
-    which = [] if set(datasets)==set(DATASETS) else ["+".join(datasets)]
-    path = outputs_dir()/"tables"/short_name("-".join([f"table{k}",r.scale,*which]))
+    which = [] if set(datasets) == set(DATASETS) else ["+".join(datasets)]
+    path = (
+        outputs_dir() / "tables" / short_name("-".join([f"table{k}", r.scale, *which]))
+    )
     about = dict(scale=r.scale, data=shareable(r.data))
-    write_atomic(path.with_name(f"{path.name}.csv"), cells.assign(**about).to_csv(index=False))
-    write_atomic(path.with_name(f"{path.name}.md"), markdown(t,notes,text))
-    write_atomic(path.with_name(f"{path.name}.tex"), latex(t,notes,text))
-    return t,notes,text
+    write_atomic(
+        path.with_name(f"{path.name}.csv"), cells.assign(**about).to_csv(index=False)
+    )
+    write_atomic(path.with_name(f"{path.name}.md"), markdown(t, notes, text))
+    write_atomic(path.with_name(f"{path.name}.tex"), latex(t, notes, text))
+    return t, notes, text
 
 # %% ../nbs/14_report.ipynb #a5927ada
 def show_table(
-    t:pd.DataFrame, # of `write_table`
-    notes:list,     # what to run
-    text:str        # caption
-):                  # to show in a notebook
+    t: pd.DataFrame,  # of `write_table`
+    notes: list,  # what to run
+    text: str,  # caption
+):  # to show in a notebook
     "A table with its caption above and its notes below."
     from html import escape
 
     from IPython.display import HTML
-    return HTML(f"<p><b>{escape(text)}</b></p>{t.to_html()}"
-                f"<p style='font-size:80%'>{'<br>'.join(map(escape,notes))}</p>")
+
+    return HTML(
+        f"<p><b>{escape(text)}</b></p>{t.to_html()}"
+        f"<p style='font-size:80%'>{'<br>'.join(map(escape, notes))}</p>"
+    )
 
 # %% ../nbs/14_report.ipynb #132818a5
 def real_of(
-    r:Recipe, # a run whose images are painted
-    m         # a row of its metadata.csv
-) -> tuple:   # its split and position
+    r: Recipe,  # a run whose images are painted
+    m,  # a row of its metadata.csv
+) -> tuple:  # its split and position
     "The real image that a caption describes."
-    if r.gen_split in ("test","train"): return r.gen_split,int(m["index"])
-    s = captions_for(r,"train")
+    if r.gen_split in ("test", "train"):
+        return r.gen_split, int(m["index"])
+    s = captions_for(r, "train")
     own = zip(s.classes, s.texts)
-    at = next((i for i, x in enumerate(own) if x==(m["class"], m["text"])), None)
+    at = next((i for i, x in enumerate(own) if x == (m["class"], m["text"])), None)
     if at is None:
-        raise ValueError(f"No training caption of {m['class']!r} is {m['text']!r}: the captions "
-                         "have changed since these images were generated. Generate them anew.")
+        raise ValueError(
+            f"No training caption of {m['class']!r} is {m['text']!r}: the captions "
+            "have changed since these images were generated. Generate them anew."
+        )
     return "train", at
 
 # %% ../nbs/14_report.ipynb #0fb40da7
 def prompts_figure(
-    recipes:list,  # one a method, of one data set, seed and choice of captions
-    k:int=4        # prompts, of as many classes
-):                 # figure
+    recipes: list,  # one a method, of one data set, seed and choice of captions
+    k: int = 4,  # prompts, of as many classes
+):  # figure
     "Figure 2: prompts downwards, methods sideways, the real image first; an empty place says what to run."
-    k = count_of("prompts",k,1)
-    have = [(r,load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
-    if not have: raise FileNotFoundError(f"none of {', '.join(r.method for r in recipes)} has painted images. "
-                                         f"For one of them: {commands(recipes[-1],2)}")
-    r,(_,m) = max(have,key=lambda h: h[1][1].text.str.len().sum()); painted = {q.method:x for q,(x,_) in have}
-    at = [m.index[m["class"]==c][0] for c in list(dict.fromkeys(m["class"]))[:k]]
-    fig,axs = plt.subplots(len(at),len(recipes)+2,figsize=(2+1.25*(len(recipes)+1),1.35*len(at)+.5),
-                           width_ratios=[1.6]+[1]*(len(recipes)+1),squeeze=False,layout="constrained")
-    for row,i in zip(axs,at):
-        split,j = real_of(r,m.loc[i]); s = load_split(r,split)[[j]]
-        row[0].text(1,.5,textwrap.fill(m.text[i],34,max_lines=8,placeholder=" ..."),ha="right",va="center",fontsize=6)
-        row[1].imshow(to_array(unit(crop(read_pixels(s,r.size)[0],r.size))))
-        for ax,q in zip(row[2:],recipes):
-            if q.method in painted: ax.imshow(to_array(unit(painted[q.method][i])))
-            else: ax.set_box_aspect(1); ax.text(.5,.5,"to run:\n"+"\n".join(to_run(q)[:-1]),ha="center",va="center",fontsize=7)
-    for ax,t in zip(axs[0,1:],["Real",*[ROW_TITLES.get(q.method,q.method) for q in recipes]]): ax.set_title(t,fontsize=8)
-    for ax in axs.flat: ax.axis("off")
-    fig.suptitle(f"{r.dataset}: {made_at(r)}",fontsize=8); plt.close(fig)
+    k = count_of("prompts", k, 1)
+    have = [(r, load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
+    if not have:
+        raise FileNotFoundError(
+            f"none of {', '.join(r.method for r in recipes)} has painted images. "
+            f"For one of them: {commands(recipes[-1], 2)}"
+        )
+    r, (_, m) = max(have, key=lambda h: h[1][1].text.str.len().sum())
+    painted = {q.method: x for q, (x, _) in have}
+    at = [m.index[m["class"] == c][0] for c in list(dict.fromkeys(m["class"]))[:k]]
+    fig, axs = plt.subplots(
+        len(at),
+        len(recipes) + 2,
+        figsize=(2 + 1.25 * (len(recipes) + 1), 1.35 * len(at) + 0.5),
+        width_ratios=[1.6] + [1] * (len(recipes) + 1),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, i in zip(axs, at):
+        split, j = real_of(r, m.loc[i])
+        s = load_split(r, split)[[j]]
+        row[0].text(
+            1,
+            0.5,
+            textwrap.fill(m.text[i], 34, max_lines=8, placeholder=" ..."),
+            ha="right",
+            va="center",
+            fontsize=6,
+        )
+        row[1].imshow(to_array(unit(crop(read_pixels(s, r.size)[0], r.size))))
+        for ax, q in zip(row[2:], recipes):
+            if q.method in painted:
+                ax.imshow(to_array(unit(painted[q.method][i])))
+            else:
+                ax.set_box_aspect(1)
+                ax.text(
+                    0.5,
+                    0.5,
+                    "to run:\n" + "\n".join(to_run(q)[:-1]),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                )
+    for ax, t in zip(
+        axs[0, 1:], ["Real", *[ROW_TITLES.get(q.method, q.method) for q in recipes]]
+    ):
+        ax.set_title(t, fontsize=8)
+    for ax in axs.flat:
+        ax.axis("off")
+    fig.suptitle(f"{r.dataset}: {made_at(r)}", fontsize=8)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/14_report.ipynb #0601a795
 def side_by_side(
-    recipes:list,  # rows whose images are painted, one dataset and seed
-    k:int=1        # captions of each class
-):                 # figure
+    recipes: list,  # rows whose images are painted, one dataset and seed
+    k: int = 1,  # captions of each class
+):  # figure
     "A column a caption; the real image on top, then one row a method."
     first = recipes[0]
-    _,m = load_samples(samples_dir(first))
-    at = [i for c in dict.fromkeys(m["class"]) for i in m.index[m["class"]==c][:k]]
-    real = [real_of(first,m.loc[i]) for i in at]
-    images = [unit(crop(read_pixels(load_split(first,s)[[j]],first.size)[0],first.size)) for s,j in real]
+    _, m = load_samples(samples_dir(first))
+    at = [i for c in dict.fromkeys(m["class"]) for i in m.index[m["class"] == c][:k]]
+    real = [real_of(first, m.loc[i]) for i in at]
+    images = [
+        unit(crop(read_pixels(load_split(first, s)[[j]], first.size)[0], first.size))
+        for s, j in real
+    ]
     for r in recipes:
-        x,_ = load_samples(samples_dir(r)); images += [unit(x[i]) for i in at]
-    fig = image_grid(images,[""]*(len(images)-len(at))+[m["text"][i] for i in at],ncol=len(at),cell=1.2,width=22,
-                     rows=["real"]+[r.method for r in recipes])
-    fig.suptitle(f"{first.dataset}, real images and their captions painted: {made_at(first)}",fontsize=8)
+        x, _ = load_samples(samples_dir(r))
+        images += [unit(x[i]) for i in at]
+    fig = image_grid(
+        images,
+        [""] * (len(images) - len(at)) + [m["text"][i] for i in at],
+        ncol=len(at),
+        cell=1.2,
+        width=22,
+        rows=["real"] + [r.method for r in recipes],
+    )
+    fig.suptitle(
+        f"{first.dataset}, real images and their captions painted: {made_at(first)}",
+        fontsize=8,
+    )
     return fig
 
 # %% ../nbs/14_report.ipynb #35e3ef96
 def lacks_captions(
-    r:Recipe # a row
+    r: Recipe,  # a row
 ) -> bool:
     "Does training want captions that nobody has written?"
-    if r.captions!="vsg": return False
-    if any(captions_fault(r,s) for s in ("train","test")): return True
-    if not any(_uncaptioned(r,s) for s in ("train","test")): return False
-    s = load_split(r,"train")
-    return (s.folder.parent/"phantom.json").exists() or only_simple(r,s)
+    if r.captions != "vsg":
+        return False
+    if any(captions_fault(r, s) for s in ("train", "test")):
+        return True
+    if not any(_uncaptioned(r, s) for s in ("train", "test")):
+        return False
+    s = load_split(r, "train")
+    return (s.folder.parent / "phantom.json").exists() or only_simple(r, s)
 
-def _uncaptioned(r,split): # is there no table, or an image that it lacks?
-    m = read_captions(r,split)
-    return m is None or not {*load_split(r,split).files}<={*m.file_name}
 
+def _uncaptioned(r, split):  # is there no table, or an image that it lacks?
+    m = read_captions(r, split)
+    return m is None or not {*load_split(r, split).files} <= {*m.file_name}
 
 # %% ../nbs/14_report.ipynb #6bb7f7f5
 def repaint(
-    r:Recipe,     # whose images
-    stages:list   # of `to_run`
-) -> list:        # with `generate`, if images have gone
+    r: Recipe,  # whose images
+    stages: list,  # of `to_run`
+) -> list:  # with `generate`, if images have gone
     "Images that were deleted, because they were damaged, are painted again."
-    if "generate" in stages: return stages
-    m = samples_dir(r)/"metadata.csv"
-    return stages if all((m.parent/f).exists() for f in read_names(m).file_name) else ["generate",*stages]
+    if "generate" in stages:
+        return stages
+    m = samples_dir(r) / "metadata.csv"
+    return (
+        stages
+        if all((m.parent / f).exists() for f in read_names(m).file_name)
+        else ["generate", *stages]
+    )
 
 # %% ../nbs/14_report.ipynb #a29af75c
-def _in_spaces(r,spaces): # was it evaluated in all of them?
-    asked,found = words_of("spaces",spaces) if spaces else [],results(r)
-    known = found.get("extractors") # a result of an earlier version has names alone
-    if known is None: return {Path(x).name for x in asked}<={*found["spaces"]}
-    return {stable_hash(x) for x in asked}<={*known.values()}
+def _in_spaces(r, spaces):  # was it evaluated in all of them?
+    asked, found = words_of("spaces", spaces) if spaces else [], results(r)
+    known = found.get("extractors")  # a result of an earlier version has names alone
+    if known is None:
+        return {Path(x).name for x in asked} <= {*found["spaces"]}
+    return {stable_hash(x) for x in asked} <= {*known.values()}
+
 
 @looked_at_once()
 def left(
-    r:Recipe,                # a row
-    ends=("evaluate",),      # what it should end in: evaluate, classify or both
-    spaces:str=""            # further feature spaces to evaluate in
-) -> list:                   # (notebook, recipe to run it with), in order
+    r: Recipe,  # a row
+    ends=("evaluate",),  # what it should end in: evaluate, classify or both
+    spaces: str = "",  # further feature spaces to evaluate in
+) -> list:  # (notebook, recipe to run it with), in order
     "What a row still needs."
-    if not runnable(r): return []
-    if "classify" in ends: check_classes_known(load_split(r,"train"),load_split(r,"test"))
-    out,s = [("caption",r)] if "train" in to_run(r) and lacks_captions(r) else [],synthetic_recipe(r)
+    if not runnable(r):
+        return []
+    if "classify" in ends:
+        check_classes_known(load_split(r, "train"), load_split(r, "test"))
+    out, s = (
+        [("caption", r)] if "train" in to_run(r) and lacks_captions(r) else [],
+        synthetic_recipe(r),
+    )
     if "evaluate" in ends:
-        out += [(n,r) for n in repaint(r,to_run(r))
-                or ["evaluate"]*(not _in_spaces(r,spaces))]
-    if "classify" in ends: out += [(n,s if n=="generate" else r) for n in repaint(s,to_run(r,4))]
+        out += [
+            (n, r)
+            for n in repaint(r, to_run(r)) or ["evaluate"] * (not _in_spaces(r, spaces))
+        ]
+    if "classify" in ends:
+        out += [(n, s if n == "generate" else r) for n in repaint(s, to_run(r, 4))]
     return list(dict.fromkeys(out))
 
 # %% ../nbs/14_report.ipynb #91e7a323
-def run_name(r): return f"{r.dataset}-{r.scale}/{run_dir(r).name}"  # a row's folder, from outputs/ on
+def run_name(r):
+    return (
+        f"{r.dataset}-{r.scale}/{run_dir(r).name}"  # a row's folder, from outputs/ on
+    )
 
-TIMES = ["scale","dataset","method","run","stage","seconds","end"]
+
+TIMES = ["scale", "dataset", "method", "run", "stage", "seconds", "end"]
 "Columns of outputs/durations.csv: `run` names a row's folder, `end` is done, failed or stopped."
 
-def read_times(
-) -> pd.DataFrame: # a row a stage that was run
+
+def read_times() -> pd.DataFrame:  # a row a stage that was run
     "What stages took."
-    f = outputs_dir()/"durations.csv"
-    return pd.read_csv(f,keep_default_na=False,dtype={k:str for k in TIMES if k!="seconds"}) if f.exists() else pd.DataFrame(columns=TIMES)
+    f = outputs_dir() / "durations.csv"
+    return (
+        pd.read_csv(
+            f, keep_default_na=False, dtype={k: str for k in TIMES if k != "seconds"}
+        )
+        if f.exists()
+        else pd.DataFrame(columns=TIMES)
+    )
 
 # %% ../nbs/14_report.ipynb #4ec28151
 def note_time(
-    r:Recipe,        # a row
-    stage:str,       # notebook
-    seconds:float,
-    end:str          # done, failed or stopped
+    r: Recipe,  # a row
+    stage: str,  # notebook
+    seconds: float,
+    end: str,  # done, failed or stopped
 ) -> None:
     "Write down what a stage took."
-    f = outputs_dir()/"durations.csv"; line = io.StringIO()
-    csv.writer(line,lineterminator="\n").writerow([r.scale,r.dataset,r.method,run_name(r),stage,round(seconds,1),end])
-    write_atomic(f,(f.read_text() if f.exists() else ",".join(TIMES)+"\n")+line.getvalue())
+    f = outputs_dir() / "durations.csv"
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(
+        [r.scale, r.dataset, r.method, run_name(r), stage, round(seconds, 1), end]
+    )
+    write_atomic(
+        f, (f.read_text() if f.exists() else ",".join(TIMES) + "\n") + line.getvalue()
+    )
 
 # %% ../nbs/14_report.ipynb #ecb28ab1
 def guess(
-    times:pd.DataFrame, # of `read_times`
-    r:Recipe,           # a row
-    stage:str           # notebook
-):                      # seconds, or None
+    times: pd.DataFrame,  # of `read_times`
+    r: Recipe,  # a row
+    stage: str,  # notebook
+):  # seconds, or None
     "How long a stage will take, by those that are done."
-    t = times[(times.end=="done")&(times.scale==r.scale)&(times.dataset==r.dataset)&(times.stage==stage)]
-    same = t[t.method==r.method]
+    t = times[
+        (times.end == "done")
+        & (times.scale == r.scale)
+        & (times.dataset == r.dataset)
+        & (times.stage == stage)
+    ]
+    same = t[t.method == r.method]
     return None if t.empty else float((t if same.empty else same).seconds.median())
 
 # %% ../nbs/14_report.ipynb #6642d00c
 def expected(
-    times:pd.DataFrame, # of `read_times`
-    stages:list,        # (notebook, recipe, seconds it has been running)
-    workers:int=1       # processes at once
-):                      # seconds, or None before the first of any kind
+    times: pd.DataFrame,  # of `read_times`
+    stages: list,  # (notebook, recipe, seconds it has been running)
+    workers: int = 1,  # processes at once
+):  # seconds, or None before the first of any kind
     "How long the rest will take: at least so long, where a kind has never been run."
-    known = [max(0.,g-spent) for n,r,spent in stages if (g := guess(times,r,n)) is not None]
-    return sum(known)/workers if known or not stages else None
+    known = [
+        max(0.0, g - spent)
+        for n, r, spent in stages
+        if (g := guess(times, r, n)) is not None
+    ]
+    return sum(known) / workers if known or not stages else None
 
 # %% ../nbs/14_report.ipynb #3ff31ce4
-MODULE = ["-c","import ctypes,runpy,signal,sys; ctypes.CDLL(None).prctl(1,signal.SIGINT); "
-          "runpy.run_module(sys.argv.pop(1),run_name='__main__',alter_sys=True)"] if sys.platform=="linux" else ["-m"]
+MODULE = (
+    [
+        "-c",
+        "import ctypes,runpy,signal,sys; ctypes.CDLL(None).prctl(1,signal.SIGINT); "
+        "runpy.run_module(sys.argv.pop(1),run_name='__main__',alter_sys=True)",
+    ]
+    if sys.platform == "linux"
+    else ["-m"]
+)
 "How Python runs a module that is to be interrupted when its parent dies: 1 is PR_SET_PDEATHSIG."
 
 # %% ../nbs/14_report.ipynb #eb0c899e
-def _lock(f):  # a log that a stage writes to: nobody else begins the stage while it does
+def _lock(
+    f,
+):  # a log that a stage writes to: nobody else begins the stage while it does
     try:
         import fcntl
     except ImportError:  # Windows: as long as the process that began it lives
@@ -725,33 +1162,64 @@ def _lock(f):  # a log that a stage writes to: nobody else begins the stage whil
 
 # %% ../nbs/14_report.ipynb #39919674
 def start(
-    w:list # of `words`
+    w: list,  # of `words`
 ) -> subprocess.Popen:
     "Begin a stage."
-    out = root()/w[2]; log = out.with_suffix(".log"); out.parent.mkdir(parents=True,exist_ok=True)
-    with open(log,"ab") as f:
-        try: held = _lock(f)
-        except OSError: raise BlockingIOError(f"another process is at work on it: {log} is locked.") from None
-        f.truncate(0); out.unlink(missing_ok=True)
-        folders = dict(MEDART_OUTPUTS=str(outputs_dir().resolve()),MEDART_DATA=str(data_dir().resolve()))
-        kernels = os.pathsep.join([str(Path(sys.prefix,"share","jupyter")),  # this environment's first
-                                   *filter(None,[os.environ.get("JUPYTER_PATH")])])
-        threads = {} if torch.cuda.device_count() else \
-            dict.fromkeys(("OMP_NUM_THREADS","MKL_NUM_THREADS","OPENBLAS_NUM_THREADS"),"1")
-        p = subprocess.Popen([sys.executable,*MODULE,*w],cwd=root(),
-                             env=os.environ|folders|threads|dict(JUPYTER_PATH=kernels),
-                             stdin=subprocess.DEVNULL,stdout=f,stderr=f,start_new_session=True)
+    out = root() / w[2]
+    log = out.with_suffix(".log")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as f:
+        try:
+            held = _lock(f)
+        except OSError:
+            raise BlockingIOError(
+                f"another process is at work on it: {log} is locked."
+            ) from None
+        f.truncate(0)
+        out.unlink(missing_ok=True)
+        folders = dict(
+            MEDART_OUTPUTS=str(outputs_dir().resolve()),
+            MEDART_DATA=str(data_dir().resolve()),
+        )
+        kernels = os.pathsep.join(
+            [
+                str(Path(sys.prefix, "share", "jupyter")),  # this environment's first
+                *filter(None, [os.environ.get("JUPYTER_PATH")]),
+            ]
+        )
+        threads = (
+            {}
+            if torch.cuda.device_count()
+            else dict.fromkeys(
+                ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+            )
+        )
+        p = subprocess.Popen(
+            [sys.executable, *MODULE, *w],
+            cwd=root(),
+            env=os.environ | folders | threads | dict(JUPYTER_PATH=kernels),
+            stdin=subprocess.DEVNULL,
+            stdout=f,
+            stderr=f,
+            start_new_session=True,
+        )
         p.lock = held
         return p
 
 # %% ../nbs/14_report.ipynb #53449da8
 def last_words(
-    w:list,     # of `words`
-    lines:int=3
+    w: list,  # of `words`
+    lines: int = 3,
 ) -> str:
     "The end of what a stage printed: its error."
-    said = re.sub(r"\x1b\[[0-9;]*m","",(root()/w[2]).with_suffix(".log").read_text(errors="replace"))
-    return "\n".join([x.strip() for x in re.split(r"[\r\n]+",said) if x.strip()][-lines:])
+    said = re.sub(
+        r"\x1b\[[0-9;]*m",
+        "",
+        (root() / w[2]).with_suffix(".log").read_text(errors="replace"),
+    )
+    return "\n".join(
+        [x.strip() for x in re.split(r"[\r\n]+", said) if x.strip()][-lines:]
+    )
 
 # %% ../nbs/14_report.ipynb #efe250a5
 def _signal(process, sig):  # to a process and all that it has started
@@ -763,191 +1231,312 @@ def _signal(process, sig):  # to a process and all that it has started
 
 # %% ../nbs/14_report.ipynb #5d68d466
 def ask(
-    p:subprocess.Popen,   # of `start`
-    sig=signal.SIGINT     # to send
+    p: subprocess.Popen,  # of `start`
+    sig=signal.SIGINT,  # to send
 ) -> None:
     "Send a signal to a stage's kernel and all that it has started; to papermill while it has no kernel."
-    with suppress(psutil.NoSuchProcess,ProcessLookupError):  # it has ended meanwhile: what was wanted
+    with suppress(
+        psutil.NoSuchProcess, ProcessLookupError
+    ):  # it has ended meanwhile: what was wanted
         kernels = psutil.Process(p.pid).children()
-        for k in kernels or [psutil.Process(p.pid)]: _signal(k,sig)
+        for k in kernels or [psutil.Process(p.pid)]:
+            _signal(k, sig)
 
 # %% ../nbs/14_report.ipynb #0329801d
 def stop(
-    ps:list,          # of `start`
-    patience:float=5. # seconds between SIGTERMs
+    ps: list,  # of `start`
+    patience: float = 5.0,  # seconds between SIGTERMs
 ) -> None:
     "Ask stages to stop, and wait until they have; interrupted meanwhile, kill them."
     try:
-        for p in ps: ask(p)
+        for p in ps:
+            ask(p)
         asked = time.monotonic()
         while live := [p for p in ps if p.poll() is None]:
-            time.sleep(.05)
-            if time.monotonic()-asked>patience: [ask(p,signal.SIGTERM) for p in live]; asked = time.monotonic()
+            time.sleep(0.05)
+            if time.monotonic() - asked > patience:
+                [ask(p, signal.SIGTERM) for p in live]
+                asked = time.monotonic()
     except KeyboardInterrupt:
-        for p in ps: ask(p,getattr(signal,"SIGKILL",signal.SIGTERM)); p.kill(); p.wait()
+        for p in ps:
+            ask(p, getattr(signal, "SIGKILL", signal.SIGTERM))
+            p.kill()
+            p.wait()
         raise
 
 # %% ../nbs/14_report.ipynb #3d575ffd
 @dataclass
 class Row:
     "A row and how far it is."
-    r:Recipe
-    todo:list = field(default_factory=list) # of `left`
-    failed:str = ""                         # the stage that failed
-    message:str = ""                        # its last words
 
-    def __str__(self): return f"{self.r.dataset} {run_dir(self.r).name}"
+    r: Recipe
+    todo: list = field(default_factory=list)  # of `left`
+    failed: str = ""  # the stage that failed
+    message: str = ""  # its last words
+
+    def __str__(self):
+        return f"{self.r.dataset} {run_dir(self.r).name}"
+
     def look(self, ends, spaces):
         "See what is left; what prevents even that is the row's failure."
-        try: self.todo = left(self.r,ends,spaces)
-        except Exception as e: self.fail("look",f"{type(e).__name__}: {e}")
-    def fail(self, stage, message): # the message goes into a table that may be shared
-        folders = [v for v in vars(self.r).values() if isinstance(v,str)]
-        self.failed, self.message = stage, shareable(message,*folders)
-    def state(self): return PAPER_ONLY if not runnable(self.r) else "failed" if self.failed else "left" if self.todo else "done"
+        try:
+            self.todo = left(self.r, ends, spaces)
+        except Exception as e:
+            self.fail("look", f"{type(e).__name__}: {e}")
+
+    def fail(self, stage, message):  # the message goes into a table that may be shared
+        folders = [v for v in vars(self.r).values() if isinstance(v, str)]
+        self.failed, self.message = stage, shareable(message, *folders)
+
+    def state(self):
+        return (
+            PAPER_ONLY
+            if not runnable(self.r)
+            else "failed"
+            if self.failed
+            else "left"
+            if self.todo
+            else "done"
+        )
 
 # %% ../nbs/14_report.ipynb #239c43df
 def rows_table(
-    rows:list # of Row
-) -> pd.DataFrame: # a row a row
+    rows: list,  # of Row
+) -> pd.DataFrame:  # a row a row
     "How far all rows are: seconds are over all calls, those of shared captions apart."
-    t = read_times(); t = t[t.stage!="caption"]
+    t = read_times()
+    t = t[t.stage != "caption"]
     spent = t.groupby("run").seconds.sum()
-    return pd.DataFrame([dict(dataset=x.r.dataset,method=x.r.method,seed=x.r.seed,state=x.state(),
-                              stage=x.failed or " ".join(n for n,_ in x.todo),message=x.message,
-                              seconds=round(float(spent.get(run_name(x.r),0.)),1)) for x in rows])
+    return pd.DataFrame(
+        [
+            dict(
+                dataset=x.r.dataset,
+                method=x.r.method,
+                seed=x.r.seed,
+                state=x.state(),
+                stage=x.failed or " ".join(n for n, _ in x.todo),
+                message=x.message,
+                seconds=round(float(spent.get(run_name(x.r), 0.0)), 1),
+            )
+            for x in rows
+        ]
+    )
 
 # %% ../nbs/14_report.ipynb #e5755a8f
 @dataclass
 class Work:
     "A stage in its process."
-    notebook:str
-    r:Recipe         # to run it with
-    row:Row          # that it was begun for
-    words:list       # of `words`
-    p:subprocess.Popen
-    began:float = field(default_factory=time.monotonic)
 
-    def name(self): return executed(self.r,self.notebook)
-    def spent(self): return time.monotonic()-self.began
-    def __str__(self): return f"{self.notebook:8} {self.r.dataset} "+(captions_dir if self.notebook=="caption" else run_dir)(self.r).name
-    def close(self, end): # write down what it took; the log of one that ended well tells nothing
-        note_time(self.r,self.notebook,self.spent(),end)
-        if self.p.returncode==0: (root()/self.words[2]).with_suffix(".log").unlink()
+    notebook: str
+    r: Recipe  # to run it with
+    row: Row  # that it was begun for
+    words: list  # of `words`
+    p: subprocess.Popen
+    began: float = field(default_factory=time.monotonic)
+
+    def name(self):
+        return executed(self.r, self.notebook)
+
+    def spent(self):
+        return time.monotonic() - self.began
+
+    def __str__(self):
+        return (
+            f"{self.notebook:8} {self.r.dataset} "
+            + (captions_dir if self.notebook == "caption" else run_dir)(self.r).name
+        )
+
+    def close(
+        self, end
+    ):  # write down what it took; the log of one that ended well tells nothing
+        note_time(self.r, self.notebook, self.spent(), end)
+        if self.p.returncode == 0:
+            (root() / self.words[2]).with_suffix(".log").unlink()
         return end
 
 # %% ../nbs/14_report.ipynb #959bad81
-def todo(rows): # what is left of all rows, shared stages once: name -> (notebook, recipe)
-    return {executed(q,n):(n,q) for x in rows if not x.failed for n,q in x.todo}
+def todo(
+    rows,
+):  # what is left of all rows, shared stages once: name -> (notebook, recipe)
+    return {executed(q, n): (n, q) for x in rows if not x.failed for n, q in x.todo}
+
 
 def begin(
-    rows:list,    # of Row
-    work:list,    # of Work, now running
-    spaces:str="" # further feature spaces to evaluate in
-):                # Work, or None
+    rows: list,  # of Row
+    work: list,  # of Work, now running
+    spaces: str = "",  # further feature spaces to evaluate in
+):  # Work, or None
     "Begin the next stage that may begin."
     for x in rows:
-        if x.failed or not x.todo: continue
-        n,q = x.todo[0]; w = words(q,n,spaces)
-        if any(y.name()==executed(q,n) or y.row is x for y in work): continue
-        try: return Work(n,q,x,w,start(w))
-        except OSError as e: x.fail(n,str(e))
+        if x.failed or not x.todo:
+            continue
+        n, q = x.todo[0]
+        w = words(q, n, spaces)
+        if any(y.name() == executed(q, n) or y.row is x for y in work):
+            continue
+        try:
+            return Work(n, q, x, w, start(w))
+        except OSError as e:
+            x.fail(n, str(e))
     return None
 
 # %% ../nbs/14_report.ipynb #8c9fdd89
 def collect(
-    y:Work,       # whose process has ended
-    rows:list,    # of Row
-    ends,         # what rows should end in
-    spaces:str="" # further feature spaces
-) -> str:         # done or failed
+    y: Work,  # whose process has ended
+    rows: list,  # of Row
+    ends,  # what rows should end in
+    spaces: str = "",  # further feature spaces
+) -> str:  # done or failed
     "See what a stage has left behind, for all rows that wait for it."
-    end = y.close("done" if y.p.returncode==0 else "failed")
-    same = lambda x: x.todo and executed(*x.todo[0][::-1])==y.name()
+    end = y.close("done" if y.p.returncode == 0 else "failed")
+    same = lambda x: x.todo and executed(*x.todo[0][::-1]) == y.name()
     for x in [x for x in rows if not x.failed and same(x)]:
-        if end=="failed": x.fail(y.notebook,last_words(y.words)); continue
-        x.look(ends,spaces)
+        if end == "failed":
+            x.fail(y.notebook, last_words(y.words))
+            continue
+        x.look(ends, spaces)
         if same(x) and not x.failed:
-            x.fail(y.notebook,f"it ended well, but what it should have made is not there. See {y.words[2]}")
+            x.fail(
+                y.notebook,
+                f"it ended well, but what it should have made is not there. See {y.words[2]}",
+            )
     return end
 
 # %% ../nbs/14_report.ipynb #40d6a523
 def span(
-    seconds # or None
+    seconds,  # or None
 ) -> str:
     "A time to read."
-    if seconds is None: return "unknown"
-    return f"{seconds:.0f} s" if seconds<100 else f"{seconds/60:.0f} min" if seconds<6000 else f"{seconds/3600:.1f} h"
+    if seconds is None:
+        return "unknown"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 # %% ../nbs/14_report.ipynb #c4012099
 class Display:
     "A line a finished stage, and below them, in place, what is left and the expected time."
+
     def __init__(self, rows, workers):
-        self.rows,self.workers,self.at = rows,workers,0.
-        self.bar = progress(total=len(todo(rows)),delay=0,ncols=160,
-                            bar_format="{n_fmt} of {total_fmt} stages, {elapsed} gone{postfix}")
+        self.rows, self.workers, self.at = rows, workers, 0.0
+        self.bar = progress(
+            total=len(todo(rows)),
+            delay=0,
+            ncols=160,
+            bar_format="{n_fmt} of {total_fmt} stages, {elapsed} gone{postfix}",
+        )
         for x in rows:
-            if x.state() in (PAPER_ONLY,"failed"): self.bar.write(f"{x.state()}: {x} {x.message}".strip())
-    def ended(self, y, end): self.bar.write(f"{end:7} {y}, {span(y.spent())}"); self.bar.update(); self.at = 0.
-    def show(self, work): # every five seconds
-        if time.monotonic()-self.at<5: return
-        self.at,spent,rest = time.monotonic(),{y.name():y.spent() for y in work},todo(self.rows)
-        t = expected(read_times(),[(n,q,spent.get(k,0.)) for k,(n,q) in rest.items()],self.workers)
-        now = ", ".join(f"{y.notebook} {y.r.dataset} {y.r.method} {y.r.seed}" for y in work)
+            if x.state() in (PAPER_ONLY, "failed"):
+                self.bar.write(f"{x.state()}: {x} {x.message}".strip())
+
+    def ended(self, y, end):
+        self.bar.write(f"{end:7} {y}, {span(y.spent())}")
+        self.bar.update()
+        self.at = 0.0
+
+    def show(self, work):  # every five seconds
+        if time.monotonic() - self.at < 5:
+            return
+        self.at, spent, rest = (
+            time.monotonic(),
+            {y.name(): y.spent() for y in work},
+            todo(self.rows),
+        )
+        t = expected(
+            read_times(),
+            [(n, q, spent.get(k, 0.0)) for k, (n, q) in rest.items()],
+            self.workers,
+        )
+        now = ", ".join(
+            f"{y.notebook} {y.r.dataset} {y.r.method} {y.r.seed}" for y in work
+        )
         self.bar.set_postfix_str(f"{len(rest)} left, expected {span(t)}; now {now}")
 
 # %% ../nbs/14_report.ipynb #6ff47b45
 def reproduce(
-    recipes:list,          # rows
-    ends=("evaluate",),    # what each should end in: evaluate, classify or both
-    spaces:str="",         # further feature spaces to evaluate in
-    workers:int=0          # processes at once; 0 for one a core, or one where there is a GPU
-) -> pd.DataFrame:         # of `rows_table`
+    recipes: list,  # rows
+    ends=("evaluate",),  # what each should end in: evaluate, classify or both
+    spaces: str = "",  # further feature spaces to evaluate in
+    workers: int = 0,  # processes at once; 0 for one a core, or one where there is a GPU
+) -> pd.DataFrame:  # of `rows_table`
     "Run what is missing of some rows, stage by stage; run again to try what failed and to go on."
-    gpu, workers = torch.cuda.device_count()>0, count_of("workers",workers)
+    gpu, workers = torch.cuda.device_count() > 0, count_of("workers", workers)
     most = workers or (1 if gpu else cores())
-    if most<1 or (gpu and most>1): raise ValueError(f"workers={workers}: it takes 1 on a GPU, 1 or more without one, or 0 to choose.")
-    rows,work = [Row(r) for r in dict.fromkeys(recipes)],[]
-    for x in rows: x.look(ends,spaces)
-    shown = Display(rows,most)
+    if most < 1 or (gpu and most > 1):
+        raise ValueError(
+            f"workers={workers}: it takes 1 on a GPU, 1 or more without one, or 0 to choose."
+        )
+    rows, work = [Row(r) for r in dict.fromkeys(recipes)], []
+    for x in rows:
+        x.look(ends, spaces)
+    shown = Display(rows, most)
     with stop_signals() as asked:
         try:
             while not asked:
-                while len(work)<most and (y := begin(rows,work,spaces)): work.append(y)
-                if not work: break
-                shown.show(work); time.sleep(.1)
+                while len(work) < most and (y := begin(rows, work, spaces)):
+                    work.append(y)
+                if not work:
+                    break
+                shown.show(work)
+                time.sleep(0.1)
                 for y in [y for y in work if y.p.poll() is not None]:
-                    work.remove(y); shown.ended(y,collect(y,rows,ends,spaces))
+                    work.remove(y)
+                    shown.ended(y, collect(y, rows, ends, spaces))
         finally:
             stop([y.p for y in work])
-            for y in work: y.close("done" if y.p.returncode==0 else "stopped")
+            for y in work:
+                y.close("done" if y.p.returncode == 0 else "stopped")
     shown.bar.close()
     for x in rows:
-        if not x.failed: x.look(ends,spaces)
-    if asked: raise KeyboardInterrupt(f"{asked[0]}: stopped. Run the same command again to continue; "
-                                      f"{len(todo(rows))} stages are left.\n"
-                                      f"{rows_table(rows).drop(columns='message').to_string()}")
+        if not x.failed:
+            x.look(ends, spaces)
+    if asked:
+        raise KeyboardInterrupt(
+            f"{asked[0]}: stopped. Run the same command again to continue; "
+            f"{len(todo(rows))} stages are left.\n"
+            f"{rows_table(rows).drop(columns='message').to_string()}"
+        )
     return rows_table(rows)
 
 # %% ../nbs/14_report.ipynb #009e6b20
 def all_done(
-    table:pd.DataFrame # of `reproduce`
+    table: pd.DataFrame,  # of `reproduce`
 ) -> str:
     "Say so, or raise: a shell wants to know."
-    if len(table) and (table.state==PAPER_ONLY).all():
-        raise ValueError(f"None of these rows has small weights: {', '.join(dict.fromkeys(table.method))}. "
-                         "Pass scale=paper, or other methods.")
-    bad = table[table.state=="failed"]
+    if len(table) and (table.state == PAPER_ONLY).all():
+        raise ValueError(
+            f"None of these rows has small weights: {', '.join(dict.fromkeys(table.method))}. "
+            "Pass scale=paper, or other methods."
+        )
+    bad = table[table.state == "failed"]
     if len(bad):
-        raise RuntimeError(f"{len(bad)} of {len(table)} rows failed; run the same command again to try them once more.\n"+
-                           "\n".join(f"{x.dataset} {x.method}, seed {x.seed}, {x.stage}: {x.message}" for x in bad.itertuples()))
-    return f"{(table.state=='done').sum()} of {len(table)} rows are done."
+        raise RuntimeError(
+            f"{len(bad)} of {len(table)} rows failed; run the same command again to try them once more.\n"
+            + "\n".join(
+                f"{x.dataset} {x.method}, seed {x.seed}, {x.stage}: {x.message}"
+                for x in bad.itertuples()
+            )
+        )
+    return f"{(table.state == 'done').sum()} of {len(table)} rows are done."
 
 # %% ../nbs/14_report.ipynb #4c670dac
 def rows_of(
-    table=""   # 2, 3, 4, or empty for all three
-) -> list:     # methods
+    table="",  # 2, 3, 4, or empty for all three
+) -> list:  # methods
     "The paper's rows of a table that are trained."
-    if str(table) not in ("","2","3","4"):
-        raise ValueError(f"table={table!r} is unknown. Choose 2, 3 or 4, or leave it empty for all three.")
-    return list(dict.fromkeys(m for k in ([int(table)] if str(table) else PAPER) for m in PAPER[k]["rows"] if m in METHODS))
+    if str(table) not in ("", "2", "3", "4"):
+        raise ValueError(
+            f"table={table!r} is unknown. Choose 2, 3 or 4, or leave it empty for all three."
+        )
+    return list(
+        dict.fromkeys(
+            m
+            for k in ([int(table)] if str(table) else PAPER)
+            for m in PAPER[k]["rows"]
+            if m in METHODS
+        )
+    )

@@ -10,7 +10,7 @@ __all__ = ['LIVE', 'Schedule', 'schedule', 'clean_latents', 'dpmpp_step', 'guide
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import expm1,log
+from math import expm1, log
 from weakref import WeakSet
 
 import torch
@@ -19,184 +19,249 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .model import Cond,Model,cat_cond,converted,flat
+from .model import Cond, Model, cat_cond, converted, flat
 
 # %% ../nbs/07_sampler.ipynb #fdc054d7
 @dataclass(frozen=True)
 class Schedule:
     "The times a solver visits. Numbers, not tensors: nothing to synchronise."
-    t:tuple     # M times, falling
-    alpha:tuple # M+1 signal levels, the last is 1
-    sigma:tuple # M+1 noise levels, the last is 0
+
+    t: tuple  # M times, falling
+    alpha: tuple  # M+1 signal levels, the last is 1
+    sigma: tuple  # M+1 noise levels, the last is 0
+
 
 def schedule(
-    abar:Tensor, # cumulative signal, (T,)
-    steps:int=20 # M
+    abar: Tensor,  # cumulative signal, (T,)
+    steps: int = 20,  # M
 ) -> Schedule:
     "Evenly spaced times from T-1 down, as DPM-Solver++ is run for PixArt-alpha."
-    t = torch.linspace(0,len(abar)-1,steps+1,dtype=torch.float64).round().long().flip(0)[:-1]
+    t = (
+        torch.linspace(0, len(abar) - 1, steps + 1, dtype=torch.float64)
+        .round()
+        .long()
+        .flip(0)[:-1]
+    )
     a = abar.double().cpu()[t]
-    return Schedule(tuple(t.tolist()), (*a.sqrt().tolist(),1.), (*(1-a).sqrt().tolist(),0.))
+    return Schedule(
+        tuple(t.tolist()), (*a.sqrt().tolist(), 1.0), (*(1 - a).sqrt().tolist(), 0.0)
+    )
 
 # %% ../nbs/07_sampler.ipynb #ab885ccc
 def clean_latents(
-    model:Model,  # says what `out` is
-    zt:Tensor,    # latents, (n,4,h,w)
-    out:Tensor,   # the predicted noise, or v, as zt
-    alpha:float,  # signal level of zt
-    sigma:float   # noise level of zt
-) -> Tensor:      # as zt
+    model: Model,  # says what `out` is
+    zt: Tensor,  # latents, (n,4,h,w)
+    out: Tensor,  # the predicted noise, or v, as zt
+    alpha: float,  # signal level of zt
+    sigma: float,  # noise level of zt
+) -> Tensor:  # as zt
     "The clean latents that a prediction amounts to."
-    return alpha*zt-sigma*out if model.predicts=="v" else (zt-sigma*out)/alpha
+    return (
+        alpha * zt - sigma * out
+        if model.predicts == "v"
+        else (zt - sigma * out) / alpha
+    )
 
 # %% ../nbs/07_sampler.ipynb #8ac925e4
 def dpmpp_step(
-    zs:Tensor,        # latents now, (n,4,h,w)
-    z0:Tensor,        # predicted clean latents now
-    z0_prev:Tensor,   # those of the step before, None at the first step
-    sch:Schedule,     # the times
-    i:int             # which step, 0..M-1
-) -> Tensor:          # latents at the next time
+    zs: Tensor,  # latents now, (n,4,h,w)
+    z0: Tensor,  # predicted clean latents now
+    z0_prev: Tensor,  # those of the step before, None at the first step
+    sch: Schedule,  # the times
+    i: int,  # which step, 0..M-1
+) -> Tensor:  # latents at the next time
     "One step of DPM-Solver++(2M), midpoint. https://arxiv.org/abs/2211.01095, Algorithm 2."
-    (a,s),(a1,s1) = [(sch.alpha[j],sch.sigma[j]) for j in (i,i+1)]
-    if s1==0: return z0
-    lam = lambda j: log(sch.alpha[j]/sch.sigma[j])
-    h,D = lam(i+1)-lam(i),z0
-    if z0_prev is not None: D = z0+.5*h/(lam(i)-lam(i-1))*(z0-z0_prev)
-    return s1/s*zs-a1*expm1(-h)*D
+    (a, s), (a1, s1) = [(sch.alpha[j], sch.sigma[j]) for j in (i, i + 1)]
+    if s1 == 0:
+        return z0
+    lam = lambda j: log(sch.alpha[j] / sch.sigma[j])
+    h, D = lam(i + 1) - lam(i), z0
+    if z0_prev is not None:
+        D = z0 + 0.5 * h / (lam(i) - lam(i - 1)) * (z0 - z0_prev)
+    return s1 / s * zs - a1 * expm1(-h) * D
 
 # %% ../nbs/07_sampler.ipynb #28a8acea
 def guided(
-    model:Model,    # the four verbs
-    zt:Tensor,      # latents, (n,4,h,w)
-    t:Tensor,       # time, a scalar
-    both:Cond,      # 2n captions: empty ones first
-    guidance:float  # 1 follows the caption alone
-) -> Tensor:        # eps, as zt
+    model: Model,  # the four verbs
+    zt: Tensor,  # latents, (n,4,h,w)
+    t: Tensor,  # time, a scalar
+    both: Cond,  # 2n captions: empty ones first
+    guidance: float,  # 1 follows the caption alone
+) -> Tensor:  # eps, as zt
     "Classifier-free guidance. https://arxiv.org/abs/2207.12598"
-    if guidance==1: return model.predict(zt,t,both[len(zt):])
-    eps_null,eps = model.predict(torch.cat([zt,zt]),t,both).chunk(2)
-    return eps_null+guidance*(eps-eps_null)
+    if guidance == 1:
+        return model.predict(zt, t, both[len(zt) :])
+    eps_null, eps = model.predict(torch.cat([zt, zt]), t, both).chunk(2)
+    return eps_null + guidance * (eps - eps_null)
 
 # %% ../nbs/07_sampler.ipynb #fe201ed9
 def sample(
-    model:Model,        # the four verbs
-    z:Tensor,           # Gaussian noise, (n,4,h,w)
-    cond:Cond,          # n captions
-    null:Cond,          # the empty caption, 1 row
-    steps:int=20,       # M
-    guidance:float=4.5, # classifier-free guidance scale
-    last_k:int=0        # differentiate so many last steps, 0 for all
-) -> Tensor:            # clean latents, (n,4,h,w)
+    model: Model,  # the four verbs
+    z: Tensor,  # Gaussian noise, (n,4,h,w)
+    cond: Cond,  # n captions
+    null: Cond,  # the empty caption, 1 row
+    steps: int = 20,  # M
+    guidance: float = 4.5,  # classifier-free guidance scale
+    last_k: int = 0,  # differentiate so many last steps, 0 for all
+) -> Tensor:  # clean latents, (n,4,h,w)
     "Guided DPM-Solver++(2M) from noise to latents, differentiable wherever gradients are enabled."
-    sch,both,prev = schedule(model.abar,steps),cat_cond(null.expand(len(z)),cond),None
-    times = torch.tensor(sch.t,device=z.device)
+    sch, both, prev = (
+        schedule(model.abar, steps),
+        cat_cond(null.expand(len(z)), cond),
+        None,
+    )
+    times = torch.tensor(sch.t, device=z.device)
     grad = torch.is_grad_enabled()
     for i in range(steps):
-        with torch.set_grad_enabled(grad and (last_k==0 or i>=steps-last_k)):
-            z0 = clean_latents(model,z,guided(model,z,times[i],both,guidance),sch.alpha[i],sch.sigma[i])
-            z,prev = dpmpp_step(z,z0,prev,sch,i),z0
+        with torch.set_grad_enabled(grad and (last_k == 0 or i >= steps - last_k)):
+            z0 = clean_latents(
+                model,
+                z,
+                guided(model, z, times[i], both, guidance),
+                sch.alpha[i],
+                sch.sigma[i],
+            )
+            z, prev = dpmpp_step(z, z0, prev, sch, i), z0
     return z
 
 # %% ../nbs/07_sampler.ipynb #b09c67f6
 def unwrapped(
-    net # with or without adapters
-):      # the network that they sit in
+    net,  # with or without adapters
+):  # the network that they sit in
     "The network inside a PeftModel."
-    return net.base_model.model if isinstance(net,PeftModel) else net
+    return net.base_model.model if isinstance(net, PeftModel) else net
 
 # %% ../nbs/07_sampler.ipynb #cd3886bf
 @contextmanager
 def checkpointing(
-    model:Model,     # its networks are switched
-    on:bool=True,    # False does nothing
-    text:bool=False, # T5's blocks too
-    image:bool=True  # the transformer's
+    model: Model,  # its networks are switched
+    on: bool = True,  # False does nothing
+    text: bool = False,  # T5's blocks too
+    image: bool = True,  # the transformer's
 ):
     "Inside, transformer blocks and the decoder recompute instead of remembering."
-    nets = [unwrapped(n) for n in ([model.denoiser] if image else [])+[model.vae]] if on else []
+    nets = (
+        [unwrapped(n) for n in ([model.denoiser] if image else []) + [model.vae]]
+        if on
+        else []
+    )
     nets = [n for n in nets if n._supports_gradient_checkpointing]
     readers = [unwrapped(e) for e in model.text_encoders] if on and text else []
-    blocks = [b for e in readers for b in e.modules() if isinstance(b,GradientCheckpointingLayer)]
+    blocks = [
+        b
+        for e in readers
+        for b in e.modules()
+        if isinstance(b, GradientCheckpointingLayer)
+    ]
     was = [b.training for b in blocks]
-    for n in nets: n.enable_gradient_checkpointing()
+    for n in nets:
+        n.enable_gradient_checkpointing()
     model.vae.decoder.mid_block.gradient_checkpointing = False
-    for e in readers: e.gradient_checkpointing_enable(dict(use_reentrant=False))
-    for b in blocks: b.training = True
-    try: yield
+    for e in readers:
+        e.gradient_checkpointing_enable(dict(use_reentrant=False))
+    for b in blocks:
+        b.training = True
+    try:
+        yield
     finally:
-        for n in nets: n.disable_gradient_checkpointing()
-        for b,t in zip(blocks,was): b.training = t
-        for e in readers: e.gradient_checkpointing_disable()
+        for n in nets:
+            n.disable_gradient_checkpointing()
+        for b, t in zip(blocks, was):
+            b.training = t
+        for e in readers:
+            e.gradient_checkpointing_disable()
 
 # %% ../nbs/07_sampler.ipynb #9d115590
 def count_calls(
-    module,       # the network whose passes are counted
-    blocks,       # modules whose passes are counted beside it
-    run           # function of nothing
-) -> tuple:       # passes of the module, passes of all blocks
+    module,  # the network whose passes are counted
+    blocks,  # modules whose passes are counted beside it
+    run,  # function of nothing
+) -> tuple:  # passes of the module, passes of all blocks
     "How often modules start to run, by hooks. (A recomputation stops as soon as it has what it needs.)"
-    n = dict(module=0,blocks=0)
+    n = dict(module=0, blocks=0)
+
     def tick(k):
-        def hook(*_): n[k] += 1
+        def hook(*_):
+            n[k] += 1
+
         return hook
-    hooks = [m.register_forward_pre_hook(tick(k)) for k,ms in dict(module=[module],blocks=blocks).items() for m in ms]
-    try: run()
+
+    hooks = [
+        m.register_forward_pre_hook(tick(k))
+        for k, ms in dict(module=[module], blocks=blocks).items()
+        for m in ms
+    ]
+    try:
+        run()
     finally:
-        for h in hooks: h.remove()
-    return n["module"],n["blocks"]
+        for h in hooks:
+            h.remove()
+    return n["module"], n["blocks"]
 
 # %% ../nbs/07_sampler.ipynb #61bfd955
 LIVE = WeakSet()
 "All recordings there are. They share one piece of memory: each is replayed when the last one's results have been copied."
 
+
 def capture(
     f,  # function of tensors that gives a list of them
-    ins # tensors on a GPU
-):      # its results, and a function that makes them anew from what lies in `ins` then
+    ins,  # tensors on a GPU
+):  # its results, and a function that makes them anew from what lies in `ins` then
     "Record a function's work."
     with torch.cuda.device(ins[0].device):
-        aside,graph = torch.cuda.Stream(),torch.cuda.CUDAGraph()
+        aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            for _ in range(2): f(*ins)  # what is set up or compiled at first use is not to be recorded
+            for _ in range(2):
+                f(*ins)  # what is set up or compiled at first use is not to be recorded
         torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph,pool=next((g.pool() for g in LIVE),None)): outs = f(*ins)
+        with torch.cuda.graph(graph, pool=next((g.pool() for g in LIVE), None)):
+            outs = f(*ins)
     LIVE.add(graph)
+
     def replay():
-        with torch.cuda.device(ins[0].device): graph.replay()
-    return outs,replay
+        with torch.cuda.device(ins[0].device):
+            graph.replay()
+
+    return outs, replay
 
 # %% ../nbs/07_sampler.ipynb #006e8929
 class Graphed:
     "A function of tensors that gives a list of them; on a GPU recorded once for each kind of input and then replayed."
+
     # https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     devices = ("cuda",)  # where there is something to record
-    def __init__(self, f): self.f,self.made = f,{}
+
+    def __init__(self, f):
+        self.f, self.made = f, {}
+
     def record(self, *xs):
         "Record for inputs like these, unless that is done."
-        key = tuple((x.shape,x.dtype) for x in xs)
+        key = tuple((x.shape, x.dtype) for x in xs)
         if key not in self.made:
             ins = [x.detach().clone() for x in xs]
-            self.made[key] = ins,*capture(self.f,ins)
+            self.made[key] = ins, *capture(self.f, ins)
         return self.made[key]
+
     def __call__(self, *xs):
-        if xs[0].device.type not in self.devices: return self.f(*xs)
-        ins,outs,replay = self.record(*xs)
-        for a,x in zip(ins,xs): a.copy_(x)
+        if xs[0].device.type not in self.devices:
+            return self.f(*xs)
+        ins, outs, replay = self.record(*xs)
+        for a, x in zip(ins, xs):
+            a.copy_(x)
         replay()
         return [y.clone() for y in outs]
 
 # %% ../nbs/07_sampler.ipynb #7abd713c
 def graphs(
-    model:Model # whose functions
-) -> dict:      # name -> Graphed, or what is made of them
+    model: Model,  # whose functions
+) -> dict:  # name -> Graphed, or what is made of them
     "What has been recorded of a model; forgotten when it moves."
-    return vars(model).setdefault("graphs",{})
+    return vars(model).setdefault("graphs", {})
 
 # %% ../nbs/07_sampler.ipynb #026c4efd
 def floats(
-    xs # tensors
+    xs,  # tensors
 ) -> list:
     "Those that can have a gradient."
     return [x for x in xs if x.is_floating_point()]
@@ -204,69 +269,111 @@ def floats(
 # %% ../nbs/07_sampler.ipynb #23428d63
 class Recomputed:
     "A function of tensors that gives a list of them, and keeps nothing for its backward pass but its inputs."
+
     def __init__(self, f, params):
-        self.f,self.params = f,params
-        self.forward,self.backward = Graphed(f),None
+        self.f, self.params = f, params
+        self.forward, self.backward = Graphed(f), None
         self.weights = None  # `params` in a row, once a gradient is to go there
+
     def vjp(self, n, *xs_gs):
         "Gradients of the weights in one vector, then of the inputs, from n inputs and the gradients of the outputs."
-        xs,gs = [x.detach().requires_grad_(x.is_floating_point()) for x in xs_gs[:n]],xs_gs[n:]
-        with torch.enable_grad(): ys = floats(self.f(*xs))
-        gw = torch.autograd.grad(ys,[*self.params,*floats(xs)],gs,materialize_grads=True); k = len(self.params)
-        return [flat(gw[:k]) if k else gs[0].new_zeros(0),*gw[k:]]
+        xs, gs = (
+            [x.detach().requires_grad_(x.is_floating_point()) for x in xs_gs[:n]],
+            xs_gs[n:],
+        )
+        with torch.enable_grad():
+            ys = floats(self.f(*xs))
+        gw = torch.autograd.grad(
+            ys, [*self.params, *floats(xs)], gs, materialize_grads=True
+        )
+        k = len(self.params)
+        return [flat(gw[:k]) if k else gs[0].new_zeros(0), *gw[k:]]
 
 # %% ../nbs/07_sampler.ipynb #e8997f17
 @patch
-def __call__(self:Recomputed, *xs):
-    if not torch.is_grad_enabled(): return self.forward(*xs)
-    if self.backward is None: self.backward = Graphed(partial(self.vjp,len(xs)))
+def __call__(self: Recomputed, *xs):
+    if not torch.is_grad_enabled():
+        return self.forward(*xs)
+    if self.backward is None:
+        self.backward = Graphed(partial(self.vjp, len(xs)))
     if xs[0].device.type in Graphed.devices:
-        with torch.no_grad(): self.backward.record(*xs,*floats(self.forward.record(*xs)[1]))
+        with torch.no_grad():
+            self.backward.record(*xs, *floats(self.forward.record(*xs)[1]))
     if self.weights is None:
-        self.weights = flat(self.params) if self.params else torch.zeros(0,device=xs[0].device,requires_grad=True)
-    return _Recomputed.apply(self,self.weights,*xs)
+        self.weights = (
+            flat(self.params)
+            if self.params
+            else torch.zeros(0, device=xs[0].device, requires_grad=True)
+        )
+    return _Recomputed.apply(self, self.weights, *xs)
+
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, again, weights, *xs):  # `weights` is where the gradient goes; the network reads its own
-        ys = again.forward(*xs); ctx.again,ctx.real = again,[y.is_floating_point() for y in ys]
-        ctx.save_for_backward(*xs); ctx.mark_non_differentiable(*(y for y in ys if not y.is_floating_point()))
+    def forward(
+        ctx, again, weights, *xs
+    ):  # `weights` is where the gradient goes; the network reads its own
+        ys = again.forward(*xs)
+        ctx.again, ctx.real = again, [y.is_floating_point() for y in ys]
+        ctx.save_for_backward(*xs)
+        ctx.mark_non_differentiable(*(y for y in ys if not y.is_floating_point()))
         return tuple(ys)
+
     @staticmethod
     def backward(ctx, *gs):
         xs = ctx.saved_tensors
-        gw,*gx = ctx.again.backward(*xs,*(g for g,real in zip(gs,ctx.real) if real)); gx = iter(gx)
-        return None,gw,*(next(gx) if x.is_floating_point() else None for x in xs)
+        gw, *gx = ctx.again.backward(*xs, *(g for g, real in zip(gs, ctx.real) if real))
+        gx = iter(gx)
+        return None, gw, *(next(gx) if x.is_floating_point() else None for x in xs)
 
 # %% ../nbs/07_sampler.ipynb #f3a8726c
 @contextmanager
 def instead(
-    model:Model, # whose attributes
-    **new        # by name
+    model: Model,  # whose attributes
+    **new,  # by name
 ):
     "Inside, a model has other functions or tensors in place of its own."
-    was = {k:vars(model)[k] for k in new if k in vars(model)}
+    was = {k: vars(model)[k] for k in new if k in vars(model)}
     vars(model).update(new)
-    try: yield
+    try:
+        yield
     finally:
-        for k in new: del vars(model)[k]
+        for k in new:
+            del vars(model)[k]
         vars(model).update(was)
 
 # %% ../nbs/07_sampler.ipynb #a89c9abb
 @contextmanager
 def recomputing(
-    model:Model # its `predict` and `read`
+    model: Model,  # its `predict` and `read`
 ):
     "Inside, every pass of the transformer, and of T5, is made once more when the gradient comes back."
+
     def again(name, nets, call):
-        f,params = getattr(model,name),[p for n in nets for p in n.parameters() if p.requires_grad]
+        f, params = (
+            getattr(model, name),
+            [p for n in nets for p in n.parameters() if p.requires_grad],
+        )
+
         def run(*xs):
-            with converted(nets,model.dtype): return call(f,*xs)
-        return graphs(model).setdefault((name,f,*map(id,params)),Recomputed(run,params))
-    predict = again("predict",[model.denoiser],lambda f,zt,t,*c: [f(zt,t,Cond.of(c))])
-    read = again("read",model.text_encoders,lambda f,*tokens: f(*tokens).tensors())
-    new = dict(predict=lambda zt,t,cond: predict(zt,t.expand(len(zt)),*cond.tensors())[0])
-    if read.params: new["read"] = lambda *tokens: Cond.of(read(*tokens))
-    with instead(model,**new):
-        try: yield
-        finally: predict.weights = read.weights = None
+            with converted(nets, model.dtype):
+                return call(f, *xs)
+
+        return graphs(model).setdefault(
+            (name, f, *map(id, params)), Recomputed(run, params)
+        )
+
+    predict = again(
+        "predict", [model.denoiser], lambda f, zt, t, *c: [f(zt, t, Cond.of(c))]
+    )
+    read = again("read", model.text_encoders, lambda f, *tokens: f(*tokens).tensors())
+    new = dict(
+        predict=lambda zt, t, cond: predict(zt, t.expand(len(zt)), *cond.tensors())[0]
+    )
+    if read.params:
+        new["read"] = lambda *tokens: Cond.of(read(*tokens))
+    with instead(model, **new):
+        try:
+            yield
+        finally:
+            predict.weights = read.weights = None

@@ -11,311 +11,425 @@ __all__ = ['LENGTHS', 'PROMPT_FILES', 'PROMPT_COLUMNS', 'load_tokenizers', 'load
            'told_prompts']
 
 # %% ../nbs/05_simplify.ipynb #966789c2
-import json,os,re
-from contextlib import contextmanager,nullcontext
+import json, os, re
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass,replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from .core import (alone,data_dir,image_grid,np_rng,read_names,record_fault,
-                         stable_hash,write_atomic,write_record)
-from .data import Split,decode,load_split,read_table
+from medart.core import (
+    alone,
+    data_dir,
+    image_grid,
+    np_rng,
+    read_names,
+    record_fault,
+    stable_hash,
+    write_atomic,
+    write_record,
+)
+from .data import Split, decode, load_split, read_table
 from .phantom import simple_caption
-from .recipes import (FAMILIES,Recipe,captions_dir,captions_recipe,category,command,
-                            dataset_of,kind_of,locate,recipe_from_line)
-from .vsg import caption_images,fill_store,open_image,processes,tidy,weights_key
-from .weights import load_network,loading,part_classes,with_words
+from medart.recipes import (
+    FAMILIES,
+    Recipe,
+    captions_dir,
+    captions_recipe,
+    category,
+    command,
+    dataset_of,
+    kind_of,
+    locate,
+    recipe_from_line,
+)
+from medart.vsg import (
+    caption_images,
+    fill_store,
+    open_image,
+    processes,
+    tidy,
+    weights_key,
+)
+from .weights import load_network, loading, part_classes, with_words
 
 # %% ../nbs/05_simplify.ipynb #12418cac
 def load_tokenizers(
-    r:Recipe  # family, and weights
-) -> dict:    # folder in the pipeline -> tokenizer
+    r: Recipe,  # family, and weights
+) -> dict:  # folder in the pipeline -> tokenizer
     "What a model reads captions with: one tokenizer, two, or none."
     names = FAMILIES[r.family]["reads"]
-    if not names: return {}
-    kinds,where = part_classes(kind_of(r).pipeline),locate(r.model)
-    with loading("tokenizer",r.model,"model"," To run on the small embedded models pass scale=tiny."):
-        return {n:with_words(kinds[n].from_pretrained(where,subfolder=n)) for n in names}
+    if not names:
+        return {}
+    kinds, where = part_classes(kind_of(r).pipeline), locate(r.model)
+    with loading(
+        "tokenizer",
+        r.model,
+        "model",
+        " To run on the small embedded models pass scale=tiny.",
+    ):
+        return {
+            n: with_words(kinds[n].from_pretrained(where, subfolder=n)) for n in names
+        }
+
 
 def load_tokenizer(
-    r:Recipe  # family, and weights
-):            # tokenizer
+    r: Recipe,  # family, and weights
+):  # tokenizer
     "The first tokenizer of a model."
     found = load_tokenizers(r)
     if not found:
-        raise ValueError(f"A model of family {r.family} reads class names, and has no tokenizer.")
+        raise ValueError(
+            f"A model of family {r.family} reads class names, and has no tokenizer."
+        )
     return next(iter(found.values()))
 
 # %% ../nbs/05_simplify.ipynb #7e20c5a4
 def count_tokens(
-    tokenizer,     # of a text encoder
-    texts,         # n captions
-    raw:bool=False # keep upper case and outer spaces, as the authors' training does
-) -> list:         # n numbers, marks at start and end included
+    tokenizer,  # of a text encoder
+    texts,  # n captions
+    raw: bool = False,  # keep upper case and outer spaces, as the authors' training does
+) -> list:  # n numbers, marks at start and end included
     "How long captions are for a text encoder."
-    return [len(ids) for ids in _token_ids(tokenizer,texts,raw)]
+    return [len(ids) for ids in _token_ids(tokenizer, texts, raw)]
+
 
 def _token_ids(tokenizer, texts, raw=False, marks=True):
     texts = list(texts) if raw else [t.lower().strip() for t in texts]
-    if not texts: return []
-    return tokenizer(texts,verbose=False,add_special_tokens=marks).input_ids
+    if not texts:
+        return []
+    return tokenizer(texts, verbose=False, add_special_tokens=marks).input_ids
 
 # %% ../nbs/05_simplify.ipynb #3d0f84b2
 def token_limit(
-    published:int,  # what such a model was trained with
-    tokenizer,      # of its text encoder
-    *others         # what else limits it: numbers, or None
-) -> int:           # tokens, marks at start and end included
+    published: int,  # what such a model was trained with
+    tokenizer,  # of its text encoder
+    *others,  # what else limits it: numbers, or None
+) -> int:  # tokens, marks at start and end included
     "The most that reaches a model of one caption."
-    return min(n for n in (published,tokenizer.model_max_length,*others) if n)
+    return min(n for n in (published, tokenizer.model_max_length, *others) if n)
 
-def _config(r, part): # config.json of a network in a pipeline
+
+def _config(r, part):  # config.json of a network in a pipeline
     from transformers.utils import cached_file
-    with loading("config.json",r.model,"model"):
-        path = cached_file(locate(r.model),"config.json",subfolder=part)
+
+    with loading("config.json", r.model, "model"):
+        path = cached_file(locate(r.model), "config.json", subfolder=part)
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 # %% ../nbs/05_simplify.ipynb #c8b25e17
-LENGTHS = dict(tokenizer=("text_encoder","text_len"),
-               tokenizer_2=("text_encoder_2","text_len_t5"))
+LENGTHS = dict(
+    tokenizer=("text_encoder", "text_len"),
+    tokenizer_2=("text_encoder_2", "text_len_t5"),
+)
 "For each tokenizer its text encoder, and the transformer's setting for its length."
 
+
 def text_limits(
-    r:Recipe  # family, and weights
-) -> dict:    # folder of each tokenizer -> tokens
+    r: Recipe,  # family, and weights
+) -> dict:  # folder of each tokenizer -> tokens
     "How much of a caption a model reads, from its files alone."
     tokenizers = load_tokenizers(r)
-    if not tokenizers: return {}
-    denoiser,limits = _config(r,next(iter(kind_of(r).parts))),{}
-    for name,tokenizer in tokenizers.items():
-        encoder,length = LENGTHS[name]
-        places = _config(r,encoder).get("max_position_embeddings")
+    if not tokenizers:
+        return {}
+    denoiser, limits = _config(r, next(iter(kind_of(r).parts))), {}
+    for name, tokenizer in tokenizers.items():
+        encoder, length = LENGTHS[name]
+        places = _config(r, encoder).get("max_position_embeddings")
         published = FAMILIES[r.family]["reads"][name]
-        limits[name] = token_limit(published,tokenizer,places,denoiser.get(length))
+        limits[name] = token_limit(published, tokenizer, places, denoiser.get(length))
     return limits
 
 # %% ../nbs/05_simplify.ipynb #f2e64a09
 def check_limit(
-    r:Recipe # max_tokens, and what names the model
-) -> dict:   # of `text_limits`
+    r: Recipe,  # max_tokens, and what names the model
+) -> dict:  # of `text_limits`
     "A recipe that asks a model to read more than it can is refused."
     limits = text_limits(r)
-    most = max(limits.values(),default=r.max_tokens)
-    if r.max_tokens>most:
-        raise ValueError(f"max_tokens={r.max_tokens} is more than the model at {r.model} "
-                         f"reads, which is {most} tokens. Pass max_tokens={most} or less.")
+    most = max(limits.values(), default=r.max_tokens)
+    if r.max_tokens > most:
+        raise ValueError(
+            f"max_tokens={r.max_tokens} is more than the model at {r.model} "
+            f"reads, which is {most} tokens. Pass max_tokens={most} or less."
+        )
     return limits
 
 # %% ../nbs/05_simplify.ipynb #2b7fc5e4
 def reading(
-    r:Recipe,       # names the model
-    texts,          # n captions
-    raw:bool=False  # as in `count_tokens`
+    r: Recipe,  # names the model
+    texts,  # n captions
+    raw: bool = False,  # as in `count_tokens`
 ) -> pd.DataFrame:  # n rows: tokens, how many of them are cut off, how many are unknown
     "What reaches a model of captions, and what does not."
-    texts,rows = list(texts),[(0,0,0)]*len(texts)
+    texts, rows = list(texts), [(0, 0, 0)] * len(texts)
     limits = check_limit(r)
-    for name,tokenizer in load_tokenizers(r).items():
-        most = min(limits[name],r.max_tokens)
-        lost = _unknown(tokenizer,texts,raw)
-        for i,n in enumerate(count_tokens(tokenizer,texts,raw)):
-            tokens,cut,unknown = rows[i]
-            longer = (max(0,n-most),n)>=(cut,tokens)
-            rows[i] = (n if longer else tokens,max(cut,n-most),max(unknown,lost[i]))
-    return pd.DataFrame(rows,columns=["tokens","cut","unknown"])
+    for name, tokenizer in load_tokenizers(r).items():
+        most = min(limits[name], r.max_tokens)
+        lost = _unknown(tokenizer, texts, raw)
+        for i, n in enumerate(count_tokens(tokenizer, texts, raw)):
+            tokens, cut, unknown = rows[i]
+            longer = (max(0, n - most), n) >= (cut, tokens)
+            rows[i] = (
+                n if longer else tokens,
+                max(cut, n - most),
+                max(unknown, lost[i]),
+            )
+    return pd.DataFrame(rows, columns=["tokens", "cut", "unknown"])
 
-def _unknown(tokenizer, texts, raw=False): # how many unknown tokens each has
+
+def _unknown(tokenizer, texts, raw=False):  # how many unknown tokens each has
     unk = tokenizer.unk_token_id
-    return [ids.count(unk) for ids in _token_ids(tokenizer,texts,raw,marks=False)]
+    return [ids.count(unk) for ids in _token_ids(tokenizer, texts, raw, marks=False)]
 
 # %% ../nbs/05_simplify.ipynb #b6a8e93d
 def unknown_words(
-    r:Recipe, # names the model
-    texts     # captions
-) -> list:    # of words, each once
+    r: Recipe,  # names the model
+    texts,  # captions
+) -> list:  # of words, each once
     "Words of captions that a model has no token for."
     tokenizers = load_tokenizers(r).values()
     words = [*dict.fromkeys(w for t in texts for w in t.split())]
-    lost = [_unknown(k,words) for k in tokenizers]
-    return [w for w,*n in zip(words,*lost) if any(n)]
+    lost = [_unknown(k, words) for k in tokenizers]
+    return [w for w, *n in zip(words, *lost) if any(n)]
 
-def _known(tokenizer, text): # does it know a letter or a digit of a text?
-    ids, = _token_ids(tokenizer,[text],marks=False)
-    known = [i for i in ids if i!=tokenizer.unk_token_id]
+
+def _known(tokenizer, text):  # does it know a letter or a digit of a text?
+    (ids,) = _token_ids(tokenizer, [text], marks=False)
+    known = [i for i in ids if i != tokenizer.unk_token_id]
     return any(c.isalnum() for i in known for c in tokenizer.decode([i]))
 
+
 def check_known(
-    r:Recipe, # names the model
-    texts     # captions
+    r: Recipe,  # names the model
+    texts,  # captions
 ) -> None:
     "Captions of which a model knows nothing are refused."
-    tokenizers,texts = load_tokenizers(r).values(),[*dict.fromkeys(texts)]
-    lost = [_unknown(k,texts) for k in tokenizers]
-    for t,*n in zip(texts,*lost):
-        if any(n) and not any(_known(k,t) for k in tokenizers):
-            raise ValueError(f"{t!r} consists of tokens unknown to the model at {r.model}: "
-                             "it would look like any other such caption. Write it in "
-                             "English, or in a language that the model knows.")
+    tokenizers, texts = load_tokenizers(r).values(), [*dict.fromkeys(texts)]
+    lost = [_unknown(k, texts) for k in tokenizers]
+    for t, *n in zip(texts, *lost):
+        if any(n) and not any(_known(k, t) for k in tokenizers):
+            raise ValueError(
+                f"{t!r} consists of tokens unknown to the model at {r.model}: "
+                "it would look like any other such caption. Write it in "
+                "English, or in a language that the model knows."
+            )
 
 # %% ../nbs/05_simplify.ipynb #ff0b5414
 def limits(
-    r:Recipe  # max_tokens, and family
-) -> tuple:   # fewest and most tokens of a shortened caption
+    r: Recipe,  # max_tokens, and family
+) -> tuple:  # fewest and most tokens of a shortened caption
     "90 and 120 for PixArt-alpha at full size, in that proportion otherwise."
-    most = min([r.max_tokens,*FAMILIES[r.family]["reads"].values()])
-    return most*3//4,most
+    most = min([r.max_tokens, *FAMILIES[r.family]["reads"].values()])
+    return most * 3 // 4, most
 
 # %% ../nbs/05_simplify.ipynb #682fa89c
 def cut_at_sentence(
-    text:str,   # too long
+    text: str,  # too long
     tokenizer,  # of the text encoder
-    most:int    # tokens
-) -> str:       # as many whole sentences as fit
+    most: int,  # tokens
+) -> str:  # as many whole sentences as fit
     "Drop sentences from the end until the rest fits."
-    words = text.split(); ends = [i+1 for i,w in enumerate(words) if w.endswith((".","!","?"))]
-    whole = [" ".join(words[:i]) for i in ends]; rest = [" ".join(words[:i]) for i in range(1,len(words))]
-    for tries in (whole,rest):
-        fits = [t for t,n in zip(tries,count_tokens(tokenizer,tries)) if n<=most]
-        if fits: return fits[-1]
+    words = text.split()
+    ends = [i + 1 for i, w in enumerate(words) if w.endswith((".", "!", "?"))]
+    whole = [" ".join(words[:i]) for i in ends]
+    rest = [" ".join(words[:i]) for i in range(1, len(words))]
+    for tries in (whole, rest):
+        fits = [t for t, n in zip(tries, count_tokens(tokenizer, tries)) if n <= most]
+        if fits:
+            return fits[-1]
     return ""
 
 # %% ../nbs/05_simplify.ipynb #1c4e7b90
 def cut_to_fit(
-    r:Recipe, # names the model
-    text:str  # too long
-) -> str:     # as many whole sentences as every text encoder reads
+    r: Recipe,  # names the model
+    text: str,  # too long
+) -> str:  # as many whole sentences as every text encoder reads
     "Drop sentences from the end until the model reads the rest."
     limits = check_limit(r)
-    for name,tokenizer in load_tokenizers(r).items():
-        most = min(limits[name],r.max_tokens)
-        if count_tokens(tokenizer,[text])[0]>most: text = cut_at_sentence(text,tokenizer,most)
+    for name, tokenizer in load_tokenizers(r).items():
+        most = min(limits[name], r.max_tokens)
+        if count_tokens(tokenizer, [text])[0] > most:
+            text = cut_at_sentence(text, tokenizer, most)
     return text
 
 # %% ../nbs/05_simplify.ipynb #f9de5ca8
 @dataclass
 class Simplifier:
     "A T5 and its tokenizer."
-    model:object     # T5ForConditionalGeneration
-    tokenizer:object # its own
-    least:int        # tokens of its answer
-    most:int
+
+    model: object  # T5ForConditionalGeneration
+    tokenizer: object  # its own
+    least: int  # tokens of its answer
+    most: int
 
     @torch.no_grad()
-    def shorten(self,
-        texts:list # n captions
-    ) -> list:     # n shorter ones, it is hoped
+    def shorten(
+        self,
+        texts: list,  # n captions
+    ) -> list:  # n shorter ones, it is hoped
         "Simplify n captions at once."
-        tok = self.tokenizer([f"simplify: {t}" for t in texts],padding=True,return_tensors="pt").to(self.model.device)
-        out = self.model.generate(**tok,min_new_tokens=self.least,max_new_tokens=self.most,
-                                  num_beams=4,early_stopping=True,do_sample=False)
-        return [tidy(t) for t in self.tokenizer.batch_decode(out,skip_special_tokens=True)]
+        tok = self.tokenizer(
+            [f"simplify: {t}" for t in texts], padding=True, return_tensors="pt"
+        ).to(self.model.device)
+        out = self.model.generate(
+            **tok,
+            min_new_tokens=self.least,
+            max_new_tokens=self.most,
+            num_beams=4,
+            early_stopping=True,
+            do_sample=False,
+        )
+        return [
+            tidy(t) for t in self.tokenizer.batch_decode(out, skip_special_tokens=True)
+        ]
 
 # %% ../nbs/05_simplify.ipynb #eb6dd498
 def load_simplifier(
-    r:Recipe,     # names the T5
-    device="cpu"  # where to
+    r: Recipe,  # names the T5
+    device="cpu",  # where to
 ) -> Simplifier:
     "The T5 that a recipe asks for."
-    from transformers import AutoTokenizer,T5ForConditionalGeneration
-    with loading("T5",r.simplifier,"simplifier"," The small embedded one is simplifier=data/tiny/simplifier."):
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+    with loading(
+        "T5",
+        r.simplifier,
+        "simplifier",
+        " The small embedded one is simplifier=data/tiny/simplifier.",
+    ):
         tok = with_words(AutoTokenizer.from_pretrained(locate(r.simplifier)))
-        model = load_network(T5ForConditionalGeneration,locate(r.simplifier),dtype=getattr(torch,r.dtype))
-    return Simplifier(model.to(device).eval(),tok,*limits(r))
+        model = load_network(
+            T5ForConditionalGeneration,
+            locate(r.simplifier),
+            dtype=getattr(torch, r.dtype),
+        )
+    return Simplifier(model.to(device).eval(), tok, *limits(r))
 
 # %% ../nbs/05_simplify.ipynb #f6f08e26
 def shortening_fault(
-    short:str,   # what T5 made
-    long:str,    # of this caption
-    simple:str,  # the simple caption: how it has to begin
-    tokens:int,  # its length
-    r:Recipe     # for the limits
-) -> str:        # opening, invents, short or long; empty when there is none
+    short: str,  # what T5 made
+    long: str,  # of this caption
+    simple: str,  # the simple caption: how it has to begin
+    tokens: int,  # its length
+    r: Recipe,  # for the limits
+) -> str:  # opening, invents, short or long; empty when there is none
     "What is wrong with a shortened caption."
-    (least,most),words = limits(r),lambda t: set(re.findall(r"[\w-]+",t.lower()))
-    if not short.lower().startswith(simple.lower()): return "opening"
-    if not words(short)<=words(long): return "invents"
-    return "short" if tokens<least else "long" if tokens>most else ""
+    (least, most), words = limits(r), lambda t: set(re.findall(r"[\w-]+", t.lower()))
+    if not short.lower().startswith(simple.lower()):
+        return "opening"
+    if not words(short) <= words(long):
+        return "invents"
+    return "short" if tokens < least else "long" if tokens > most else ""
 
 # %% ../nbs/05_simplify.ipynb #158db4b2
 def shorten_captions(
-    r:Recipe,           # limits and T5
-    table:pd.DataFrame, # file_name, class, simple, text
-    store               # folder that keeps what is done
-) -> pd.DataFrame:      # text within the limit; new columns vsg, path, fault, tokens_before, tokens
+    r: Recipe,  # limits and T5
+    table: pd.DataFrame,  # file_name, class, simple, text
+    store,  # folder that keeps what is done
+) -> (
+    pd.DataFrame
+):  # text within the limit; new columns vsg, path, fault, tokens_before, tokens
     "Bring every caption within the limit and record how."
-    before = reading(r,table.text)
-    t = table.assign(vsg=table.text,path="kept",fault="",tokens_before=before.tokens.values)
-    long = t[(before.cut>0).values].set_index("file_name"); base = weights_key(r.simplifier) if len(long) else ""
-    keys = {f:stable_hash([base,r.dtype,limits(r),text,simple])
-            for f,text,simple in zip(long.index,long.text,long.simple)}
-    done = fill_store(store,keys,r.caption_block,lambda device: load_simplifier(r,device),
-                      lambda t5,names: [dict(text=x) for x in t5.shorten([long.text[n] for n in names])],
-                      f"shortening {r.dataset}")
-    short = {f:d["text"] for f,d in done.items()}; n = dict(zip(short,reading(r,short.values()).tokens))
-    fault = {f:shortening_fault(short[f],long.text[f],long.simple[f],n[f],r) for f in short}
-    final = {f:cut_to_fit(r,long.text[f]) if fault[f] else short[f] for f in short}
-    t = t.assign(text=[final.get(f,x) for f,x in zip(t.file_name,t.text)],
-                 fault=[fault.get(f,"") for f in t.file_name],
-                 path=[p if f not in fault else "cut" if fault[f] else "t5" for f,p in zip(t.file_name,t.path)])
-    return t.assign(tokens=reading(r,t.text).tokens.values)
+    before = reading(r, table.text)
+    t = table.assign(
+        vsg=table.text, path="kept", fault="", tokens_before=before.tokens.values
+    )
+    long = t[(before.cut > 0).values].set_index("file_name")
+    base = weights_key(r.simplifier) if len(long) else ""
+    keys = {
+        f: stable_hash([base, r.dtype, limits(r), text, simple])
+        for f, text, simple in zip(long.index, long.text, long.simple)
+    }
+    done = fill_store(
+        store,
+        keys,
+        r.caption_block,
+        lambda device: load_simplifier(r, device),
+        lambda t5, names: [
+            dict(text=x) for x in t5.shorten([long.text[n] for n in names])
+        ],
+        f"shortening {r.dataset}",
+    )
+    short = {f: d["text"] for f, d in done.items()}
+    n = dict(zip(short, reading(r, short.values()).tokens))
+    fault = {
+        f: shortening_fault(short[f], long.text[f], long.simple[f], n[f], r)
+        for f in short
+    }
+    final = {f: cut_to_fit(r, long.text[f]) if fault[f] else short[f] for f in short}
+    t = t.assign(
+        text=[final.get(f, x) for f, x in zip(t.file_name, t.text)],
+        fault=[fault.get(f, "") for f in t.file_name],
+        path=[
+            p if f not in fault else "cut" if fault[f] else "t5"
+            for f, p in zip(t.file_name, t.path)
+        ],
+    )
+    return t.assign(tokens=reading(r, t.text).tokens.values)
 
 # %% ../nbs/05_simplify.ipynb #238b5cd1
 def write_captions(
-    r:Recipe,    # everything
-    split:str    # train or test
-) -> pd.DataFrame: # the split's captions
-    ("Caption the images of a split, bring the captions within the limit, and write metadata.csv. "
-     "Run again to continue, or to find the work done.")
+    r: Recipe,  # everything
+    split: str,  # train or test
+) -> pd.DataFrame:  # the split's captions
+    "Caption the images of a split, bring the captions within the limit, and write metadata.csv. Run again to continue, or to find the work done."
     r, state = captions_recipe(r), processes()
-    folder = captions_dir(r)/split
+    folder = captions_dir(r) / split
     with alone(folder, "caption") if state.is_main_process else nullcontext():
-        table = shorten_captions(r, caption_images(r, split), folder/"shortened")
+        table = shorten_captions(r, caption_images(r, split), folder / "shortened")
         if state.is_main_process:
-            write_atomic(folder/"metadata.csv", table.to_csv(index=False))
-            write_record(folder/"captions.json", {}, ["metadata.csv"])
+            write_atomic(folder / "metadata.csv", table.to_csv(index=False))
+            write_record(folder / "captions.json", {}, ["metadata.csv"])
         state.wait_for_everyone()
     return table
 
 # %% ../nbs/05_simplify.ipynb #6dcba96e
 def captions_fault(
-    r:Recipe,    # names the captions
-    split:str    # train or test
-) -> str:        # what is wrong with them; empty when nothing is, or none were written
+    r: Recipe,  # names the captions
+    split: str,  # train or test
+) -> str:  # what is wrong with them; empty when nothing is, or none were written
     "Is the table of captions the one that was written?"
-    record = captions_dir(r)/split/"captions.json"
+    record = captions_dir(r) / split / "captions.json"
     return record_fault(record, {}) if record.exists() else ""
 
 # %% ../nbs/05_simplify.ipynb #203e200d
 def read_captions(
-    r:Recipe,    # names the captions
-    split:str    # train or test
-) -> pd.DataFrame: # as written, or None when there are none
+    r: Recipe,  # names the captions
+    split: str,  # train or test
+) -> pd.DataFrame:  # as written, or None when there are none
     "The table of finished captions."
-    folder = captions_dir(r)/split
+    folder = captions_dir(r) / split
     if fault := captions_fault(r, split):
-        raise ValueError(f"The captions in {folder} are refused: {fault}. Run caption again, which "
-                         f"writes them anew from its drafts: {command(r, 'caption')} "
-                         "(If you have changed them yourself, delete captions.json beside them.)")
-    f = folder/"metadata.csv"
+        raise ValueError(
+            f"The captions in {folder} are refused: {fault}. Run caption again, which "
+            f"writes them anew from its drafts: {command(r, 'caption')} "
+            "(If you have changed them yourself, delete captions.json beside them.)"
+        )
+    f = folder / "metadata.csv"
     return read_names(f) if f.exists() else None
 
 # %% ../nbs/05_simplify.ipynb #455bffaa
 def _captions_for(r, split):
-    s = load_split(r,split); m = read_captions(r,split) if r.captions=="vsg" else None
-    if m is None: return s
-    text = dict(zip(m.file_name,m.text)); lacking = [f for f in s.files if f not in text]
+    s = load_split(r, split)
+    m = read_captions(r, split) if r.captions == "vsg" else None
+    if m is None:
+        return s
+    text = dict(zip(m.file_name, m.text))
+    lacking = [f for f in s.files if f not in text]
     if lacking:
-        raise ValueError(f"{captions_dir(r)/split/'metadata.csv'} has no caption for {len(lacking)} of {len(s)} images, "
-                         f"{lacking[0]} for one: the images have changed since. "
-                         f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb "
-                         f"-p dataset {r.dataset} -p scale {r.scale}")
-    return replace(s,texts=tuple(text[f] for f in s.files))
+        raise ValueError(
+            f"{captions_dir(r) / split / 'metadata.csv'} has no caption for {len(lacking)} of {len(s)} images, "
+            f"{lacking[0]} for one: the images have changed since. "
+            f"Caption the new ones: papermill nbs/caption.ipynb outputs/caption-{r.dataset}.ipynb "
+            f"-p dataset {r.dataset} -p scale {r.scale}"
+        )
+    return replace(s, texts=tuple(text[f] for f in s.files))
 
 # %% ../nbs/05_simplify.ipynb #83999528
 _looked = ContextVar("what captions_for has answered", default=None)
+
 
 @contextmanager
 def looked_at_once():
@@ -329,10 +443,11 @@ def looked_at_once():
     finally:
         _looked.reset(token)
 
+
 def captions_for(
-    r:Recipe,    # captions: vsg, simple, class or empty
-    split:str    # train or test
-) -> Split:      # the images of the split with these captions
+    r: Recipe,  # captions: vsg, simple, class or empty
+    split: str,  # train or test
+) -> Split:  # the images of the split with these captions
     "What training and generation read."
     kept = _looked.get()
     if kept is None:
@@ -344,158 +459,238 @@ def captions_for(
 
 # %% ../nbs/05_simplify.ipynb #95158f6e
 def only_simple(
-    r:Recipe, # names the data set
-    s:Split   # its images and their captions
+    r: Recipe,  # names the data set
+    s: Split,  # its images and their captions
 ) -> bool:
     "Do the captions say no more than modality and class?"
-    return {simple_caption(dataset_of(r).modality,category(c)) for c in s.classes}.issuperset(s.texts)
+    return {
+        simple_caption(dataset_of(r).modality, category(c)) for c in s.classes
+    }.issuperset(s.texts)
 
 # %% ../nbs/05_simplify.ipynb #ceef3250
 def captions_used(
-    r:Recipe # a recipe
-) -> pd.DataFrame: # one row a split: how many captions, whose, how long, what is lost of them, and one
+    r: Recipe,  # a recipe
+) -> (
+    pd.DataFrame
+):  # one row a split: how many captions, whose, how long, what is lost of them, and one
     "Whose captions training, generation and evaluation read, and how much of them the model reads."
-    most = [str(min(n,r.max_tokens)) for n in check_limit(r).values()]
+    most = [str(min(n, r.max_tokens)) for n in check_limit(r).values()]
     rows = []
-    for split in ("train","test"):
-        s = captions_for(r,split)
-        n = reading(r,s.texts,raw=split=="train" and not r.lowercase)
-        rows.append({"split":split,"captions":len(s),"whose":_whose(r,s,split),
-                     "limit, tokens":" and ".join(most) or "none",
-                     "longest, tokens":n.tokens.max() if len(n) else 0,
-                     "beyond the limit":int((n.cut>0).sum()),"tokens cut off":n.cut.sum(),
-                     "unknown tokens":n.unknown.sum(),"first":next(iter(s.texts),"")})
+    for split in ("train", "test"):
+        s = captions_for(r, split)
+        n = reading(r, s.texts, raw=split == "train" and not r.lowercase)
+        rows.append(
+            {
+                "split": split,
+                "captions": len(s),
+                "whose": _whose(r, s, split),
+                "limit, tokens": " and ".join(most) or "none",
+                "longest, tokens": n.tokens.max() if len(n) else 0,
+                "beyond the limit": int((n.cut > 0).sum()),
+                "tokens cut off": n.cut.sum(),
+                "unknown tokens": n.unknown.sum(),
+                "first": next(iter(s.texts), ""),
+            }
+        )
     return pd.DataFrame(rows)
 
+
 def _whose(r, s, split):
-    if r.captions!="vsg": return r.captions
-    if read_captions(r,split) is not None: return f"vsg, written by {r.vlm}"
-    own = "simple ones" if only_simple(r,s) else "the data set's own"
+    if r.captions != "vsg":
+        return r.captions
+    if read_captions(r, split) is not None:
+        return f"vsg, written by {r.vlm}"
+    own = "simple ones" if only_simple(r, s) else "the data set's own"
     return f"vsg asked for; nbs/caption.ipynb has written none, so {own}"
 
 # %% ../nbs/05_simplify.ipynb #a6cf25e3
 def captions_key(
-    s:Split # of `captions_for`
+    s: Split,  # of `captions_for`
 ) -> str:
     "Changes when an image is added, or a caption reads otherwise."
-    return stable_hash([s.files,s.texts])
+    return stable_hash([s.files, s.texts])
 
 # %% ../nbs/05_simplify.ipynb #6bd95f42
 def main(
-    args=None # of the command line
+    args=None,  # of the command line
 ) -> None:
     "Caption both splits, in as many processes as `accelerate launch` has started."
-    r = recipe_from_line("medart.simplify","Caption the images of a data set; run again to continue.",args)
-    for split in ("train","test"): write_captions(r,split)
+    r = recipe_from_line(
+        "medart.simplify",
+        "Caption the images of a data set; run again to continue.",
+        args,
+    )
+    for split in ("train", "test"):
+        write_captions(r, split)
 
-if __name__=="__main__" and "__file__" in globals(): main()
+
+if __name__ == "__main__" and "__file__" in globals():
+    main()
 
 # %% ../nbs/05_simplify.ipynb #c85c5c58
 def length_figure(
-    tables:dict, # name -> table of finished captions
-    r:Recipe     # for the limit
-):               # figure
+    tables: dict,  # name -> table of finished captions
+    r: Recipe,  # for the limit
+):  # figure
     "How many tokens captions have, before and after, against the limit."
     import matplotlib.pyplot as plt
     import seaborn as sns
-    d,most = pd.concat(tables.values()),captions_recipe(r).max_tokens
-    bins = range((most+1)%2,int(max(d.tokens_before.max(),most))+4,2)
-    fig,axs = plt.subplots(2,1,figsize=(5,3.2),layout="constrained",sharex=True,sharey=True)
-    for ax,n,word,color in zip(axs,(d.tokens_before,d.tokens),("as the VLM wrote them","after simplification"),
-                               ("#d55e00","#0072b2")):
-        sns.histplot(x=n,bins=bins,ax=ax,color=color,lw=0); ax.axvline(most+1,c="k",ls="--",lw=1)
-        ax.set(ylabel="captions",xlabel="T5 tokens")
-        ax.set_title(f"{word}: {(n>most).mean():.1%} beyond {most}",fontsize=9)
-    sns.despine(fig); plt.close(fig)
+
+    d, most = pd.concat(tables.values()), captions_recipe(r).max_tokens
+    bins = range((most + 1) % 2, int(max(d.tokens_before.max(), most)) + 4, 2)
+    fig, axs = plt.subplots(
+        2, 1, figsize=(5, 3.2), layout="constrained", sharex=True, sharey=True
+    )
+    for ax, n, word, color in zip(
+        axs,
+        (d.tokens_before, d.tokens),
+        ("as the VLM wrote them", "after simplification"),
+        ("#d55e00", "#0072b2"),
+    ):
+        sns.histplot(x=n, bins=bins, ax=ax, color=color, lw=0)
+        ax.axvline(most + 1, c="k", ls="--", lw=1)
+        ax.set(ylabel="captions", xlabel="T5 tokens")
+        ax.set_title(f"{word}: {(n > most).mean():.1%} beyond {most}", fontsize=9)
+    sns.despine(fig)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/05_simplify.ipynb #0454a3c8
 def paths(
-    tables:dict # name -> table of finished captions
-) -> pd.DataFrame: # one row a table
+    tables: dict,  # name -> table of finished captions
+) -> pd.DataFrame:  # one row a table
     "How many captions were kept, shortened by T5, or cut, and why T5's answer would not do."
-    rows = [dict(split=k,captions=len(t),**{p:int((t.path==p).sum()) for p in ("kept","t5","cut")},
-                 **{f"cut: {f}":int(((t.path=="cut")&(t.fault==f)).sum()) for f in ("opening","invents","short","long")},
-                 **{"longest before":t.tokens_before.max(),"longest after":t.tokens.max()}) for k,t in tables.items()]
+    rows = [
+        dict(
+            split=k,
+            captions=len(t),
+            **{p: int((t.path == p).sum()) for p in ("kept", "t5", "cut")},
+            **{
+                f"cut: {f}": int(((t.path == "cut") & (t.fault == f)).sum())
+                for f in ("opening", "invents", "short", "long")
+            },
+            **{
+                "longest before": t.tokens_before.max(),
+                "longest after": t.tokens.max(),
+            },
+        )
+        for k, t in tables.items()
+    ]
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_simplify.ipynb #eb47e8b0
 def samples_figure(
-    r:Recipe,           # for the images
-    split:str,          # train or test
-    table:pd.DataFrame, # of finished captions
-    k:int=1,            # images of each class
-    seed:int=0          # which ones
-):                      # figure
+    r: Recipe,  # for the images
+    split: str,  # train or test
+    table: pd.DataFrame,  # of finished captions
+    k: int = 1,  # images of each class
+    seed: int = 0,  # which ones
+):  # figure
     "Images with their simple caption and what the VLM made of it."
-    s = load_split(r,split); at = dict(zip(s.files,range(len(s))))
-    rows = [i for c,g in table.groupby("class",sort=False)
-            for i in g.index[np_rng(seed,f"show {c}").permutation(len(g))[:k]]]
+    s = load_split(r, split)
+    at = dict(zip(s.files, range(len(s))))
+    rows = [
+        i
+        for c, g in table.groupby("class", sort=False)
+        for i in g.index[np_rng(seed, f"show {c}").permutation(len(g))[:k]]
+    ]
     shown = table.loc[rows]
-    return image_grid([open_image(s.folder/s.files[at[f]]) for f in shown.file_name],
-                      [f"[{a}] {b if b!=a else '(the same)'}" for a,b in zip(shown.simple,shown.text)],
-                      ncol=4,cell=2.1,width=44)
+    return image_grid(
+        [open_image(s.folder / s.files[at[f]]) for f in shown.file_name],
+        [
+            f"[{a}] {b if b != a else '(the same)'}"
+            for a, b in zip(shown.simple, shown.text)
+        ],
+        ncol=4,
+        cell=2.1,
+        width=44,
+    )
 
 # %% ../nbs/05_simplify.ipynb #e1831c86
-PROMPT_FILES = (".txt",".csv",".tsv",".jsonl",".json",".ndjson")
+PROMPT_FILES = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".ndjson")
 "Endings of files of prompts. One without an ending is read as .txt."
-PROMPT_COLUMNS = ("text","prompt","caption")
+PROMPT_COLUMNS = ("text", "prompt", "caption")
 "Columns that may hold prompts, the first that is there."
 
 # %% ../nbs/05_simplify.ipynb #e1fab4b5
 def looks_like_path(
-    text:str # a prompt, or a path
+    text: str,  # a prompt, or a path
 ) -> bool:
     "Are these words rather the name of a file?"
     words = text.split()
-    if not words: return False
-    rooted = re.match(r"(~|\.{1,2})?[/\\]|[A-Za-z]:[/\\]",text.strip())
+    if not words:
+        return False
+    rooted = re.match(r"(~|\.{1,2})?[/\\]|[A-Za-z]:[/\\]", text.strip())
     last = words[-1]
-    ending = os.path.splitext(last)[1].lower() in (*PROMPT_FILES,".xlsx",".xls",".md",".yaml")
+    ending = os.path.splitext(last)[1].lower() in (
+        *PROMPT_FILES,
+        ".xlsx",
+        ".xls",
+        ".md",
+        ".yaml",
+    )
     slashed = "/" in last or "\\" in last
-    return bool(rooted) or (ending and (slashed or len(words)<4)) or (slashed and len(words)==1)
+    return (
+        bool(rooted)
+        or (ending and (slashed or len(words) < 4))
+        or (slashed and len(words) == 1)
+    )
 
-def _prompt_file(prompts,what): # its path, or None where it is a prompt
+
+def _prompt_file(prompts, what):  # its path, or None where it is a prompt
     path = Path(os.path.expanduser(prompts.strip()))
-    if os.path.isfile(path): return path
+    if os.path.isfile(path):
+        return path
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{what}={prompts!r} is a folder. Name a file in it; "
-                                "or, if it is a prompt, end it with a period.")
+        raise IsADirectoryError(
+            f"{what}={prompts!r} is a folder. Name a file in it; "
+            "or, if it is a prompt, end it with a period."
+        )
     if looks_like_path(prompts):
-        raise FileNotFoundError(f"{what}={prompts!r} names a file that does not exist (looked from {Path.cwd().name}/). "
-                                "Give its path, or a prompt itself; if this is one, end it with a period.")
+        raise FileNotFoundError(
+            f"{what}={prompts!r} names a file that does not exist (looked from {Path.cwd().name}/). "
+            "Give its path, or a prompt itself; if this is one, end it with a period."
+        )
 
 # %% ../nbs/05_simplify.ipynb #7a2246c7
 def read_prompts(
-    path     # a file of prompts
-) -> list:   # of texts
+    path,  # a file of prompts
+) -> list:  # of texts
     "Prompts from a text file, or from the column of a table."
     path = Path(path)
     ending = path.suffix.lower()
-    if ending not in (*PROMPT_FILES,""):
-        raise ValueError(f"{path.name} ends in {ending}; files of prompts end in "
-                         f"{', '.join(PROMPT_FILES)}. Save it as one of these.")
-    text = decode(path.read_bytes(),path.name)
-    if ending in (".txt","") or not text.strip(): return text.splitlines()
+    if ending not in (*PROMPT_FILES, ""):
+        raise ValueError(
+            f"{path.name} ends in {ending}; files of prompts end in "
+            f"{', '.join(PROMPT_FILES)}. Save it as one of these."
+        )
+    text = decode(path.read_bytes(), path.name)
+    if ending in (".txt", "") or not text.strip():
+        return text.splitlines()
     table = read_table(path)
-    named = {str(c).strip().lower():c for c in reversed(table.columns)}
-    column = next((named[k] for k in PROMPT_COLUMNS if k in named),None)
+    named = {str(c).strip().lower(): c for c in reversed(table.columns)}
+    column = next((named[k] for k in PROMPT_COLUMNS if k in named), None)
     if column is None:
-        raise ValueError(f"{path} has no column 'text'; its columns are {', '.join(map(str,table.columns))}.")
+        raise ValueError(
+            f"{path} has no column 'text'; its columns are {', '.join(map(str, table.columns))}."
+        )
     return table[column].tolist()
 
 # %% ../nbs/05_simplify.ipynb #1e69bf02
 def told_prompts(
-    prompts:str,       # a prompt, or a file of them: see PROMPT_FILES
-    what:str="prompts" # the name of the setting
-) -> tuple:            # of texts
+    prompts: str,  # a prompt, or a file of them: see PROMPT_FILES
+    what: str = "prompts",  # the name of the setting
+) -> tuple:  # of texts
     "The prompts that somebody means, at least one."
-    if not isinstance(prompts,(str,os.PathLike)):
-        raise TypeError(f"{what}={prompts!r} is not text but of type {type(prompts).__name__}. Give a "
-                        "prompt in words, or the path of a file of prompts. (papermill reads "
-                        "numbers, true and lists as such after -p, and as text after -r.)")
-    path = _prompt_file(os.fspath(prompts),what)
+    if not isinstance(prompts, (str, os.PathLike)):
+        raise TypeError(
+            f"{what}={prompts!r} is not text but of type {type(prompts).__name__}. Give a "
+            "prompt in words, or the path of a file of prompts. (papermill reads "
+            "numbers, true and lists as such after -p, and as text after -r.)"
+        )
+    path = _prompt_file(os.fspath(prompts), what)
     texts = [prompts] if path is None else read_prompts(path)
     texts = tuple(t.strip() for t in texts if t.strip())
-    if not texts: raise ValueError(f"{what}={prompts!r} holds no prompt. Write one on each line.")
+    if not texts:
+        raise ValueError(f"{what}={prompts!r} holds no prompt. Write one on each line.")
     return texts

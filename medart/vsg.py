@@ -11,7 +11,7 @@ __all__ = ['TEMPLATE', 'NO_LIMIT', 'SYSTEM_PROMPT', 'END_OF_TURN', 'ENDS', 'LABE
            'captions_table', 'validity', 'fault_counts', 'telling_words', 'words_figure']
 
 # %% ../nbs/04_vsg.ipynb #0a1d1e5d
-import json,os,re
+import json, os, re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -20,170 +20,264 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import PartialState
-from PIL import Image,ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .core import disk_faults,file_hash,progress,seal_of,seed_of,stable_hash
-from .data import Split,load_split
+from .core import disk_faults, file_hash, progress, seal_of, seed_of, stable_hash
+from .data import Split, load_split
 from .phantom import simple_caption
-from .recipes import Dataset,Recipe,captions_dir,category,dataset_of,locate,settings
-from .weights import load_network,loading,with_words
+from medart.recipes import (
+    Dataset,
+    Recipe,
+    captions_dir,
+    category,
+    dataset_of,
+    locate,
+    settings,
+)
+from .weights import load_network, loading, with_words
 
 # %% ../nbs/04_vsg.ipynb #9298fbe5
-TEMPLATE = ("{simple}. Please describe the {modality} image of {category} using the following visual features: {features}. "
-            "Start with '{simple}' and ensure the description does not exceed 100 words.")
+TEMPLATE = (
+    "{simple}. Please describe the {modality} image of {category} using the following visual features: {features}. "
+    "Start with '{simple}' and ensure the description does not exceed 100 words."
+)
 "The question of Section 2.1."
-NO_LIMIT = TEMPLATE.replace(" and ensure the description does not exceed 100 words","")
+NO_LIMIT = TEMPLATE.replace(" and ensure the description does not exceed 100 words", "")
 "The question of the authors' program."
-SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to "
-                 "understand the visual content that the user provides, and assist the "
-                 "user with a variety of tasks using natural language.")
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to "
+    "understand the visual content that the user provides, and assist the "
+    "user with a variety of tasks using natural language."
+)
 "What LLaVA-NeXT on Llama-3 was trained to be told first; the authors' program sends it."
 
+
 def question(
-    d:Dataset,     # modality and visual features
-    cls:str,       # class folder
-    template:str=TEMPLATE # or NO_LIMIT
-) -> str:          # what the VLM is asked about an image of that class
+    d: Dataset,  # modality and visual features
+    cls: str,  # class folder
+    template: str = TEMPLATE,  # or NO_LIMIT
+) -> str:  # what the VLM is asked about an image of that class
     "The template, filled in from Table 1."
     c = category(cls)
-    return template.format(simple=simple_caption(d.modality,c),modality=d.modality,category=c,features=d.features)
+    return template.format(
+        simple=simple_caption(d.modality, c),
+        modality=d.modality,
+        category=c,
+        features=d.features,
+    )
 
 # %% ../nbs/04_vsg.ipynb #cf43d0a6
 def gumbel(
-    seed:int,   # of one caption
-    tokens:int, # longest caption
-    k:int       # candidates at each place
-) -> Tensor:    # (tokens,k)
+    seed: int,  # of one caption
+    tokens: int,  # longest caption
+    k: int,  # candidates at each place
+) -> Tensor:  # (tokens,k)
     "A caption's noise."
-    return -torch.empty(tokens,k).exponential_(generator=torch.Generator().manual_seed(seed)).log()
+    return (
+        -torch.empty(tokens, k)
+        .exponential_(generator=torch.Generator().manual_seed(seed))
+        .log()
+    )
 
 # %% ../nbs/04_vsg.ipynb #b973c3b9
 class SeededSampler(LogitsProcessor):
     "Temperature, top-k, top-p and one draw a row. What is drawn is the only word left, so greedy decoding takes it."
-    def __init__(self,
-        noise:Tensor,      # (n,tokens,k), row i belongs to image i
-        temperature:float, # below 1: surer
-        top_p:float        # probability that the candidates must make up
-    ): self.noise,self.temperature,self.top_p,self.place = noise,temperature,top_p,0
+
+    def __init__(
+        self,
+        noise: Tensor,  # (n,tokens,k), row i belongs to image i
+        temperature: float,  # below 1: surer
+        top_p: float,  # probability that the candidates must make up
+    ):
+        self.noise, self.temperature, self.top_p, self.place = (
+            noise,
+            temperature,
+            top_p,
+            0,
+        )
 
     def __call__(self, input_ids, scores):
-        noise = self.noise[:,self.place,:scores.shape[-1]].to(scores.device); self.place += 1
-        top,ids = (scores.float()/self.temperature).topk(noise.shape[-1])
+        noise = self.noise[:, self.place, : scores.shape[-1]].to(scores.device)
+        self.place += 1
+        top, ids = (scores.float() / self.temperature).topk(noise.shape[-1])
         p = top.softmax(-1)
-        noisy = (top+noise).masked_fill(p.cumsum(-1)-p>=self.top_p,-torch.inf)
-        return torch.full_like(scores,-torch.inf).scatter(-1,ids.gather(-1,noisy.argmax(-1,keepdim=True)),0.)
+        noisy = (top + noise).masked_fill(p.cumsum(-1) - p >= self.top_p, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(
+            -1, ids.gather(-1, noisy.argmax(-1, keepdim=True)), 0.0
+        )
 
 # %% ../nbs/04_vsg.ipynb #b58ae6b1
 def chat(
-    question:str,   # in words
-    image=None,     # PIL image, or None for a mere placeholder
-    system:str=""   # what the model is told before, empty for nothing
-) -> list:          # a conversation of one message, or of two
+    question: str,  # in words
+    image=None,  # PIL image, or None for a mere placeholder
+    system: str = "",  # what the model is told before, empty for nothing
+) -> list:  # a conversation of one message, or of two
     "A question about an image, in the chat format of transformers."
-    told = [dict(role="system",content=[dict(type="text",text=system)])] if system else []
-    picture = dict(type="image") if image is None else dict(type="image",image=image)
-    return told+[dict(role="user",content=[picture,dict(type="text",text=question)])]
+    told = (
+        [dict(role="system", content=[dict(type="text", text=system)])]
+        if system
+        else []
+    )
+    picture = dict(type="image") if image is None else dict(type="image", image=image)
+    return told + [
+        dict(role="user", content=[picture, dict(type="text", text=question)])
+    ]
 
 # %% ../nbs/04_vsg.ipynb #e2b6f0a4
-END_OF_TURN = ("<|eot_id|>","<|eom_id|>","<|end_of_text|>","<|im_end|>","<|endoftext|>",
-               "<|end|>","<|end_of_turn|>","<|eot|>","<end_of_turn>","<end_of_utterance>",
-               "<｜end▁of▁sentence｜>","</s>","<eos>")
+END_OF_TURN = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|eot|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+    "<eos>",
+)
 "How families of chat models mark that a turn is over."
 
-def _ids(x): return [] if x is None else [x] if isinstance(x,int) else list(x)
+
+def _ids(x):
+    return [] if x is None else [x] if isinstance(x, int) else list(x)
+
 
 def stop_tokens(
-    tokenizer,       # of a chat model
-    generation=None  # its GenerationConfig
-) -> list:           # token numbers, sorted
+    tokenizer,  # of a chat model
+    generation=None,  # its GenerationConfig
+) -> list:  # token numbers, sorted
     "Every token at which an answer ends."
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[t] for t in END_OF_TURN if t in vocabulary]
-    told = _ids(getattr(generation,"eos_token_id",None))
-    return sorted({*named,*told,*_ids(tokenizer.eos_token_id)})
+    told = _ids(getattr(generation, "eos_token_id", None))
+    return sorted({*named, *told, *_ids(tokenizer.eos_token_id)})
 
 # %% ../nbs/04_vsg.ipynb #90d2bd6f
 def until_stop(
-    ids:list,  # token numbers of an answer, with whatever follows it
-    stops:list # of `stop_tokens`
-) -> list:     # those of the answer alone
+    ids: list,  # token numbers of an answer, with whatever follows it
+    stops: list,  # of `stop_tokens`
+) -> list:  # those of the answer alone
     "Cut an answer where the turn ends."
-    end = next((i for i,t in enumerate(ids) if t in stops),len(ids))
+    end = next((i for i, t in enumerate(ids) if t in stops), len(ids))
     return ids[:end]
 
 # %% ../nbs/04_vsg.ipynb #3fc1284a
 @dataclass
 class Vlm:
     "A vision-language model of transformers and how it samples."
-    model:object       # LlavaNextForConditionalGeneration, Ovis2ForConditionalGeneration, ...
-    processor:object   # its processor, padding on the left
-    tokens:int=150     # longest answer
-    temperature:float=.8
-    top_k:int=50
-    top_p:float=.9
-    system:str=""      # what it is told before the question, empty for nothing
+
+    model: (
+        object  # LlavaNextForConditionalGeneration, Ovis2ForConditionalGeneration, ...
+    )
+    processor: object  # its processor, padding on the left
+    tokens: int = 150  # longest answer
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    system: str = ""  # what it is told before the question, empty for nothing
 
     @property
     def stops(self):
-        return stop_tokens(self.processor.tokenizer,self.model.generation_config)
+        return stop_tokens(self.processor.tokenizer, self.model.generation_config)
 
     @torch.no_grad()
-    def write(self,
-        images:list,    # n PIL images
-        questions:list, # n strings
-        seeds:list      # n numbers, one a caption
-    ) -> list:          # n answers
+    def write(
+        self,
+        images: list,  # n PIL images
+        questions: list,  # n strings
+        seeds: list,  # n numbers, one a caption
+    ) -> list:  # n answers
         "Describe n images at once; what image i is called depends on seed i only."
         inputs = self.processor.apply_chat_template(
-            [chat(q,im,self.system) for q,im in zip(questions,images)],add_generation_prompt=True,tokenize=True,return_dict=True,
-            return_tensors="pt",processor_kwargs=dict(padding=True)).to(self.model.device,self.model.dtype)
-        sampler = SeededSampler(torch.stack([gumbel(s,self.tokens,self.top_k) for s in seeds]),self.temperature,self.top_p)
-        out = self.model.generate(**inputs,max_new_tokens=self.tokens,do_sample=False,
-                                  temperature=None,top_k=None,top_p=None,logits_processor=[sampler],
-                                  eos_token_id=self.stops or None)
-        new = out[:,inputs["input_ids"].shape[1]:].tolist()
-        answers = [until_stop(ids,self.stops) for ids in new]
-        return self.processor.batch_decode(answers,skip_special_tokens=True)
+            [chat(q, im, self.system) for q, im in zip(questions, images)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=dict(padding=True),
+        ).to(self.model.device, self.model.dtype)
+        sampler = SeededSampler(
+            torch.stack([gumbel(s, self.tokens, self.top_k) for s in seeds]),
+            self.temperature,
+            self.top_p,
+        )
+        out = self.model.generate(
+            **inputs,
+            max_new_tokens=self.tokens,
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            logits_processor=[sampler],
+            eos_token_id=self.stops or None,
+        )
+        new = out[:, inputs["input_ids"].shape[1] :].tolist()
+        answers = [until_stop(ids, self.stops) for ids in new]
+        return self.processor.batch_decode(answers, skip_special_tokens=True)
 
 # %% ../nbs/04_vsg.ipynb #6c2f0e8a
 def load_processor(
-    name:str # hub id or folder of a VLM
-):           # its processor, padding on the left
+    name: str,  # hub id or folder of a VLM
+):  # its processor, padding on the left
     "A VLM's image processor, tokenizer and chat template."
     from transformers import AutoProcessor
-    processor = AutoProcessor.from_pretrained(locate(name),padding_side="left")
+
+    processor = AutoProcessor.from_pretrained(locate(name), padding_side="left")
     with_words(processor.tokenizer)
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:
-        raise ValueError("it has no chat template, neither of its own nor in its tokenizer.")
-    seen,blind = chat("?"),[dict(role="user",content=[dict(type="text",text="?")])]
-    prompts = [processor.apply_chat_template([c],add_generation_prompt=True)[0] for c in (seen,blind)]
-    if prompts[0]==prompts[1] or "'type'" in prompts[0]:
-        raise ValueError(f"its chat template has no place for an image: {prompts[0]!r}.")
+        raise ValueError(
+            "it has no chat template, neither of its own nor in its tokenizer."
+        )
+    seen, blind = chat("?"), [dict(role="user", content=[dict(type="text", text="?")])]
+    prompts = [
+        processor.apply_chat_template([c], add_generation_prompt=True)[0]
+        for c in (seen, blind)
+    ]
+    if prompts[0] == prompts[1] or "'type'" in prompts[0]:
+        raise ValueError(
+            f"its chat template has no place for an image: {prompts[0]!r}."
+        )
     return processor
 
 # %% ../nbs/04_vsg.ipynb #d477f673
 def load_vlm(
-    r:Recipe,     # names the model, its precision and its sampling
-    device="cpu"  # where to
-):                # something that can `write`
+    r: Recipe,  # names the model, its precision and its sampling
+    device="cpu",  # where to
+):  # something that can `write`
     "The VLM that a recipe asks for."
-    how = dict(tokens=r.caption_tokens,temperature=r.temperature,top_k=r.top_k,top_p=r.top_p,
-               system=SYSTEM_PROMPT if r.caption_prompt=="official" else "")
-    if r.caption_backend=="vllm": return load_vllm(r.vlm,r.dtype,how)
+    how = dict(
+        tokens=r.caption_tokens,
+        temperature=r.temperature,
+        top_k=r.top_k,
+        top_p=r.top_p,
+        system=SYSTEM_PROMPT if r.caption_prompt == "official" else "",
+    )
+    if r.caption_backend == "vllm":
+        return load_vllm(r.vlm, r.dtype, how)
     from transformers import AutoModelForImageTextToText
-    with loading("vision-language model",r.vlm,"vlm",
-                 " The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny."):
+
+    with loading(
+        "vision-language model",
+        r.vlm,
+        "vlm",
+        " The small embedded one is vlm=data/tiny/vlm, or pass scale=tiny.",
+    ):
         processor = load_processor(r.vlm)
-        model = load_network(AutoModelForImageTextToText,locate(r.vlm),dtype=getattr(torch,r.dtype))
-    return Vlm(model.to(device).eval(),processor,**how)
+        model = load_network(
+            AutoModelForImageTextToText, locate(r.vlm), dtype=getattr(torch, r.dtype)
+        )
+    return Vlm(model.to(device).eval(), processor, **how)
 
 # %% ../nbs/04_vsg.ipynb #3a39b166
-def processes(
-) -> PartialState: # how many, which is this, its device
+def processes() -> PartialState:  # how many, which is this, its device
     "The processes that `accelerate launch` has started, on GPUs or, without one, on the CPU."
     return PartialState(cpu=not torch.cuda.is_available())
 
@@ -191,85 +285,126 @@ def processes(
 @dataclass
 class VllmVlm:
     "The same verb on vLLM's engine."
-    engine:object      # vllm.LLM
-    processor:object   # for the chat template
-    params:type        # vllm.SamplingParams
-    tokens:int=150     # longest answer
-    temperature:float=.8
-    top_k:int=50
-    top_p:float=.9
-    system:str=""      # what it is told before the question, empty for nothing
-    stops:tuple=()     # ends of a turn that the engine does not know by itself
 
-    def write(self, images:list, questions:list, seeds:list) -> list:
+    engine: object  # vllm.LLM
+    processor: object  # for the chat template
+    params: type  # vllm.SamplingParams
+    tokens: int = 150  # longest answer
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    system: str = ""  # what it is told before the question, empty for nothing
+    stops: tuple = ()  # ends of a turn that the engine does not know by itself
+
+    def write(self, images: list, questions: list, seeds: list) -> list:
         "Describe n images; vLLM batches them as it likes."
-        prompts = self.processor.apply_chat_template([chat(q,system=self.system) for q in questions],add_generation_prompt=True)
-        asked = [dict(prompt=p,multi_modal_data=dict(image=im)) for p,im in zip(prompts,images)]
+        prompts = self.processor.apply_chat_template(
+            [chat(q, system=self.system) for q in questions], add_generation_prompt=True
+        )
+        asked = [
+            dict(prompt=p, multi_modal_data=dict(image=im))
+            for p, im in zip(prompts, images)
+        ]
         stops = dict(stop_token_ids=list(self.stops)) if self.stops else {}
-        how = [self.params(**stops,max_tokens=self.tokens,temperature=self.temperature,top_k=self.top_k,top_p=self.top_p,seed=s)
-               for s in seeds]
-        return [o.outputs[0].text for o in self.engine.generate(asked,how,use_tqdm=False)]
+        how = [
+            self.params(
+                **stops,
+                max_tokens=self.tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                seed=s,
+            )
+            for s in seeds
+        ]
+        return [
+            o.outputs[0].text for o in self.engine.generate(asked, how, use_tqdm=False)
+        ]
 
 # %% ../nbs/04_vsg.ipynb #da61007f
 def load_vllm(
-    name:str,  # hub id or folder
-    dtype:str, # of weights and activations
-    how:dict   # tokens, temperature, top_k, top_p, system
+    name: str,  # hub id or folder
+    dtype: str,  # of weights and activations
+    how: dict,  # tokens, temperature, top_k, top_p, system
 ) -> VllmVlm:
     "A VLM behind vLLM, in one process and on one GPU."
-    try: from vllm import LLM,SamplingParams
+    try:
+        from vllm import LLM, SamplingParams
     except ImportError as e:
-        raise ImportError("caption_backend='vllm' needs vLLM: pip install -e '.[vllm]' in an environment of its own, "
-                          "or use caption_backend='transformers'.") from e
-    if processes().num_processes>1:
-        raise ValueError("vLLM runs in one process and on one GPU: start it without `accelerate launch`.")
-    with loading("vision-language model",name,"vlm"): processor = load_processor(name)
-    engine = LLM(model=locate(name),dtype=dtype,limit_mm_per_prompt=dict(image=1))
-    return VllmVlm(engine,processor,SamplingParams,**how,
-                   stops=_unknown_stops(name,processor.tokenizer))
+        raise ImportError(
+            "caption_backend='vllm' needs vLLM: pip install -e '.[vllm]' in an environment of its own, "
+            "or use caption_backend='transformers'."
+        ) from e
+    if processes().num_processes > 1:
+        raise ValueError(
+            "vLLM runs in one process and on one GPU: start it without `accelerate launch`."
+        )
+    with loading("vision-language model", name, "vlm"):
+        processor = load_processor(name)
+    engine = LLM(model=locate(name), dtype=dtype, limit_mm_per_prompt=dict(image=1))
+    return VllmVlm(
+        engine,
+        processor,
+        SamplingParams,
+        **how,
+        stops=_unknown_stops(name, processor.tokenizer),
+    )
 
-def _unknown_stops(name, tokenizer): # vLLM stops at the model's own ends, no others
+
+def _unknown_stops(name, tokenizer):  # vLLM stops at the model's own ends, no others
     from transformers import GenerationConfig
-    try: own = GenerationConfig.from_pretrained(locate(name))
-    except OSError: own = None # an old folder without one
-    known = {*_ids(tokenizer.eos_token_id),*_ids(getattr(own,"eos_token_id",None))}
-    return tuple(t for t in stop_tokens(tokenizer,own) if t not in known)
+
+    try:
+        own = GenerationConfig.from_pretrained(locate(name))
+    except OSError:
+        own = None  # an old folder without one
+    known = {*_ids(tokenizer.eos_token_id), *_ids(getattr(own, "eos_token_id", None))}
+    return tuple(t for t in stop_tokens(tokenizer, own) if t not in known)
 
 # %% ../nbs/04_vsg.ipynb #7d7a1a3b
 def open_image(
-    path # an image file
+    path,  # an image file
 ) -> Image.Image:
     "An upright RGB image, whole: the VLM's own processor decides what it looks at."
-    with Image.open(path) as im: return ImageOps.exif_transpose(im).convert("RGB")
+    with Image.open(path) as im:
+        return ImageOps.exif_transpose(im).convert("RGB")
 
 # %% ../nbs/04_vsg.ipynb #08de1e80
-ENDS = re.compile(r"(?<!\bapprox)(?<!\bca)(?<!\bcf)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?][\"'”’)\]]*(?=\s|$)")
+ENDS = re.compile(
+    r"(?<!\bapprox)(?<!\bca)(?<!\bcf)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)[.!?][\"'”’)\]]*(?=\s|$)"
+)
 "Where sentences end: not after an abbreviation."
-LABEL = re.compile(r"^(\d+[.)]\s+|(answer|caption|description|output|response)\s*:\s*)",re.I)
+LABEL = re.compile(
+    r"^(\d+[.)]\s+|(answer|caption|description|output|response)\s*:\s*)", re.I
+)
 "What models put before an answer."
 
+
 def tidy(
-    text:str # as the model wrote it
-) -> str:    # one line of whole sentences
+    text: str,  # as the model wrote it
+) -> str:  # one line of whole sentences
     "Strip an answer of what is not part of the description."
     text = _plain_text(text)
     ends = [m.end() for m in ENDS.finditer(text)]
-    return text[:ends[-1]] if ends else text
+    return text[: ends[-1]] if ends else text
+
 
 def unfinished(
-    text:str # as the model wrote it
+    text: str,  # as the model wrote it
 ) -> bool:
     "Did the model stop in the middle of a sentence?"
     text = _plain_text(text)
-    return bool(text) and not re.search(ENDS.pattern+"$",text)
+    return bool(text) and not re.search(ENDS.pattern + "$", text)
 
-def _plain_text(text): # without markdown, labels and the quotes around it
-    text = re.sub(r"[*`#]+|(?<!\w)_+|_+(?!\w)",""," ".join(text.split()))
-    text = LABEL.sub("",text.lstrip("-•> "))
-    quoted = re.match(r"""["'“‘](.+?)["'”’](?=[\s.,;:]|$)(.*)""",text)
-    if quoted: text = quoted[1]+quoted[2]
+
+def _plain_text(text):  # without markdown, labels and the quotes around it
+    text = re.sub(r"[*`#]+|(?<!\w)_+|_+(?!\w)", "", " ".join(text.split()))
+    text = LABEL.sub("", text.lstrip("-•> "))
+    quoted = re.match(r"""["'“‘](.+?)["'”’](?=[\s.,;:]|$)(.*)""", text)
+    if quoted:
+        text = quoted[1] + quoted[2]
     text = text.lstrip("\"'“”‘’ ").rstrip()
-    odd = text.count('"')%2 or text.count("“")!=text.count("”")
+    odd = text.count('"') % 2 or text.count("“") != text.count("”")
     return text.rstrip("\"“”'‘’ ") if odd else text
 
 # %% ../nbs/04_vsg.ipynb #ba8ed2af
@@ -277,120 +412,169 @@ MIN_WORDS = 6
 "Fewest words after the opening."
 REFUSALS = re.compile(
     r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can'?t|i cannot|i'?m (unable|not able)|i am (unable|not able)|"
-    r"as an ai|as a language model|consult a (doctor|dermatologist|physician|medical))\b",re.I)
+    r"as an ai|as a language model|consult a (doctor|dermatologist|physician|medical))\b",
+    re.I,
+)
 ECHO = 5
 "A run of so many words of the feature list, in its order, is an echo."
-QUESTION = ("following visual features","does not exceed","please describe")
+QUESTION = ("following visual features", "does not exceed", "please describe")
 "Words of the question that no description needs."
 RULES = 2
 "Raised when the rules change, so that captions judged by older ones are written anew."
 LOOP = 6
 "A sentence that comes so many times is a loop."
 
-def _words(text): return re.findall(r"[a-z0-9-]+",text.lower())
-def _bare(text): return re.sub(r"^an? ","",text.lower())
+
+def _words(text):
+    return re.findall(r"[a-z0-9-]+", text.lower())
+
+
+def _bare(text):
+    return re.sub(r"^an? ", "", text.lower())
 
 # %% ../nbs/04_vsg.ipynb #1e64ab90
 _ROLES = "assistant|user|human|model|system"
 DEBRIS = re.compile(
     r"<\|[^>]*\|?>|</?s>|<(pad|unk|bos|eos|image)>|<(start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
-    rf"|[.!?][\"'”’)]*({_ROLES})\b"         # glued to the end of a sentence
-    rf"|(^|[\s.!?])({_ROLES})\s*:"          # before what it says
+    rf"|[.!?][\"'”’)]*({_ROLES})\b"  # glued to the end of a sentence
+    rf"|(^|[\s.!?])({_ROLES})\s*:"  # before what it says
     r"|[.!?][\"'”’)]*\s+(assistant|user)\b"  # in place of a sentence
-    rf"|[.!?]\s+(?-i:({_ROLES})\s+[A-Z])"   # alone, before the next one
-    ,re.I)
+    rf"|[.!?]\s+(?-i:({_ROLES})\s+[A-Z])",  # alone, before the next one
+    re.I,
+)
 "What shows that a chat went on after the answer."
 
+
 def debris(
-    text:str,  # a tidied answer
-    simple:str # how it begins, once
+    text: str,  # a tidied answer
+    simple: str,  # how it begins, once
 ) -> bool:
     "Does a caption hold remains of a chat, or a second answer?"
     return bool(DEBRIS.search(text)) or simple.lower() in text.lower()[1:]
 
 # %% ../nbs/04_vsg.ipynb #b3c9e5a8
 def opens(
-    text:str,  # a tidied answer
-    simple:str # the simple caption
+    text: str,  # a tidied answer
+    simple: str,  # the simple caption
 ) -> bool:
     "Does an answer begin with the simple caption, its article aside, and not with a longer word?"
-    return bool(re.match(re.escape(_bare(simple))+r"(?![\w-])",_bare(text)))
+    return bool(re.match(re.escape(_bare(simple)) + r"(?![\w-])", _bare(text)))
+
 
 def with_article(
-    text:str,  # an answer that `opens`
-    simple:str # the simple caption
+    text: str,  # an answer that `opens`
+    simple: str,  # the simple caption
 ) -> str:
     "Put the article at the start right."
-    article = simple[:len(simple)-len(_bare(simple))]
-    return article+text[len(text)-len(_bare(text)):]
+    article = simple[: len(simple) - len(_bare(simple))]
+    return article + text[len(text) - len(_bare(text)) :]
 
 # %% ../nbs/04_vsg.ipynb #d81b5c66
-ENGLISH = set("the a an and of with in is are it has this that there to by on at its".split())
-OTHERS = set("el la los las una con del que es por en de der die das und mit ist ein eine "
-             "im le les des une avec est et du il di della che non um uma com não não het een "
-             "van met zijn och med".split())
+ENGLISH = set(
+    "the a an and of with in is are it has this that there to by on at its".split()
+)
+OTHERS = set(
+    "el la los las una con del que es por en de der die das und mit ist ein eine "
+    "im le les des une avec est et du il di della che non um uma com não não het een "
+    "van met zijn och med".split()
+)
 "Small words that give a language away."
 
+
 def foreign(
-    text:str # a description, without its opening
+    text: str,  # a description, without its opening
 ) -> bool:
     "Is it in another language than English?"
     letters = [c for c in text if c.isalpha()]
-    others = [c for c in letters if ord(c)>0x24f and not "Ͱ"<=c<="Ͽ"] # Greek: 5 µm, α
-    words = re.findall(r"\w+",text.lower())
+    others = [
+        c for c in letters if ord(c) > 0x24F and not "Ͱ" <= c <= "Ͽ"
+    ]  # Greek: 5 µm, α
+    words = re.findall(r"\w+", text.lower())
     theirs = sum(w in OTHERS for w in words)
-    return len(others)>=5 or theirs>=max(3,1+sum(w in ENGLISH for w in words))
+    return len(others) >= 5 or theirs >= max(3, 1 + sum(w in ENGLISH for w in words))
 
 # %% ../nbs/04_vsg.ipynb #669450e2
 def caption_fault(
-    text:str,    # a tidied answer
-    simple:str,  # how it has to begin
-    features:str # what must not be parroted
-) -> str:        # refusal, opening, echo, debris, short, language, loop; empty when there is none
+    text: str,  # a tidied answer
+    simple: str,  # how it has to begin
+    features: str,  # what must not be parroted
+) -> (
+    str
+):  # refusal, opening, echo, debris, short, language, loop; empty when there is none
     "What is wrong with a caption."
-    if REFUSALS.search(text): return "refusal"
-    if not opens(text,simple): return "opening"
-    said,asked = " ".join(_words(text)),_words(features)
-    runs = [" ".join(asked[i:i+ECHO]) for i in range(len(asked)-ECHO+1)]
-    if any(e in said for e in (*runs,*QUESTION)): return "echo"
-    if debris(text,simple): return "debris"
-    if len(said.split())<len(_words(simple))+MIN_WORDS: return "short"
-    if foreign(_bare(text)[len(_bare(simple)):]): return "language"
+    if REFUSALS.search(text):
+        return "refusal"
+    if not opens(text, simple):
+        return "opening"
+    said, asked = " ".join(_words(text)), _words(features)
+    runs = [" ".join(asked[i : i + ECHO]) for i in range(len(asked) - ECHO + 1)]
+    if any(e in said for e in (*runs, *QUESTION)):
+        return "echo"
+    if debris(text, simple):
+        return "debris"
+    if len(said.split()) < len(_words(simple)) + MIN_WORDS:
+        return "short"
+    if foreign(_bare(text)[len(_bare(simple)) :]):
+        return "language"
     sentences = Counter(s.strip().lower() for s in ENDS.split(text) if s.strip())
-    return "loop" if max(sentences.values())>=LOOP else ""
+    return "loop" if max(sentences.values()) >= LOOP else ""
 
 # %% ../nbs/04_vsg.ipynb #bfa73141
 def caption_block(
-    vlm,             # can `write`
-    r:Recipe,        # seed and retries
-    s:Split,         # the images, n of them
-    stream:str       # the split's name, part of each seed
-) -> list:           # n records: text, source (vsg or simple), unfinished, drafts and their faults
+    vlm,  # can `write`
+    r: Recipe,  # seed and retries
+    s: Split,  # the images, n of them
+    stream: str,  # the split's name, part of each seed
+) -> (
+    list
+):  # n records: text, source (vsg or simple), unfinished, drafts and their faults
     "Caption a block of images, asking again where an answer is not fit."
-    d = dataset_of(r); n = len(s); simple = [simple_caption(d.modality,category(c)) for c in s.classes]
-    template = NO_LIMIT if r.caption_prompt=="official" else TEMPLATE
-    images,asked,drafts,waiting = ([open_image(s.folder/f) for f in s.files],[question(d,c,template) for c in s.classes],
-                                   [[] for _ in range(n)],list(range(n)))
-    for attempt in range(1+r.caption_retries):
-        rows = (waiting*n)[:n] # always n at once
-        texts = vlm.write([images[i] for i in rows],[asked[i] for i in rows],
-                          [seed_of(r.caption_seed,f"caption {stream}/{s.files[i]}",attempt) for i in rows])
-        for i,raw in zip(waiting,texts):
+    d = dataset_of(r)
+    n = len(s)
+    simple = [simple_caption(d.modality, category(c)) for c in s.classes]
+    template = NO_LIMIT if r.caption_prompt == "official" else TEMPLATE
+    images, asked, drafts, waiting = (
+        [open_image(s.folder / f) for f in s.files],
+        [question(d, c, template) for c in s.classes],
+        [[] for _ in range(n)],
+        list(range(n)),
+    )
+    for attempt in range(1 + r.caption_retries):
+        rows = (waiting * n)[:n]  # always n at once
+        texts = vlm.write(
+            [images[i] for i in rows],
+            [asked[i] for i in rows],
+            [
+                seed_of(r.caption_seed, f"caption {stream}/{s.files[i]}", attempt)
+                for i in rows
+            ],
+        )
+        for i, raw in zip(waiting, texts):
             t = tidy(raw)
-            fault = caption_fault(t,simple[i],d.features)
-            drafts[i].append(dict(text=t,fault=fault,unfinished=unfinished(raw)))
+            fault = caption_fault(t, simple[i], d.features)
+            drafts[i].append(dict(text=t, fault=fault, unfinished=unfinished(raw)))
         waiting = [i for i in waiting if drafts[i][-1]["fault"]]
-        if not waiting: break
+        if not waiting:
+            break
+
     def record(i):
-        if i in waiting: return dict(text=simple[i],source="simple",unfinished=False)
+        if i in waiting:
+            return dict(text=simple[i], source="simple", unfinished=False)
         kept = drafts[i].pop()
-        return dict(text=with_article(kept["text"],simple[i]),source="vsg",unfinished=kept["unfinished"])
-    return [dict(category=c,**record(i),drafts=drafts[i]) for i,c in enumerate(s.classes)]
+        return dict(
+            text=with_article(kept["text"], simple[i]),
+            source="vsg",
+            unfinished=kept["unfinished"],
+        )
+
+    return [
+        dict(category=c, **record(i), drafts=drafts[i]) for i, c in enumerate(s.classes)
+    ]
 
 # %% ../nbs/04_vsg.ipynb #5c946257
 def append_line(
-    path,       # a file of JSON lines
-    record:dict # to add
+    path,  # a file of JSON lines
+    record: dict,  # to add
 ) -> None:
     "Add one line, sealed, and see it to the disk."
     record = json.loads(json.dumps(record))
@@ -400,11 +584,14 @@ def append_line(
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
             _mend_end(f)
-            f.write(line.encode()+b"\n")
+            f.write(line.encode() + b"\n")
             f.flush()
             os.fsync(f.fileno())
 
-def _mend_end(f):  # where a kill or a full disk has left half a line, or one without its end
+
+def _mend_end(
+    f,
+):  # where a kill or a full disk has left half a line, or one without its end
     if not f.tell():
         return
     f.seek(-1, os.SEEK_END)
@@ -416,7 +603,7 @@ def _mend_end(f):  # where a kill or a full disk has left half a line, or one wi
     if _read_line(last):
         f.write(b"\n")
     else:
-        f.truncate(len(data)-len(last))
+        f.truncate(len(data) - len(last))
 
 # %% ../nbs/04_vsg.ipynb #a6e9fe1e
 def _read_line(line):  # the record, empty where it is damaged
@@ -426,10 +613,11 @@ def _read_line(line):  # the record, empty where it is damaged
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
 
+
 def read_lines(
-    folder,    # of *.jsonl
-    keys:dict  # name -> key
-) -> dict:     # name -> record
+    folder,  # of *.jsonl
+    keys: dict,  # name -> key
+) -> dict:  # name -> record
     "All lines that are whole and still valid."
     found = {}
     for file in sorted(Path(folder).glob("*.jsonl")):
@@ -441,32 +629,42 @@ def read_lines(
 
 # %% ../nbs/04_vsg.ipynb #ae710525
 def fill_store(
-    folder,       # of the store, one file a process
-    keys:dict,    # name -> key, in a fixed order
-    block:int,    # names done at once
-    load,         # device -> whatever the work needs
-    work,         # (that, block of names) -> one record a name
-    desc:str      # on the progress bar
-) -> dict:        # name -> record, all of them
+    folder,  # of the store, one file a process
+    keys: dict,  # name -> key, in a fixed order
+    block: int,  # names done at once
+    load,  # device -> whatever the work needs
+    work,  # (that, block of names) -> one record a name
+    desc: str,  # on the progress bar
+) -> dict:  # name -> record, all of them
     "Do what is missing, on as many processes as there are."
-    state,names = processes(),list(keys); done = read_lines(folder,keys)
+    state, names = processes(), list(keys)
+    done = read_lines(folder, keys)
     state.wait_for_everyone()
-    blocks = [names[i:i+block] for i in range(0,len(names),block)]
-    todo = [b for b in blocks if any(n not in done for n in b)][state.process_index::state.num_processes]
+    blocks = [names[i : i + block] for i in range(0, len(names), block)]
+    todo = [b for b in blocks if any(n not in done for n in b)][
+        state.process_index :: state.num_processes
+    ]
     tool = load(state.device) if todo else None
-    for b in progress(todo,desc=desc,disable=not state.is_main_process):
-        for n,rec in zip(b,work(tool,b+b[-1:]*(block-len(b)))):
-            if n not in done: append_line(Path(folder)/f"{state.process_index}.jsonl",dict(name=n,key=keys[n],**rec))
+    for b in progress(todo, desc=desc, disable=not state.is_main_process):
+        for n, rec in zip(b, work(tool, b + b[-1:] * (block - len(b)))):
+            if n not in done:
+                append_line(
+                    Path(folder) / f"{state.process_index}.jsonl",
+                    dict(name=n, key=keys[n], **rec),
+                )
     state.wait_for_everyone()
-    found = read_lines(folder,keys)
-    return {n:found[n] for n in names}
+    found = read_lines(folder, keys)
+    return {n: found[n] for n in names}
 
 # %% ../nbs/04_vsg.ipynb #4f1d2207
 @cache
 def _hash_of_large(path, *stamp):  # of a file that still has this size and these times
     return file_hash(path)
 
-def _hash_now(path):  # small files are always read: a clock can be too coarse to tell them apart
+
+def _hash_now(
+    path,
+):  # small files are always read: a clock can be too coarse to tell them apart
     s = path.stat()
     if s.st_size < 2**26:
         return file_hash(path)
@@ -474,101 +672,168 @@ def _hash_now(path):  # small files are always read: a clock can be too coarse t
 
 # %% ../nbs/04_vsg.ipynb #e66b16b4
 def weights_key(
-    name:str # hub id or folder
-) -> str:    # the hub id, or a hash of what the folder holds
+    name: str,  # hub id or folder
+) -> str:  # the hub id, or a hash of what the folder holds
     "Changes when a model does: the contents of all its files, but for notes, tables and pictures."
     where = Path(locate(name))
     if not where.is_dir():
         return name
-    inside = [(f.relative_to(where), f) for f in sorted(where.rglob("*")) if f.is_file()]
-    return stable_hash([(p.as_posix(), _hash_now(f)) for p, f in inside
-                        if f.suffix not in (".md", ".csv", ".png")
-                        and not any(part.startswith(".") for part in p.parts)])
+    inside = [
+        (f.relative_to(where), f) for f in sorted(where.rglob("*")) if f.is_file()
+    ]
+    return stable_hash(
+        [
+            (p.as_posix(), _hash_now(f))
+            for p, f in inside
+            if f.suffix not in (".md", ".csv", ".png")
+            and not any(part.startswith(".") for part in p.parts)
+        ]
+    )
 
 # %% ../nbs/04_vsg.ipynb #ed370696
 def caption_images(
-    r:Recipe,    # model, sampling, data
-    split:str    # train or test
-) -> pd.DataFrame: # one row an image: file_name, class, simple, text, source, unfinished, tries, faults
+    r: Recipe,  # model, sampling, data
+    split: str,  # train or test
+) -> pd.DataFrame:  # one row an image: file_name, class, simple, text, source, unfinished, tries, faults
     "VSG captions of a split; run again to write only what is missing."
-    with processes().main_process_first(): s = load_split(r,split)  # images are prepared once
-    at = {f:i for i,f in enumerate(s.files)}
-    how = {k:v for k,v in settings(r,"caption").items() if k not in ("vlm","simplifier")}
-    base = [TEMPLATE,RULES,r.dataset,split,r.dtype,weights_key(r.vlm),how]
-    keys = {f:stable_hash([base,f,c,file_hash(s.folder/f)]) for f,c in zip(s.files,s.classes)}
-    done = fill_store(captions_dir(r)/split/"drafts",keys,r.caption_block,lambda device: load_vlm(r,device),
-                      lambda vlm,names: caption_block(vlm,r,s[[at[n] for n in names]],split),
-                      f"captioning {r.dataset} {split}")
-    return captions_table(r,[dict(done[f],file_name=f) for f in s.files])
+    with processes().main_process_first():
+        s = load_split(r, split)  # images are prepared once
+    at = {f: i for i, f in enumerate(s.files)}
+    how = {
+        k: v
+        for k, v in settings(r, "caption").items()
+        if k not in ("vlm", "simplifier")
+    }
+    base = [TEMPLATE, RULES, r.dataset, split, r.dtype, weights_key(r.vlm), how]
+    keys = {
+        f: stable_hash([base, f, c, file_hash(s.folder / f)])
+        for f, c in zip(s.files, s.classes)
+    }
+    done = fill_store(
+        captions_dir(r) / split / "drafts",
+        keys,
+        r.caption_block,
+        lambda device: load_vlm(r, device),
+        lambda vlm, names: caption_block(vlm, r, s[[at[n] for n in names]], split),
+        f"captioning {r.dataset} {split}",
+    )
+    return captions_table(r, [dict(done[f], file_name=f) for f in s.files])
 
 # %% ../nbs/04_vsg.ipynb #a91cfad0
 def captions_table(
-    r:Recipe,     # for the simple captions
-    records:list  # of `caption_block`, with file names
+    r: Recipe,  # for the simple captions
+    records: list,  # of `caption_block`, with file names
 ) -> pd.DataFrame:
     "Records as a table."
-    simple = [simple_caption(dataset_of(r).modality,category(d["category"])) for d in records]
+    simple = [
+        simple_caption(dataset_of(r).modality, category(d["category"])) for d in records
+    ]
     faults = [" ".join(x["fault"] for x in d["drafts"]) for d in records]
-    return pd.DataFrame({"file_name":[d["file_name"] for d in records],"class":[d["category"] for d in records],
-                         "simple":simple,"text":[d["text"] for d in records],"source":[d["source"] for d in records],
-                         "unfinished":[d["unfinished"] for d in records],
-                         "tries":[len(d["drafts"])+(d["source"]=="vsg") for d in records],"faults":faults})
+    return pd.DataFrame(
+        {
+            "file_name": [d["file_name"] for d in records],
+            "class": [d["category"] for d in records],
+            "simple": simple,
+            "text": [d["text"] for d in records],
+            "source": [d["source"] for d in records],
+            "unfinished": [d["unfinished"] for d in records],
+            "tries": [len(d["drafts"]) + (d["source"] == "vsg") for d in records],
+            "faults": faults,
+        }
+    )
 
 # %% ../nbs/04_vsg.ipynb #a371a1ac
 def validity(
-    table:pd.DataFrame # of `caption_images`
-) -> pd.DataFrame:     # one row a class and one for all
+    table: pd.DataFrame,  # of `caption_images`
+) -> pd.DataFrame:  # one row a class and one for all
     "Shares of captions accepted at once, after retries, and replaced by the simple caption."
-    t = table.assign(**{"at once":(table.source=="vsg")&(table.tries==1),
-                        "after retries":(table.source=="vsg")&(table.tries>1),"replaced":table.source=="simple"})
+    t = table.assign(
+        **{
+            "at once": (table.source == "vsg") & (table.tries == 1),
+            "after retries": (table.source == "vsg") & (table.tries > 1),
+            "replaced": table.source == "simple",
+        }
+    )
     means = {k: (k, "mean") for k in ("at once", "after retries", "replaced", "tries")}
+
     def shares(by):
         return t.groupby(by, sort=False).agg(images=("tries", "size"), **means)
-    total = shares(lambda i: "all classes") # a class may be called all
-    return pd.concat([shares("class"), total]).rename_axis("class").round(3).reset_index()
+
+    total = shares(lambda i: "all classes")  # a class may be called all
+    return (
+        pd.concat([shares("class"), total]).rename_axis("class").round(3).reset_index()
+    )
 
 # %% ../nbs/04_vsg.ipynb #1663f129
 def fault_counts(
-    table:pd.DataFrame # of `caption_images`
-) -> dict:             # fault -> rejected drafts
+    table: pd.DataFrame,  # of `caption_images`
+) -> dict:  # fault -> rejected drafts
     "What was wrong with rejected drafts."
-    return pd.Series(" ".join(table.faults).split(),dtype=str).value_counts().to_dict()
+    return pd.Series(" ".join(table.faults).split(), dtype=str).value_counts().to_dict()
 
 # %% ../nbs/04_vsg.ipynb #66283c86
 FILLERS = "a an the it has is are and with in this there along around".split()
 "Words that say nothing of what is seen."
 
+
 def telling_words(
-    table:pd.DataFrame, # with columns class and text
-    k:int=6             # words a class
-) -> pd.DataFrame:      # class, word, share in the class, share elsewhere
+    table: pd.DataFrame,  # with columns class and text
+    k: int = 6,  # words a class
+) -> pd.DataFrame:  # class, word, share in the class, share elsewhere
     "The words that set a class apart from all others."
-    used = (pd.DataFrame([dict.fromkeys(_words(t),1.) for t in table.text]).fillna(0.)
-            .groupby(table["class"].values,sort=False))
-    inside,n = used.mean(),used.size(); rows = []
+    used = (
+        pd.DataFrame([dict.fromkeys(_words(t), 1.0) for t in table.text])
+        .fillna(0.0)
+        .groupby(table["class"].values, sort=False)
+    )
+    inside, n = used.mean(), used.size()
+    rows = []
     for c in inside.index:
-        rest = (inside.drop(c).mul(n.drop(c),axis=0)).sum()/max(1,n.drop(c).sum())
-        gap = (inside.loc[c]-rest).drop([*_words(category(c)),*FILLERS],errors="ignore").nlargest(k)
-        rows += [(c,w,inside.loc[c,w],rest[w]) for w in gap.index]
-    return pd.DataFrame(rows,columns=["class","word","in the class","elsewhere"]).round(2)
+        rest = (inside.drop(c).mul(n.drop(c), axis=0)).sum() / max(1, n.drop(c).sum())
+        gap = (
+            (inside.loc[c] - rest)
+            .drop([*_words(category(c)), *FILLERS], errors="ignore")
+            .nlargest(k)
+        )
+        rows += [(c, w, inside.loc[c, w], rest[w]) for w in gap.index]
+    return pd.DataFrame(
+        rows, columns=["class", "word", "in the class", "elsewhere"]
+    ).round(2)
 
 # %% ../nbs/04_vsg.ipynb #07158683
 def words_figure(
-    words:pd.DataFrame # of `telling_words`
-):                     # figure
+    words: pd.DataFrame,  # of `telling_words`
+):  # figure
     "Which word sets which class apart."
     import matplotlib.pyplot as plt
     import seaborn as sns
-    classes = list(dict.fromkeys(words["class"])); nrow = -(-len(classes)//4)
-    fig,axs = plt.subplots(nrow,4,figsize=(9,1.5*nrow+.4),layout="constrained",sharex=True,squeeze=False)
-    for ax,c in zip(axs.flat,classes):
-        w = words[words["class"]==c]; y = range(len(w))
-        ax.hlines(y,w.elsewhere,w["in the class"],color=".75",lw=1.5)
-        ax.plot(w["in the class"],y,"o",ms=4,color="#d55e00")
-        ax.plot(w.elsewhere,y,"o",ms=4,mfc="white",color="#0072b2")
-        ax.set(title=category(c),yticks=y,yticklabels=w.word,xlim=(-.03,1.03))
-        ax.invert_yaxis(); ax.tick_params(labelsize=7); ax.title.set_fontsize(8)
-    for ax in axs.flat[len(classes):]: ax.axis("off")
-    fig.supxlabel("share of captions with the word: in the class (filled), elsewhere (open)",fontsize=8)
-    sns.despine(fig); plt.close(fig)
+
+    classes = list(dict.fromkeys(words["class"]))
+    nrow = -(-len(classes) // 4)
+    fig, axs = plt.subplots(
+        nrow,
+        4,
+        figsize=(9, 1.5 * nrow + 0.4),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+    )
+    for ax, c in zip(axs.flat, classes):
+        w = words[words["class"] == c]
+        y = range(len(w))
+        ax.hlines(y, w.elsewhere, w["in the class"], color=".75", lw=1.5)
+        ax.plot(w["in the class"], y, "o", ms=4, color="#d55e00")
+        ax.plot(w.elsewhere, y, "o", ms=4, mfc="white", color="#0072b2")
+        ax.set(title=category(c), yticks=y, yticklabels=w.word, xlim=(-0.03, 1.03))
+        ax.invert_yaxis()
+        ax.tick_params(labelsize=7)
+        ax.title.set_fontsize(8)
+    for ax in axs.flat[len(classes) :]:
+        ax.axis("off")
+    fig.supxlabel(
+        "share of captions with the word: in the class (filled), elsewhere (open)",
+        fontsize=8,
+    )
+    sns.despine(fig)
+    plt.close(fig)
     return fig

@@ -8,312 +8,452 @@ __all__ = ['WEIGHT_NAMES', 'UNUSED', 'weight_files', 'weight_fault', 'local_fold
            'load_image_processor', 'part_classes', 'read_index', 'unused_parts', 'load_pipeline']
 
 # %% ../nbs/02_weights.ipynb #32901b2b
-import errno,inspect,json,re,typing,zipfile
+import errno, inspect, json, re, typing, zipfile
 from contextlib import contextmanager
-from pathlib import Path,PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import torch
-from huggingface_hub import constants,snapshot_download
-from huggingface_hub.errors import (EntryNotFoundError,GatedRepoError,HfHubHTTPError,
-    HFValidationError,LocalEntryNotFoundError,OfflineModeIsEnabled,
-    RepositoryNotFoundError)
-from safetensors import SafetensorError,safe_open
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
 from transformers.utils.logging import disable_progress_bar
 
 from .recipes import locate
 
 # %% ../nbs/02_weights.ipynb #d29bcd50
-WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors",
-                "pytorch_model.bin", "diffusion_pytorch_model.bin")
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
 "What a network's weights are called, the first that is there being read."
+
 
 def weight_files(
     names,  # of all files in a network's folder
 ) -> list:  # those that a loader reads, whether they are there or not; [] for none
     "One file, or all shards of one set."
     for name in WEIGHT_NAMES:
-        if name in names: return [name]
-        stem,dot = name.rsplit(".",1)
+        if name in names:
+            return [name]
+        stem, dot = name.rsplit(".", 1)
         shard = re.compile(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{dot}")
-        totals = [m[1] for m in map(shard.fullmatch,names) if m]
-        if f"{name}.index.json" in names and not totals: return [f"{stem}-00001-of-?.{dot}"]
+        totals = [m[1] for m in map(shard.fullmatch, names) if m]
+        if f"{name}.index.json" in names and not totals:
+            return [f"{stem}-00001-of-?.{dot}"]
         if totals:
             total = max(totals)
-            return [f"{stem}-{i:05d}-of-{total}.{dot}" for i in range(1,int(total)+1)]
+            return [
+                f"{stem}-{i:05d}-of-{total}.{dot}" for i in range(1, int(total) + 1)
+            ]
     return []
 
 # %% ../nbs/02_weights.ipynb #12ad6e8c
 def weight_fault(
-    path   # a file of weights
+    path,  # a file of weights
 ) -> str:  # what is wrong with it; empty for nothing
     "Does a file of weights look whole?"
     path = Path(path)
-    with open(path,"rb") as f: head = f.read(20)
+    with open(path, "rb") as f:
+        head = f.read(20)
     if head.startswith(b"version https://git"):
         return "is a Git LFS pointer and not the file itself: run `git lfs pull`"
-    if path.suffix==".bin": # a zip file since torch 1.6, a pickle before
-        whole = zipfile.is_zipfile(path) or head[:1]==b"\x80"
+    if path.suffix == ".bin":  # a zip file since torch 1.6, a pickle before
+        whole = zipfile.is_zipfile(path) or head[:1] == b"\x80"
         return "" if whole else "is damaged or cut short: fetch it again"
     try:
-        with safe_open(path,"pt"): return ""
+        with safe_open(path, "pt"):
+            return ""
     except SafetensorError as e:
         return f"is damaged or cut short: fetch it again ({e})"
 
 # %% ../nbs/02_weights.ipynb #b06af7c9
 def local_folder(
-    name:str # hub id, or a folder
-):           # Path, or None where nothing of it is on this machine
+    name: str,  # hub id, or a folder
+):  # Path, or None where nothing of it is on this machine
     "Where files are on this machine."
     where = Path(locate(name))
-    if where.is_dir(): return where
-    try: return Path(snapshot_download(name,local_files_only=True))
-    except (OSError,ValueError,HfHubHTTPError): return None
+    if where.is_dir():
+        return where
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
 
 # %% ../nbs/02_weights.ipynb #de094dfc
 def missing_files(
-    names,      # of all files, with their folders
-    parts=("",) # networks' folders, the outermost by default
-) -> list:      # sentences
+    names,  # of all files, with their folders
+    parts=("",),  # networks' folders, the outermost by default
+) -> list:  # sentences
     "What a loader would look for in vain."
     faults = []
     for part in parts:
-        here = [str(PurePosixPath(n).relative_to(part)) for n in names if PurePosixPath(n).is_relative_to(part)]
+        here = [
+            str(PurePosixPath(n).relative_to(part))
+            for n in names
+            if PurePosixPath(n).is_relative_to(part)
+        ]
         wanted = weight_files(here)
         lacking = [n for n in wanted if n not in here]
-        if "config.json" not in here: faults.append(f"{part or 'the folder'} holds no config.json.")
-        if not wanted: faults.append(_no_weights_in(part,here))
-        if lacking: faults.append(f"{PurePosixPath(part,lacking[0])} is missing.")
+        if "config.json" not in here:
+            faults.append(f"{part or 'the folder'} holds no config.json.")
+        if not wanted:
+            faults.append(_no_weights_in(part, here))
+        if lacking:
+            faults.append(f"{PurePosixPath(part, lacking[0])} is missing.")
     return faults
 
 # %% ../nbs/02_weights.ipynb #3888cf21
 def damaged_files(
-    folder,     # on this machine
-    parts=("",) # its networks' folders
-) -> list:      # sentences
+    folder,  # on this machine
+    parts=("",),  # its networks' folders
+) -> list:  # sentences
     "What is there and no good."
     faults = []
     for part in parts:
-        here = Path(folder)/part
+        here = Path(folder) / part
         names = [f.name for f in here.iterdir()] if here.is_dir() else []
         for name in weight_files(names):
-            said = weight_fault(here/name) if name in names else ""
-            if said: faults.append(f"{PurePosixPath(part,name)} {said}")
-    return faults+_json_faults(folder,parts)
+            said = weight_fault(here / name) if name in names else ""
+            if said:
+                faults.append(f"{PurePosixPath(part, name)} {said}")
+    return faults + _json_faults(folder, parts)
 
-def files_below(folder) -> list: # all files' names with their folders, separated as on the hub
+
+def files_below(
+    folder,
+) -> list:  # all files' names with their folders, separated as on the hub
     "The names of a folder's files."
-    return [f.relative_to(folder).as_posix() for f in Path(folder).rglob("*") if f.is_file()]
+    return [
+        f.relative_to(folder).as_posix() for f in Path(folder).rglob("*") if f.is_file()
+    ]
 
 # %% ../nbs/02_weights.ipynb #c55ade0a
-def _no_weights_in(part, names): # what to say of a folder that has none
-    others = [n for n in sorted(names) if n.endswith((".safetensors",".bin",".msgpack",".h5",".ckpt",".pth",".onnx"))]
+def _no_weights_in(part, names):  # what to say of a folder that has none
+    others = [
+        n
+        for n in sorted(names)
+        if n.endswith(
+            (".safetensors", ".bin", ".msgpack", ".h5", ".ckpt", ".pth", ".onnx")
+        )
+    ]
     beside = f"; {', '.join(others)} is not read" if others else ""
     return f"{part or 'the folder'} holds no weights: none of {', '.join(WEIGHT_NAMES)}, nor shards{beside}."
 
-def _json_faults(folder, parts): # files that are no JSON, such as a page saved in their place
+
+def _json_faults(
+    folder, parts
+):  # files that are no JSON, such as a page saved in their place
     faults = []
-    for path in sorted({*Path(folder).glob("*.json"),*(f for p in parts for f in Path(folder,p).glob("*.json"))}):
-        try: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(
+        {
+            *Path(folder).glob("*.json"),
+            *(f for p in parts for f in Path(folder, p).glob("*.json")),
+        }
+    ):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
         except ValueError as e:
-            faults.append(f"{path.relative_to(folder).as_posix()} is not valid JSON: fetch it again ({e})")
+            faults.append(
+                f"{path.relative_to(folder).as_posix()} is not valid JSON: fetch it again ({e})"
+            )
     return faults
 
 # %% ../nbs/02_weights.ipynb #c8915dda
-def _chain(error): # the error and those that led to it
+def _chain(error):  # the error and those that led to it
     found = []
     while error is not None and error not in found:
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
 
-def _first(chain, *kinds): # of these kinds
-    return next((e for e in chain if isinstance(e,kinds)),None)
-def _brief(error): # its type and its first line
+
+def _first(chain, *kinds):  # of these kinds
+    return next((e for e in chain if isinstance(e, kinds)), None)
+
+
+def _brief(error):  # its type and its first line
     return f"({type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]})"
 
 # %% ../nbs/02_weights.ipynb #2a29bcd6
 def load_error(
-    what:str,    # was loaded, in words
-    name:str,    # hub id or folder that was asked for
-    setting:str, # that names it
-    error,       # what loading raised
-    more:str=""  # how else to go on
+    what: str,  # was loaded, in words
+    name: str,  # hub id or folder that was asked for
+    setting: str,  # that names it
+    error,  # what loading raised
+    more: str = "",  # how else to go on
 ) -> Exception:  # to raise instead
     "An error that says what is wrong, and what to do about it."
     chain = _chain(error)
-    about,said = f"{what} at {name!r}",_brief(error)
-    full = next((e for e in chain if isinstance(e,OSError) and e.errno in (errno.ENOSPC,errno.EDQUOT)),None)
-    if full: return OSError(full.errno,f"The disk is full: no room for {about}. Free some, or set HF_HOME to a folder "
-                            f"on a larger disk. {said}")
-    if _first(chain,PermissionError): return PermissionError(f"Files of {about} may not be read: ask for the right to. {said}")
-    if lacks := _first(chain,ImportError):
-        return ImportError(f"Loading {about} needs a package that is not installed: {lacks}")
-    if found := _hub_error(about,name,setting,chain,said,more): return found
-    return _files_error(about,name,setting,error,said,more)
+    about, said = f"{what} at {name!r}", _brief(error)
+    full = next(
+        (
+            e
+            for e in chain
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+        ),
+        None,
+    )
+    if full:
+        return OSError(
+            full.errno,
+            f"The disk is full: no room for {about}. Free some, or set HF_HOME to a folder "
+            f"on a larger disk. {said}",
+        )
+    if _first(chain, PermissionError):
+        return PermissionError(
+            f"Files of {about} may not be read: ask for the right to. {said}"
+        )
+    if lacks := _first(chain, ImportError):
+        return ImportError(
+            f"Loading {about} needs a package that is not installed: {lacks}"
+        )
+    if found := _hub_error(about, name, setting, chain, said, more):
+        return found
+    return _files_error(about, name, setting, error, said, more)
 
 # %% ../nbs/02_weights.ipynb #2fb99e2a
-def _hub_error(about, name, setting, chain, said, more): # None where it has nothing to do with the hub
-    if Path(locate(name)).is_dir(): return None
-    elsewhere = (f"With a network it comes from the Hugging Face hub by itself; on another machine run "
-                 f"`hf download {name}` and copy the cache, or pass {setting}=FOLDER.{more}")
-    if _first(chain,GatedRepoError):
-        return PermissionError(f"{about} is published under terms that have to be accepted: open https://huggingface.co/{name}, "
-                               f"accept them, and run `hf auth login`. {said}")
-    if _first(chain,HFValidationError) or name.count("/")>1 or name.startswith((".","~","/")):
-        return FileNotFoundError(f"No {about}: there is no such folder, and it is not a name of the Hugging Face hub "
-                                 f"either. Pass {setting}=FOLDER.{more} {said}")
-    if _first(chain,RepositoryNotFoundError):
-        return FileNotFoundError(f"No {about}: the Hugging Face hub has no such repository, or it is private. Check the "
-                                 f"spelling, or pass {setting}=FOLDER.{more} {said}")
-    if local_folder(name) is None or _first(chain,OfflineModeIsEnabled,LocalEntryNotFoundError,ConnectionError):
-        hub = ("HF_HUB_OFFLINE forbids to ask the Hugging Face hub" if constants.HF_HUB_OFFLINE
-               else "the Hugging Face hub does not answer")
-        return FileNotFoundError(f"No {about} on this machine, and {hub}. {elsewhere} {said}")
-    if _first(chain,EntryNotFoundError): return FileNotFoundError(f"No {about} that is complete. {elsewhere} {said}")
-    if _first(chain,HfHubHTTPError):
+def _hub_error(
+    about, name, setting, chain, said, more
+):  # None where it has nothing to do with the hub
+    if Path(locate(name)).is_dir():
+        return None
+    elsewhere = (
+        f"With a network it comes from the Hugging Face hub by itself; on another machine run "
+        f"`hf download {name}` and copy the cache, or pass {setting}=FOLDER.{more}"
+    )
+    if _first(chain, GatedRepoError):
+        return PermissionError(
+            f"{about} is published under terms that have to be accepted: open https://huggingface.co/{name}, "
+            f"accept them, and run `hf auth login`. {said}"
+        )
+    if (
+        _first(chain, HFValidationError)
+        or name.count("/") > 1
+        or name.startswith((".", "~", "/"))
+    ):
+        return FileNotFoundError(
+            f"No {about}: there is no such folder, and it is not a name of the Hugging Face hub "
+            f"either. Pass {setting}=FOLDER.{more} {said}"
+        )
+    if _first(chain, RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"No {about}: the Hugging Face hub has no such repository, or it is private. Check the "
+            f"spelling, or pass {setting}=FOLDER.{more} {said}"
+        )
+    if local_folder(name) is None or _first(
+        chain, OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError
+    ):
+        hub = (
+            "HF_HUB_OFFLINE forbids to ask the Hugging Face hub"
+            if constants.HF_HUB_OFFLINE
+            else "the Hugging Face hub does not answer"
+        )
+        return FileNotFoundError(
+            f"No {about} on this machine, and {hub}. {elsewhere} {said}"
+        )
+    if _first(chain, EntryNotFoundError):
+        return FileNotFoundError(f"No {about} that is complete. {elsewhere} {said}")
+    if _first(chain, HfHubHTTPError):
         return OSError(f"The Hugging Face hub refused {about}. Try again later. {said}")
 
 # %% ../nbs/02_weights.ipynb #8150d94d
-def _files_error(about, name, setting, error, said, more): # the files are there, or some of them
+def _files_error(
+    about, name, setting, error, said, more
+):  # the files are there, or some of them
     folder = local_folder(name)
     parts = network_parts(folder)
-    missing,damaged = missing_files(files_below(folder),parts),damaged_files(folder,parts)
+    missing, damaged = (
+        missing_files(files_below(folder), parts),
+        damaged_files(folder, parts),
+    )
     words = " ".join(str(error).split())
-    if damaged: return ValueError(f"{about} is damaged: {'; '.join(damaged)}. {said}")
-    if any(type(e).__name__=="UnpicklingError" for e in _chain(error)):
-        return ValueError(f"{about} is not read: a .bin file of it holds more than numbers, and reading that would run it "
-                          f"as a program. Look for the same weights as safetensors, or pass {setting}=FOLDER.{more} {said}")
-    if missing or isinstance(error,OSError): # the libraries' word for a file that is not there
-        return FileNotFoundError(f"No {about} that is complete: {' '.join(missing) or words} Fetch it again, "
-                                 f"or pass {setting}=FOLDER.{more} {said}")
-    return ValueError(f"{about} is there, but cannot be used as it is: {words} Pass {setting}=FOLDER with files "
-                      f"that {_versions()} read. {said[:40].split(':')[0]})")
+    if damaged:
+        return ValueError(f"{about} is damaged: {'; '.join(damaged)}. {said}")
+    if any(type(e).__name__ == "UnpicklingError" for e in _chain(error)):
+        return ValueError(
+            f"{about} is not read: a .bin file of it holds more than numbers, and reading that would run it "
+            f"as a program. Look for the same weights as safetensors, or pass {setting}=FOLDER.{more} {said}"
+        )
+    if missing or isinstance(
+        error, OSError
+    ):  # the libraries' word for a file that is not there
+        return FileNotFoundError(
+            f"No {about} that is complete: {' '.join(missing) or words} Fetch it again, "
+            f"or pass {setting}=FOLDER.{more} {said}"
+        )
+    return ValueError(
+        f"{about} is there, but cannot be used as it is: {words} Pass {setting}=FOLDER with files "
+        f"that {_versions()} read. {said[:40].split(':')[0]})"
+    )
 
-def _versions(): # of what reads the files
-    import diffusers,transformers
-    return f"transformers {transformers.__version__} and diffusers {diffusers.__version__}"
+
+def _versions():  # of what reads the files
+    import diffusers, transformers
+
+    return (
+        f"transformers {transformers.__version__} and diffusers {diffusers.__version__}"
+    )
 
 # %% ../nbs/02_weights.ipynb #fc3f71fc
 def network_parts(
-    folder   # of a network or of a pipeline
-) -> list:   # the networks' folders in it
+    folder,  # of a network or of a pipeline
+) -> list:  # the networks' folders in it
     "The folders that must hold weights."
-    index = Path(folder)/"model_index.json"
-    try: parts = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
-    except ValueError: parts = {}
-    return [p for p in parts if p.startswith(("transformer","unet","vae","text_encoder"))] or [""]
+    index = Path(folder) / "model_index.json"
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+    except ValueError:
+        parts = {}
+    return [
+        p for p in parts if p.startswith(("transformer", "unet", "vae", "text_encoder"))
+    ] or [""]
 
 # %% ../nbs/02_weights.ipynb #4beb585c
 @contextmanager
 def loading(
-    what:str,    # in words
-    name:str,    # hub id or folder
-    setting:str, # that names it
-    more:str=""  # how else to go on
+    what: str,  # in words
+    name: str,  # hub id or folder
+    setting: str,  # that names it
+    more: str = "",  # how else to go on
 ):
     "Inside, an error of loading is said in terms of what was asked for."
-    try: yield
-    except (MemoryError,torch.OutOfMemoryError): raise
-    except Exception as e: raise load_error(what,name,setting,e,more) from e
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        raise load_error(what, name, setting, e, more) from e
 
 # %% ../nbs/02_weights.ipynb #2533a00d
 def load_network(
-    kind,        # class with `from_pretrained`
-    where,       # folder or hub id
-    part:str="", # folder below it
-    new=(),      # how names of weights begin that may be drawn at random
-    **how        # for `from_pretrained`
-):               # the network, each of its other weights from a file
+    kind,  # class with `from_pretrained`
+    where,  # folder or hub id
+    part: str = "",  # folder below it
+    new=(),  # how names of weights begin that may be drawn at random
+    **how,  # for `from_pretrained`
+):  # the network, each of its other weights from a file
     "A network as published."
-    disable_progress_bar() # a moment's bar would stay in a saved notebook
+    disable_progress_bar()  # a moment's bar would stay in a saved notebook
     below = dict(subfolder=part) if part else {}
-    net,info = kind.from_pretrained(where,output_loading_info=True,**below,**how)
-    drawn = {*info["missing_keys"],*(k[0] for k in info["mismatched_keys"])}
+    net, info = kind.from_pretrained(where, output_loading_info=True, **below, **how)
+    drawn = {*info["missing_keys"], *(k[0] for k in info["mismatched_keys"])}
     drawn = sorted(k for k in drawn if not k.startswith(tuple(new)))
     if drawn:
-        raise ValueError(f"{len(drawn)} of the weights of {kind.__name__}{' in '+part if part else ''} stand in no file or have another "
-                         f"shape there, {drawn[0]} for one: they would be drawn at random.")
+        raise ValueError(
+            f"{len(drawn)} of the weights of {kind.__name__}{' in ' + part if part else ''} stand in no file or have another "
+            f"shape there, {drawn[0]} for one: they would be drawn at random."
+        )
     return net
 
 # %% ../nbs/02_weights.ipynb #b878cf48
 def with_words(
-    tokenizer # just loaded
-):            # the same
+    tokenizer,  # just loaded
+):  # the same
     "Refuse a tokenizer that has no vocabulary."
-    ids = tokenizer("a",add_special_tokens=False).input_ids
+    ids = tokenizer("a", add_special_tokens=False).input_ids
     if not ids or tokenizer.unk_token_id in ids:
-        raise FileNotFoundError("its tokenizer knows no words, so the file of its vocabulary is missing: tokenizer.json, "
-                                "spiece.model, vocab.txt, or vocab.json with merges.txt.")
+        raise FileNotFoundError(
+            "its tokenizer knows no words, so the file of its vocabulary is missing: tokenizer.json, "
+            "spiece.model, vocab.txt, or vocab.json with merges.txt."
+        )
     return tokenizer
 
 # %% ../nbs/02_weights.ipynb #5457fd87
 def load_image_processor(
-    name:str # folder or hub id
-):           # one that works on PIL images, with the file's values
+    name: str,  # folder or hub id
+):  # one that works on PIL images, with the file's values
     "An image processor, whatever its class was called."
     import transformers
+
     where = locate(name)
-    values,_ = transformers.ImageProcessingMixin.get_image_processor_dict(where)
+    values, _ = transformers.ImageProcessingMixin.get_image_processor_dict(where)
     called = values.get("image_processor_type") or ""
-    today = called.replace("FeatureExtractor","ImageProcessor").removesuffix("Fast")
-    kind = getattr(transformers,f"{today}Pil",None) or getattr(transformers,today,None)
-    if today==called or kind is None:
-        return transformers.AutoImageProcessor.from_pretrained(where,backend="pil")
-    names = ("image_processor_type","feature_extractor_type")
-    return kind.from_dict({k:v for k,v in values.items() if k not in names})
+    today = called.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    kind = getattr(transformers, f"{today}Pil", None) or getattr(
+        transformers, today, None
+    )
+    if today == called or kind is None:
+        return transformers.AutoImageProcessor.from_pretrained(where, backend="pil")
+    names = ("image_processor_type", "feature_extractor_type")
+    return kind.from_dict({k: v for k, v in values.items() if k not in names})
 
 # %% ../nbs/02_weights.ipynb #64542125
-UNUSED = ("safety_checker","feature_extractor","image_encoder")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 "Parts of pipelines that we neither download nor read."
 
+
 def part_classes(
-    kind   # diffusers pipeline class
-) -> dict: # part -> class with `from_pretrained`
+    kind,  # diffusers pipeline class
+) -> dict:  # part -> class with `from_pretrained`
     "Which class a pipeline wants for each of its parts."
     found = {}
-    for part,hint in typing.get_type_hints(kind.__init__).items():
+    for part, hint in typing.get_type_hints(kind.__init__).items():
         options = typing.get_args(hint) or (hint,)
-        read = [c for c in options if inspect.isclass(c) and hasattr(c,"from_pretrained")]
-        if read and part not in UNUSED: found[part] = read[0]
+        read = [
+            c for c in options if inspect.isclass(c) and hasattr(c, "from_pretrained")
+        ]
+        if read and part not in UNUSED:
+            found[part] = read[0]
     return found
 
 # %% ../nbs/02_weights.ipynb #f052626e
 def read_index(
-    folder   # of a pipeline
-) -> dict:   # part -> [library, class], and settings
+    folder,  # of a pipeline
+) -> dict:  # part -> [library, class], and settings
     "A pipeline's model_index.json."
-    path = Path(folder)/"model_index.json"
+    path = Path(folder) / "model_index.json"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no model_index.json, so it is no diffusers pipeline.")
+        raise FileNotFoundError(
+            f"{folder} holds no model_index.json, so it is no diffusers pipeline."
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../nbs/02_weights.ipynb #97863516
 def unused_parts(
-    kind   # diffusers pipeline class
-) -> dict: # arguments of its constructor
+    kind,  # diffusers pipeline class
+) -> dict:  # arguments of its constructor
     "What a pipeline is told of the parts that it does without."
     takes = inspect.signature(kind).parameters
-    without = {p:None for p in UNUSED if p in takes}
-    return without|({"requires_safety_checker":False} if "requires_safety_checker" in takes else {})
+    without = {p: None for p in UNUSED if p in takes}
+    return without | (
+        {"requires_safety_checker": False} if "requires_safety_checker" in takes else {}
+    )
 
 # %% ../nbs/02_weights.ipynb #07139983
 def load_pipeline(
-    kind,      # diffusers pipeline class
-    name:str,  # folder or hub id
-    dtype,     # of weights and activations
-    **given    # parts that are loaded already
-):             # the pipeline, every weight from a file
+    kind,  # diffusers pipeline class
+    name: str,  # folder or hub id
+    dtype,  # of weights and activations
+    **given,  # parts that are loaded already
+):  # the pipeline, every weight from a file
     "A diffusers pipeline as published."
     import diffusers
-    where,unused = locate(name),unused_parts(kind)
-    if not Path(where).is_dir(): where = kind.download(name,**unused,**given)
+
+    where, unused = locate(name), unused_parts(kind)
+    if not Path(where).is_dir():
+        where = kind.download(name, **unused, **given)
     index = read_index(where)
-    schedule = getattr(diffusers,index["scheduler"][1])
-    parts = dict(scheduler=schedule.from_pretrained(where,subfolder="scheduler"))|given
-    for part,cls in part_classes(kind).items():
-        if part in parts or index.get(part,[None])[0] is None: continue
-        if issubclass(cls,torch.nn.Module): parts[part] = load_network(cls,where,part,new=("pooler.",),dtype=dtype)
-        else: parts[part] = with_words(cls.from_pretrained(where,subfolder=part))
+    schedule = getattr(diffusers, index["scheduler"][1])
+    parts = (
+        dict(scheduler=schedule.from_pretrained(where, subfolder="scheduler")) | given
+    )
+    for part, cls in part_classes(kind).items():
+        if part in parts or index.get(part, [None])[0] is None:
+            continue
+        if issubclass(cls, torch.nn.Module):
+            parts[part] = load_network(cls, where, part, new=("pooler.",), dtype=dtype)
+        else:
+            parts[part] = with_words(cls.from_pretrained(where, subfolder=part))
     takes = inspect.signature(kind).parameters
-    said = {k:v for k,v in index.items() if k in takes and not isinstance(v,list)}
-    return kind(**said|unused|parts)
+    said = {k: v for k, v in index.items() if k in takes and not isinstance(v, list)}
+    return kind(**said | unused | parts)

@@ -1,4 +1,5 @@
 "Settings every test runs under: no network, few threads, no windows, this environment's kernel, and folders of its own."
+
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Workers inherit what the process that starts them has set, so a default would not reach them. Two threads each, on
 # as many cores as workers, wait for one another in busy loops: everything then takes two to six times as long.
@@ -45,7 +48,9 @@ def made(folders):
     for cls in ("melanoma", "common_nevus"):
         (folders[0] / "made" / cls).mkdir(parents=True)
         for i in range(6):
-            Image.fromarray(g.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(folders[0] / "made" / cls / f"{i}.png")
+            Image.fromarray(g.integers(0, 255, (70, 80, 3), dtype=np.uint8)).save(
+                folders[0] / "made" / cls / f"{i}.png"
+            )
     return folders[0] / "made"
 
 
@@ -54,7 +59,10 @@ def files():
     "The repository's files, relative to its root: what git tracks and what it would track."
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     paths = sorted({Path(name) for name in listed.stdout.split("\0") if name})
     return [path for path in paths if (ROOT / path).is_file()]

@@ -1,4 +1,5 @@
 "Pictures that tests draw: each unlike any other, and small."
+
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ def picture(i, size=(80, 64)):
         return np.asarray(small.resize(size, Image.BICUBIC))
 
     light = 30 * waves(4) + 22 * waves(9) + 16 * waves(18)
-    return Image.fromarray(np.uint8(np.clip(128 + np.stack([light + 12 * waves(3) for _ in "rgb"], -1), 0, 255)))
+    return Image.fromarray(
+        np.uint8(
+            np.clip(128 + np.stack([light + 12 * waves(3) for _ in "rgb"], -1), 0, 255)
+        )
+    )
 
 
 def put(folder, name, i, size=(80, 64), **k):

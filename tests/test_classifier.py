@@ -1,4 +1,5 @@
 "The classifier on tasks whose answers are known: what it learns, what its scores say, what is kept, what is refused."
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ def run(folders):
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe("skin", scale="tiny", data="few", classifier_epochs=1)
     train = M.real_images(r, "train")
-    M.write_samples(samples_dir(C.synthetic_recipe(r)), replace(train, x=M.saturate(train.x, 1.3)))
+    M.write_samples(
+        samples_dir(C.synthetic_recipe(r)), replace(train, x=M.saturate(train.x, 1.3))
+    )
     return r
 
 
@@ -40,17 +43,23 @@ def blobs(n, seed, dim=0.0):
 
 # Scores
 
+
 def test_scores_of_known_answers():
     y = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     right, blind = np.eye(3)[y], np.tile([0.5, 0.25, 0.25], (8, 1))
     assert C.scores(y, right) == dict.fromkeys(C.SCORES, 1.0)
     got = C.scores(y, blind)
     f0 = 2 * 0.5 * 1 / 1.5  # precision 1/2, recall 1
-    assert got == pytest.approx(dict(weighted_f1=f0 / 2, macro_f1=f0 / 3, bacc=1 / 3, auc=0.5))
+    assert got == pytest.approx(
+        dict(weighted_f1=f0 / 2, macro_f1=f0 / 3, bacc=1 / 3, auc=0.5)
+    )
 
 
 def test_auc_asks_for_order_alone():
-    y, p = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    y, p = (
+        np.array([0, 0, 1, 1]),
+        np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]),
+    )
     assert C.scores(y, p)["auc"] == 1 and C.scores(y, p)["bacc"] == 0.5
 
 
@@ -64,8 +73,19 @@ def test_scores_by_hand():
     n = np.array([(y == c).sum() for c in range(4)])
     hit = np.array([((y == c) & (d == c)).sum() for c in range(4)])
     f1 = 2 * hit / (n + np.array([(d == c).sum() for c in range(4)]))
-    auc = [np.mean((p[y == c, c][:, None] > p[y != c, c]) + 0.5 * (p[y == c, c][:, None] == p[y != c, c])) for c in range(4)]
-    want = dict(weighted_f1=(n * f1).sum() / 300, macro_f1=f1.mean(), bacc=(hit / n).mean(), auc=np.mean(auc))
+    auc = [
+        np.mean(
+            (p[y == c, c][:, None] > p[y != c, c])
+            + 0.5 * (p[y == c, c][:, None] == p[y != c, c])
+        )
+        for c in range(4)
+    ]
+    want = dict(
+        weighted_f1=(n * f1).sum() / 300,
+        macro_f1=f1.mean(),
+        bacc=(hit / n).mean(),
+        auc=np.mean(auc),
+    )
     assert C.scores(y, p) == pytest.approx(want)
 
 
@@ -78,24 +98,36 @@ def three(p=None, y=(0, 1, 2)):
     return lambda: C.scores(np.array(y), np.eye(3) if p is None else p)
 
 
-@pytest.mark.parametrize("wrong,says", [
-    (lambda: C.scores(np.zeros(5, int), np.ones((5, 1))), "one class only"),
-    (lambda: C.scores(np.zeros(0, int), np.ones((0, 2))), "no test image of class 0, 1 of 2"),
-    (three(np.full((3, 3), np.nan)), "3 of 3 answers are no numbers: the classifier has diverged"),
-    (three(np.array([[1, 0, 0], [0, np.inf, 0], [0, 0, 1.0]])), "1 of 3 answers"),
-    (three(y=(0, 1, 3)), "classes 0 to 2"),
-    (three(y=(0, 1)), "2 true classes for 3 answers"),
-])
+@pytest.mark.parametrize(
+    "wrong,says",
+    [
+        (lambda: C.scores(np.zeros(5, int), np.ones((5, 1))), "one class only"),
+        (
+            lambda: C.scores(np.zeros(0, int), np.ones((0, 2))),
+            "no test image of class 0, 1 of 2",
+        ),
+        (
+            three(np.full((3, 3), np.nan)),
+            "3 of 3 answers are no numbers: the classifier has diverged",
+        ),
+        (three(np.array([[1, 0, 0], [0, np.inf, 0], [0, 0, 1.0]])), "1 of 3 answers"),
+        (three(y=(0, 1, 3)), "classes 0 to 2"),
+        (three(y=(0, 1)), "2 true classes for 3 answers"),
+    ],
+)
 def test_what_has_no_scores_is_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         wrong()
 
 
 def test_two_classes_have_scores():
-    assert C.scores(np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]) == dict.fromkeys(C.SCORES, 1.0)
+    assert C.scores(np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]) == dict.fromkeys(
+        C.SCORES, 1.0
+    )
 
 
 # Training
+
 
 def test_all_training_sets_have_the_same_number_of_updates(run, monkeypatch):
     "Twice the images for the same epochs would be twice the updates, which help by themselves."
@@ -115,19 +147,34 @@ def test_all_training_sets_have_the_same_number_of_updates(run, monkeypatch):
 
 def test_a_batch_may_be_cut_but_no_image_is_preferred():
     whole = C.training_batches(10, 4, 6)
-    assert sorted(np.concatenate(whole[:3])) == sorted(np.concatenate(whole[3:])) == list(range(10))
-    assert [b.tolist() for b in C.training_batches(10, 4, 2)] == [b.tolist() for b in whole[:2]]
+    assert (
+        sorted(np.concatenate(whole[:3]))
+        == sorted(np.concatenate(whole[3:]))
+        == list(range(10))
+    )
+    assert [b.tolist() for b in C.training_batches(10, 4, 2)] == [
+        b.tolist() for b in whole[:2]
+    ]
     assert len(C.training_batches(3, 8, 5)) == 5 == C.count_updates(3, 5, 8)
 
 
 def test_a_diverged_classifier_is_said(run):
-    with pytest.raises(ValueError, match=r"diverged: its loss is (nan|inf) at update \d+. Lower classifier_lr=1e\+30"):
+    with pytest.raises(
+        ValueError,
+        match=r"diverged: its loss is (nan|inf) at update \d+. Lower classifier_lr=1e\+30",
+    ):
         C.classify(replace(run, classifier_lr=1e30, classifier_epochs=4), seeds=(0,))
     fast = replace(run, classifier_lr=3.0, classifier_epochs=4)
     C.classify(fast, seeds=(0,))
     remarks = C.classified(fast)["remarks"]
-    assert {x["training"] for x in remarks} == set(C.KINDS) and all("learned nothing" in x["remark"] for x in remarks)
-    assert C.scores_table(C.classified(fast))["remarks"].str.contains("seed 0: learned nothing").all()
+    assert {x["training"] for x in remarks} == set(C.KINDS) and all(
+        "learned nothing" in x["remark"] for x in remarks
+    )
+    assert (
+        C.scores_table(C.classified(fast))["remarks"]
+        .str.contains("seed 0: learned nothing")
+        .all()
+    )
 
 
 def test_a_damaged_answer_on_disk_is_computed_anew(run):
@@ -148,18 +195,25 @@ def test_seeds_are_given_once_each(run, seeds):
         C.classify(run, seeds=seeds)
 
 
-@pytest.mark.parametrize("train,test,says", [
-    (dict(a=3), dict(a=2), "one class only"),
-    (dict(a=3, b=2), dict(a=2), "holds no image of b"),
-    (dict(a=3, b=2), dict(), "holds no images"),
-    (dict(a=3, b=2), dict(a=2, b=1, c=1), "classes that the training set lacks: c"),
-])
-def test_a_task_without_scores_is_refused_before_anything_is_read(run, monkeypatch, train, test, says):
+@pytest.mark.parametrize(
+    "train,test,says",
+    [
+        (dict(a=3), dict(a=2), "one class only"),
+        (dict(a=3, b=2), dict(a=2), "holds no image of b"),
+        (dict(a=3, b=2), dict(), "holds no images"),
+        (dict(a=3, b=2), dict(a=2, b=1, c=1), "classes that the training set lacks: c"),
+    ],
+)
+def test_a_task_without_scores_is_refused_before_anything_is_read(
+    run, monkeypatch, train, test, says
+):
     def split(counts):
         names = tuple(c for c, n in counts.items() for _ in range(n))
         return Split(Path("nowhere"), names, names, names)
 
-    monkeypatch.setattr(C, "load_split", lambda r, s: split(dict(train=train, test=test)[s]))
+    monkeypatch.setattr(
+        C, "load_split", lambda r, s: split(dict(train=train, test=test)[s])
+    )
     monkeypatch.setattr(C, "load_vit", lambda *a, **k: pytest.fail("too late"))
     with pytest.raises(ValueError, match=says):
         C.classify(run, seeds=(0,))
@@ -167,12 +221,20 @@ def test_a_task_without_scores_is_refused_before_anything_is_read(run, monkeypat
 
 def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
     train, test = blobs(64, 0), blobs(64, 1)
+
     def accuracy(y, seed=0):
         net = C.small_vit(("red", "blue"), width=32, layers=2)
-        losses = C.train_classifier(net, train.x, y, epochs=4, lr=2e-3, batch=16, seed=seed)
+        losses = C.train_classifier(
+            net, train.x, y, epochs=4, lr=2e-3, batch=16, seed=seed
+        )
         p = C.predict(net, test.x)
-        assert len(losses) == 16 and p.dtype == np.float64 and np.abs(p.sum(1) - 1).max() < 1e-12
+        assert (
+            len(losses) == 16
+            and p.dtype == np.float64
+            and np.abs(p.sum(1) - 1).max() < 1e-12
+        )
         return (p.argmax(1) == test.y.numpy()).mean(), p
+
     right, p = accuracy(train.y)
     assert right > 0.95
     assert (accuracy(train.y)[1] == p).all(), "one seed, one answer"
@@ -196,7 +258,11 @@ def test_shapes_are_labelled_with_what_is_true():
     at = C.ATTRIBUTES.index("on white"), C.ATTRIBUTES.index("on black")
     corners = x[:, :, :4, :4].float().mean((1, 2, 3))
     bright = [corners[y[:, k] > 0] for k in at]
-    assert bright[0].numel() == 0 or bright[1].numel() == 0 or bright[0].min() > bright[1].max()
+    assert (
+        bright[0].numel() == 0
+        or bright[1].numel() == 0
+        or bright[0].min() > bright[1].max()
+    )
     truth = C.named_rightly(y.numpy(), y)
     assert set(truth.values()) == {1.0}
 
@@ -207,25 +273,52 @@ def test_the_small_vit_is_built_from_shapes_alone(tmp_path):
     first = (tmp_path / "vit" / "model.safetensors").read_bytes()
     when = (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns
     assert C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3) == found
-    assert (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns == when, "built once"
+    assert (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns == when, (
+        "built once"
+    )
     net = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
     again = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
-    assert net.vit.classifier.out_features == 8 and net.key == again.key != C.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
+    assert (
+        net.vit.classifier.out_features == 8
+        and net.key
+        == again.key
+        != C.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
+    )
     (tmp_path / "vit" / "built.json").unlink()
     C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
-    assert (tmp_path / "vit" / "model.safetensors").read_bytes() == first, "the same bytes from the same seed"
+    assert (tmp_path / "vit" / "model.safetensors").read_bytes() == first, (
+        "the same bytes from the same seed"
+    )
 
 
 def test_it_loads_as_its_big_sister_would(tmp_path):
     "The published network is a ViTModel of another size with its own processor: the same call."
     from transformers import ViTConfig, ViTModel
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                       image_size=32, patch_size=16)).save_pretrained(tmp_path)
+
+    ViTModel(
+        ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=32,
+            patch_size=16,
+        )
+    ).save_pretrained(tmp_path)
     ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(tmp_path)
     net = C.load_vit(str(tmp_path), ("a", "b"))
     big = blobs(4, 0)
-    small = torch.stack([torch.from_numpy(np.asarray(net.pre([a], do_rescale=False, do_normalize=False).pixel_values[0])) for a in big.x])
+    small = torch.stack(
+        [
+            torch.from_numpy(
+                np.asarray(
+                    net.pre([a], do_rescale=False, do_normalize=False).pixel_values[0]
+                )
+            )
+            for a in big.x
+        ]
+    )
     assert net.side == 32 and C.predict(net, small.byte()).shape == (4, 2)
     with pytest.raises(FileNotFoundError, match="hf download google/none"):
         C.load_vit("google/none", ("a", "b"))
@@ -233,35 +326,64 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
 
 # A run's row
 
+
 def test_classify_once_and_again(run, monkeypatch):
     rows = C.classify(run, seeds=(0, 1))
-    assert set(rows.training) == set(C.KINDS) and set(rows.measure) == set(C.SCORES) and len(rows) == 3 * 2 * 4
+    assert (
+        set(rows.training) == set(C.KINDS)
+        and set(rows.measure) == set(C.SCORES)
+        and len(rows) == 3 * 2 * 4
+    )
     res = C.classified(run)
-    assert res["n"] == dict(synthetic=32, real=32, both=64) and res["n_test"] == 24 and res["about"].startswith("skin, medart, tiny scale")
+    assert (
+        res["n"] == dict(synthetic=32, real=32, both=64)
+        and res["n_test"] == 24
+        and res["about"].startswith("skin, medart, tiny scale")
+    )
     for c in res["confusion"].values():
         assert np.sum(c) == 48 and np.sum(c, 1).tolist() == [6] * 8
     table = C.scores_table(res)
-    assert set(table["updates"]) == {1} and set(table["test images"]) == {24} and C.recalls(res).shape == (8, 3)
-    assert {"F1, weighted", "F1, macro"} <= set(table) and table["F1, macro"].str.contains("±").all()
+    assert (
+        set(table["updates"]) == {1}
+        and set(table["test images"]) == {24}
+        and C.recalls(res).shape == (8, 3)
+    )
+    assert {"F1, weighted", "F1, macro"} <= set(table) and table[
+        "F1, macro"
+    ].str.contains("±").all()
     recall = C.recalls(res).mean()
     bacc = rows[rows.measure == "bacc"].groupby("training").value.mean()
-    assert all(recall[k] == pytest.approx(bacc[k]) for k in C.KINDS), "balanced accuracy is the mean of the recalls"
+    assert all(recall[k] == pytest.approx(bacc[k]) for k in C.KINDS), (
+        "balanced accuracy is the mean of the recalls"
+    )
     file = classifier_dir(run) / "classifier.json"
     before = file.read_bytes()
     calls, fit = [], C.train_classifier
-    monkeypatch.setattr(C, "train_classifier", lambda *a, **k: calls.append(1) or fit(*a, **k))
+    monkeypatch.setattr(
+        C, "train_classifier", lambda *a, **k: calls.append(1) or fit(*a, **k)
+    )
     C.classify(run, seeds=(0, 1))
-    assert not calls and file.read_bytes() == before, "what is trained is not trained again"
+    assert not calls and file.read_bytes() == before, (
+        "what is trained is not trained again"
+    )
     other = replace(run, seed=1)
     train = M.real_images(run, "train")
-    M.write_samples(samples_dir(C.synthetic_recipe(other)), replace(train, x=M.saturate(train.x, 2.0)))
+    M.write_samples(
+        samples_dir(C.synthetic_recipe(other)),
+        replace(train, x=M.saturate(train.x, 2.0)),
+    )
     C.classify(other, seeds=(0,))
-    assert len(calls) == 2, "another run has other synthetic images, and the same real ones"
+    assert len(calls) == 2, (
+        "another run has other synthetic images, and the same real ones"
+    )
 
 
 def test_what_is_missing_is_named_with_its_command(folders, run):
     folder = samples_dir(C.synthetic_recipe(run))
-    with pytest.raises(FileNotFoundError, match="Train the classifiers first: papermill nbs/classify.ipynb"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="Train the classifiers first: papermill nbs/classify.ipynb",
+    ):
         C.classified(run)
     m = pd.read_csv(folder / "metadata.csv")
     file = folder / m.file_name[3]
@@ -274,10 +396,15 @@ def test_what_is_missing_is_named_with_its_command(folders, run):
         C.classify(run, seeds=(0,))
     file.write_bytes(good)
     m[:20].to_csv(folder / "metadata.csv", index=False)
-    with pytest.raises(ValueError, match="holds 20 images, and there are 32 training captions"):
+    with pytest.raises(
+        ValueError, match="holds 20 images, and there are 32 training captions"
+    ):
         C.classify(run, seeds=(0,))
     (folder / "metadata.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="papermill nbs/generate.ipynb .*-p gen_split train -p gen_count 0"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="papermill nbs/generate.ipynb .*-p gen_split train -p gen_count 0",
+    ):
         C.classify(run, seeds=(0,))
     assert not (classifier_dir(run) / "classifier.json").exists()
 
@@ -285,12 +412,16 @@ def test_what_is_missing_is_named_with_its_command(folders, run):
 def test_results_are_json_without_the_clock(run):
     C.classify(run, seeds=(0,))
     text = (classifier_dir(run) / "classifier.json").read_text()
-    assert (json.loads(text)["settings"] == dict(lr=run.classifier_lr, epochs=1, batch=run.classifier_batch)
-            and str(samples_dir(run).parent) not in text)
+    assert (
+        json.loads(text)["settings"]
+        == dict(lr=run.classifier_lr, epochs=1, batch=run.classifier_batch)
+        and str(samples_dir(run).parent) not in text
+    )
 
 
 def test_results_name_no_folder_of_this_machine(run, tmp_path):
     import shutil
+
     shutil.copytree(Path(C.locate(run.classifier)), tmp_path / "Jane Doe" / "vit")
     own = replace(run, classifier=str(tmp_path / "Jane Doe" / "vit"))
     C.classify(own, seeds=(0,))

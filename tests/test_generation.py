@@ -1,4 +1,5 @@
 "Painting: the same bytes in one process or two, after a kill or not; captions, prompts, and what is written into each file."
+
 import gc
 import subprocess
 import time
@@ -23,7 +24,10 @@ from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, METHODS, recipe, run_dir, samples_dir
 from medart.simplify import captions_for
 
-FEW = dict(train=dict.fromkeys(DATASETS["skin"].counts, 3), test=dict.fromkeys(DATASETS["skin"].counts, 2))
+FEW = dict(
+    train=dict.fromkeys(DATASETS["skin"].counts, 3),
+    test=dict.fromkeys(DATASETS["skin"].counts, 2),
+)
 
 
 def adapted(r):
@@ -42,14 +46,20 @@ def adapted(r):
 def run(folders):
     "A run with adapters, and settings that paint 16 small images in blocks of four."
     write_phantoms("skin", folders[0] / "few", counts=FEW)
-    r = recipe("skin", "base", scale="tiny", data="few", gen_count=0, gen_block=4, gen_steps=2)
+    r = recipe(
+        "skin", "base", scale="tiny", data="few", gen_count=0, gen_block=4, gen_steps=2
+    )
     adapted(r)
     return r
 
 
 def painted(r):
     "What lies in the samples folder: name -> hash."
-    return {str(f.relative_to(samples_dir(r))): file_hash(f) for f in samples_dir(r).rglob("*") if f.is_file()}
+    return {
+        str(f.relative_to(samples_dir(r))): file_hash(f)
+        for f in samples_dir(r).rglob("*")
+        if f.is_file()
+    }
 
 
 def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch):
@@ -68,7 +78,9 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     with ThreadPoolExecutor(1) as pool:
         job, end = pool.submit(G.generate_in, 2, run), time.monotonic() + 300
         while len(list(samples_dir(run).rglob("*.png"))) < 3:
-            assert not job.done() and time.monotonic() < end, "the run should be killed while it paints"
+            assert not job.done() and time.monotonic() < end, (
+                "the run should be killed while it paints"
+            )
             time.sleep(0.02)
         family = psutil.Process().children(recursive=True)
         for process in family:
@@ -76,7 +88,11 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
         with pytest.raises(subprocess.CalledProcessError):
             job.result()
     psutil.wait_procs(family)
-    left = {f: f.stat().st_mtime_ns for f in samples_dir(run).rglob("*.png") if not f.name.startswith(".")}
+    left = {
+        f: f.stat().st_mtime_ns
+        for f in samples_dir(run).rglob("*.png")
+        if not f.name.startswith(".")
+    }
     assert 3 <= len(left) < 16 and not (samples_dir(run) / "metadata.csv").exists()
     for f in left:
         Image.open(f).load()
@@ -84,23 +100,29 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     got = {k: v for k, v in painted(run).items() if not Path(k).name.startswith(".")}
     assert got == want
     full = {f for f in left if sum(g in left for g in block_of(run, f)) == 2}
-    assert {f: f.stat().st_mtime_ns for f in full} == {f: left[f] for f in full}, "a block that was painted is not painted again"
+    assert {f: f.stat().st_mtime_ns for f in full} == {f: left[f] for f in full}, (
+        "a block that was painted is not painted again"
+    )
 
 
 def block_of(r, file):
     "Files of the block of two that a file belongs to."
     m = pd.read_csv(samples_dir(r) / "metadata.csv").file_name.tolist()
     k = m.index(str(file.relative_to(samples_dir(r)))) // 2 * 2
-    return [samples_dir(r) / f for f in m[k:k + 2]]
+    return [samples_dir(r) / f for f in m[k : k + 2]]
 
 
 def test_only_what_is_missing_is_painted(run, monkeypatch):
     G.generate(run)
     want, paint, blocks = painted(run), G.paint, []
-    monkeypatch.setattr(G, "paint", lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i))
+    monkeypatch.setattr(
+        G, "paint", lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i)
+    )
     G.generate(run)
     assert not blocks
-    gone = samples_dir(run) / pd.read_csv(samples_dir(run) / "metadata.csv").file_name[5]
+    gone = (
+        samples_dir(run) / pd.read_csv(samples_dir(run) / "metadata.csv").file_name[5]
+    )
     gone.unlink()
     G.generate(run)
     assert blocks == [[4, 5, 6, 7]] and painted(run) == want
@@ -117,6 +139,7 @@ def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch)
         def counted(*a, **k):
             seen["calls"] += 1
             return encode(*a, **k)
+
         model.text_encoder.forward = counted
         return model
 
@@ -126,8 +149,11 @@ def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch)
         seen.setdefault("alive", seen["t5"]() is not None)
         model.text_encoder = None
         return paint(model, *a)
+
     monkeypatch.setattr(G, "load_model", loading)
-    monkeypatch.setattr(G, "merge", lambda m: m)  # merging frees the wrapped network: here only letting go counts
+    monkeypatch.setattr(
+        G, "merge", lambda m: m
+    )  # merging frees the wrapped network: here only letting go counts
     monkeypatch.setattr(G, "paint", painting)
     G.generate(run)
     assert seen["alive"] is False and seen["calls"] > 0
@@ -137,24 +163,40 @@ def test_a_file_says_what_it_is(run):
     G.generate(run)
     m = pd.read_csv(samples_dir(run) / "metadata.csv")
     test = load_split(run, "test")
-    assert m.text.tolist() == list(captions_for(run, "test").texts) and m["class"].tolist() == list(test.classes)
+    assert m.text.tolist() == list(captions_for(run, "test").texts) and m[
+        "class"
+    ].tolist() == list(test.classes)
     with Image.open(samples_dir(run) / m.file_name[3]) as im:
         assert im.size == (64, 64)
         said = im.text
-    assert (said["caption"] == m.text[3] and said["seed"] == "0" and said["index"] == "3"
-            and said["model"] == run.model and said["method"] == "base")
+    assert (
+        said["caption"] == m.text[3]
+        and said["seed"] == "0"
+        and said["index"] == "3"
+        and said["model"] == run.model
+        and said["method"] == "base"
+    )
     assert len(said["recipe"]) == 16 and "not for diagnosis" in said["note"]
 
 
 @pytest.mark.parametrize("split,n", [("test", 16), ("train", 24), ("sample", 16)])
 def test_whose_captions(run, split, n):
     r = replace(run, gen_split=split)
-    plan, train_, test = G.generation_plan(r), captions_for(r, "train"), captions_for(r, "test")
+    plan, train_, test = (
+        G.generation_plan(r),
+        captions_for(r, "train"),
+        captions_for(r, "test"),
+    )
     assert len(plan) == n and len(set(plan.index)) == n
     if split == "sample":
         assert plan.classes == test.classes and plan.texts != test.texts
-        assert len(set(plan.texts)) > len(set(plan.classes)), "captions are drawn without repetition"
-        own = {c: [t for t, d in zip(train_.texts, train_.classes) if d == c] for c in set(plan.classes)}
+        assert len(set(plan.texts)) > len(set(plan.classes)), (
+            "captions are drawn without repetition"
+        )
+        own = {
+            c: [t for t, d in zip(train_.texts, train_.classes) if d == c]
+            for c in set(plan.classes)
+        }
         assert all(t in own[c] for t, c in zip(plan.texts, plan.classes))
         assert G.generation_plan(replace(r, seed=1)).texts != plan.texts
     else:
@@ -166,16 +208,27 @@ def test_whose_captions(run, split, n):
 def test_prompts_of_ones_own(run, tmp_path, monkeypatch):
     folder = G.generate(run, "a red circle on a blue background")
     x, m = G.load_samples(folder)
-    assert len(x) == 1 and folder != samples_dir(run) and m.text[0] == "a red circle on a blue background"
-    (tmp_path / "five.txt").write_text("a red circle on a blue background\n\na green star\na blue patch\na white square\na red oval\n")
+    assert (
+        len(x) == 1
+        and folder != samples_dir(run)
+        and m.text[0] == "a red circle on a blue background"
+    )
+    (tmp_path / "five.txt").write_text(
+        "a red circle on a blue background\n\na green star\na blue patch\na white square\na red oval\n"
+    )
     five = G.generate(run, str(tmp_path / "five.txt"))
     y, m = G.load_samples(five)
-    assert len(y) == 5 and (y[0] == x[0]).all(), "an image depends on its caption, seed and place alone"
+    assert len(y) == 5 and (y[0] == x[0]).all(), (
+        "an image depends on its caption, seed and place alone"
+    )
     assert len(G.samples_sheet(five).axes) == 5
     pd.DataFrame(dict(text=["a green star"])).to_csv(tmp_path / "one.csv", index=False)
     assert G.prompt_plan(str(tmp_path / "one.csv")).texts == ("a green star",)
     (tmp_path / "none.txt").write_text("\n \n")
-    for prompts, says in ((str(tmp_path / "none.txt"), "holds no prompt"), ("missing.csv", "does not exist")):
+    for prompts, says in (
+        (str(tmp_path / "none.txt"), "holds no prompt"),
+        ("missing.csv", "does not exist"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
             G.generate(run, prompts)
 
@@ -185,24 +238,42 @@ def test_changed_adapters_change_the_images(run):
     G.generate(run)
     before = painted(run)
     file = run_dir(run) / "transformer_lora" / "adapter_model.safetensors"
-    save_file({k: v + 0.05 * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k)))
-               for k, v in load_file(file).items()}, file, metadata=dict(format="pt"))
-    with pytest.raises(ValueError, match="transformer_lora/adapter_model.safetensors is not the file that was written.*train.ipynb"):
+    save_file(
+        {
+            k: v
+            + 0.05
+            * torch.randn(v.shape, generator=torch.Generator().manual_seed(len(k)))
+            for k, v in load_file(file).items()
+        },
+        file,
+        metadata=dict(format="pt"),
+    )
+    with pytest.raises(
+        ValueError,
+        match="transformer_lora/adapter_model.safetensors is not the file that was written.*train.ipynb",
+    ):
         G.generate(run)
     assert painted(run) == before
     done = read_record(run_dir(run) / "done.json")
     write_record(run_dir(run) / "done.json", done["read"], done["files"])
     G.generate(run)
     after = painted(run)
-    assert before.keys() == after.keys() and all(before[k] != after[k] for k in before if k.endswith(".png"))
+    assert before.keys() == after.keys() and all(
+        before[k] != after[k] for k in before if k.endswith(".png")
+    )
     kept = run_dir(run) / "set-aside" / samples_dir(run).name
-    assert {str(f.relative_to(kept)): file_hash(f) for f in kept.rglob("*") if f.is_file()} == before
+    assert {
+        str(f.relative_to(kept)): file_hash(f) for f in kept.rglob("*") if f.is_file()
+    } == before
 
 
 def test_nothing_trained_nothing_painted(folders):
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe("skin", "dora", scale="tiny", data="few", seed=2)
-    with pytest.raises(FileNotFoundError, match=r"Train first: papermill nbs/train.ipynb .* -p method dora -p scale tiny .*-p seed 2"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"Train first: papermill nbs/train.ipynb .* -p method dora -p scale tiny .*-p seed 2",
+    ):
         G.generate(r)
     assert "base" in METHODS
     with pytest.raises(ValueError, match="it takes 1 to"):
@@ -211,13 +282,25 @@ def test_nothing_trained_nothing_painted(folders):
 
 def test_images_that_are_not_there_are_named(tmp_path):
     from medart.metrics import generated_images
+
     table = "file_name,text,class,seed,index\na/00000.png,x,a,0,0\n"
-    cases = {None: "no metadata.csv", "": "empty or damaged", "file_name,text\n": "empty or damaged",
-             "\x00\xff": "empty or damaged", table.splitlines()[0] + "\n": "empty or damaged",
-             table: "1 images named in .* are missing, a/00000.png first"}
+    cases = {
+        None: "no metadata.csv",
+        "": "empty or damaged",
+        "file_name,text\n": "empty or damaged",
+        "\x00\xff": "empty or damaged",
+        table.splitlines()[0] + "\n": "empty or damaged",
+        table: "1 images named in .* are missing, a/00000.png first",
+    }
     for text, says in cases.items():
         if text is not None:
             (tmp_path / "metadata.csv").write_text(text)
-        for read in (G.load_samples, G.samples_sheet, lambda folder: generated_images(folder, 64)):
-            with pytest.raises((FileNotFoundError, ValueError), match=says + "(?s:.*)run generate"):
+        for read in (
+            G.load_samples,
+            G.samples_sheet,
+            lambda folder: generated_images(folder, 64),
+        ):
+            with pytest.raises(
+                (FileNotFoundError, ValueError), match=says + "(?s:.*)run generate"
+            ):
                 read(tmp_path)

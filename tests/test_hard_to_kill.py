@@ -1,4 +1,5 @@
 "Whatever ends a run, at whatever moment, the next one continues from a whole checkpoint to the same end, bit for bit."
+
 import ast
 import errno
 import json
@@ -16,223 +17,482 @@ import pytest
 import torch
 
 from medart import hldf
-from medart.hldf import Log,checkpoint_fault,launch,load_checkpoint,make_optimizer,save_checkpoint,train
-from medart.model import Model,load_model
-from medart.recipes import recipe,run_dir
+from medart.hldf import (
+    Log,
+    checkpoint_fault,
+    launch,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    train,
+)
+from medart.model import Model, load_model
+from medart.recipes import recipe, run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=3,log_every=2,
-             t5_dropout=True,caption_dropout=.2,ema=.9)
+SMALL = dict(
+    scale="tiny",
+    epochs=2.0,
+    batch_size=2,
+    interval=3,
+    solver_steps=2,
+    checkpoint_every=3,
+    log_every=2,
+    t5_dropout=True,
+    caption_dropout=0.2,
+    ema=0.9,
+)
+
 
 @pytest.fixture
 def small(made):
     "Eight steps over two epochs, a colour loss at the third and the sixth."
-    return lambda **k: recipe("skin",data="made",**(SMALL|k))
+    return lambda **k: recipe("skin", data="made", **(SMALL | k))
 
-def checkpoints(r): return sorted((run_dir(r)/"checkpoints").glob("step-*"))
+
+def checkpoints(r):
+    return sorted((run_dir(r) / "checkpoints").glob("step-*"))
+
 
 def result(r):
     "What must not depend on interruptions: adapters, log, and the last checkpoint's weights, moments and average."
     out = run_dir(r)
-    return ({str(f.relative_to(out)):f.read_bytes() for f in [*out.glob("*_lora/*"),out/"losses.csv",out/"config.json"]}
-            |{f.name:f.read_bytes() for f in (*checkpoints(r)[-1].glob("*.safetensors"),checkpoints(r)[-1]/"log.json")})
+    return {
+        str(f.relative_to(out)): f.read_bytes()
+        for f in [*out.glob("*_lora/*"), out / "losses.csv", out / "config.json"]
+    } | {
+        f.name: f.read_bytes()
+        for f in (
+            *checkpoints(r)[-1].glob("*.safetensors"),
+            checkpoints(r)[-1] / "log.json",
+        )
+    }
+
 
 def in_child(run):
     "Run in a fork of this warmed process: exit status, or minus the signal that ended it."
     pid = os.fork()
-    if pid==0:
+    if pid == 0:
         status = 1
-        try: torch.set_num_threads(1); run(); status = 0  # no thread of the parent's lives on in a fork
-        except BaseException: traceback.print_exc()
-        finally: sys.stdout.flush(); sys.stderr.flush(); os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid,0)[1])
+        try:
+            torch.set_num_threads(1)
+            run()
+            status = 0  # no thread of the parent's lives on in a fork
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
 
 def end_in_child(r):
     "The result of a run in a child: as many threads as the other children have."
-    assert in_child(lambda: train(r))==0
+    assert in_child(lambda: train(r)) == 0
     return result(r)
 
-def raising(name,when,sig=signal.SIGKILL,after=False,rank=None,of=hldf):
+
+def raising(name, when, sig=signal.SIGKILL, after=False, rank=None, of=hldf):
     "A run in which a function of the training loop, at one of its calls, sends its process a signal."
-    true,calls = getattr(of,name),iter(range(10**6))
-    def call(*a,**k):
-        now = next(calls)==when and (rank is None or torch.distributed.get_rank()==rank)
-        if now and not after: os.kill(os.getpid(),sig)
-        out = true(*a,**k)
-        if now and after: os.kill(os.getpid(),sig)
+    true, calls = getattr(of, name), iter(range(10**6))
+
+    def call(*a, **k):
+        now = next(calls) == when and (
+            rank is None or torch.distributed.get_rank() == rank
+        )
+        if now and not after:
+            os.kill(os.getpid(), sig)
+        out = true(*a, **k)
+        if now and after:
+            os.kill(os.getpid(), sig)
         return out
+
     return call
 
-@pytest.mark.parametrize("where,after",[("draw_batch",False),("update",True)],ids=["before the step","after its update"])
-def test_killed_at_every_step(small,monkeypatch,where,after):
-    r = small(); want = end_in_child(r); shutil.rmtree(run_dir(r))
-    assert len(want)>=9 and b'"skipped": 0' in want["log.json"]
+
+@pytest.mark.parametrize(
+    "where,after",
+    [("draw_batch", False), ("update", True)],
+    ids=["before the step", "after its update"],
+)
+def test_killed_at_every_step(small, monkeypatch, where, after):
+    r = small()
+    want = end_in_child(r)
+    shutil.rmtree(run_dir(r))
+    assert len(want) >= 9 and b'"skipped": 0' in want["log.json"]
     done = 0
     for k in range(8):
-        def run():
-            monkeypatch.setattr(hldf,where,raising(where,k-done,after=after)); train(r)
-        assert in_child(run)==-signal.SIGKILL and not (run_dir(r)/"done.json").exists(), f"not killed in step {k+1}"
-        done = int(checkpoints(r)[-1].name[5:]) if checkpoints(r) else 0
-        assert done==k//3*3
-    got = end_in_child(r); assert [n for n in want if got.get(n)!=want[n]]==[]
 
-@pytest.mark.parametrize("after",[False,True],ids=["before the adapters are written","after them, before the log is"])
-def test_killed_while_it_finishes(small,monkeypatch,after):
-    r = small(epochs=.5); want = end_in_child(r); shutil.rmtree(run_dir(r))
+        def run():
+            monkeypatch.setattr(hldf, where, raising(where, k - done, after=after))
+            train(r)
+
+        assert (
+            in_child(run) == -signal.SIGKILL and not (run_dir(r) / "done.json").exists()
+        ), f"not killed in step {k + 1}"
+        done = int(checkpoints(r)[-1].name[5:]) if checkpoints(r) else 0
+        assert done == k // 3 * 3
+    got = end_in_child(r)
+    assert [n for n in want if got.get(n) != want[n]] == []
+
+
+@pytest.mark.parametrize(
+    "after",
+    [False, True],
+    ids=["before the adapters are written", "after them, before the log is"],
+)
+def test_killed_while_it_finishes(small, monkeypatch, after):
+    r = small(epochs=0.5)
+    want = end_in_child(r)
+    shutil.rmtree(run_dir(r))
+
     def run():
-        monkeypatch.setattr(Model,"save",raising("save",0,after=after,of=Model)); train(r)
-    assert in_child(run)==-signal.SIGKILL and not (run_dir(r)/"done.json").exists()
-    assert end_in_child(r)==want
+        monkeypatch.setattr(Model, "save", raising("save", 0, after=after, of=Model))
+        train(r)
+
+    assert in_child(run) == -signal.SIGKILL and not (run_dir(r) / "done.json").exists()
+    assert end_in_child(r) == want
+
 
 @pytest.fixture
 def trained(small):
     "A model and an optimizer with moments, and a folder of checkpoints that holds step 3."
-    r = small(keep_checkpoints=1); train(r,stop_after=3); model = load_model(r); opt = make_optimizer(model,r)
-    key = json.loads((checkpoints(r)[-1]/"manifest.json").read_text())["captions"]
-    step,log = load_checkpoint(run_dir(r)/"checkpoints",model,opt,r,key); assert step==3
-    return r,model,opt,log,key
+    r = small(keep_checkpoints=1)
+    train(r, stop_after=3)
+    model = load_model(r)
+    opt = make_optimizer(model, r)
+    key = json.loads((checkpoints(r)[-1] / "manifest.json").read_text())["captions"]
+    step, log = load_checkpoint(run_dir(r) / "checkpoints", model, opt, r, key)
+    assert step == 3
+    return r, model, opt, log, key
+
 
 class Faulty:
     "Counts every call that writes, and lets one of them fail: a write by half, the others before they begin."
-    def __init__(self,at,fault): self.at,self.fault,self.n = at,fault,0
-    def strike(self,partly=lambda:None):
+
+    def __init__(self, at, fault):
+        self.at, self.fault, self.n = at, fault, 0
+
+    def strike(self, partly=lambda: None):
         self.n += 1
-        if self.n-1!=self.at: return
+        if self.n - 1 != self.at:
+            return
         partly()
-        if self.fault=="kill": os.kill(os.getpid(),signal.SIGKILL)
-        raise OSError(self.fault,os.strerror(self.fault))
-    def install(self,monkeypatch):
-        true = {n:getattr(os,n) for n in ("fsync","replace")}; mkdir = Path.mkdir
-        for n,f in true.items(): monkeypatch.setattr(hldf.os,n,lambda *a,f=f: (self.strike(),f(*a))[1])
-        monkeypatch.setattr(Path,"mkdir",lambda *a,**k: (self.strike(),mkdir(*a,**k))[1])
-        def faulty_open(path,mode):
-            self.strike(); f = open(path,mode); write = f.write
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(self.fault, os.strerror(self.fault))
+
+    def install(self, monkeypatch):
+        true = {n: getattr(os, n) for n in ("fsync", "replace")}
+        mkdir = Path.mkdir
+        for n, f in true.items():
+            monkeypatch.setattr(hldf.os, n, lambda *a, f=f: (self.strike(), f(*a))[1])
+        monkeypatch.setattr(
+            Path, "mkdir", lambda *a, **k: (self.strike(), mkdir(*a, **k))[1]
+        )
+
+        def faulty_open(path, mode):
+            self.strike()
+            f = open(path, mode)
+            write = f.write
+
             class File:
-                def __enter__(s): return s
-                def __exit__(s,*e): f.close()
-                def write(s,d): self.strike(lambda: (write(d[:len(d)//2]),f.flush())); return write(d)
-                flush,fileno = f.flush,f.fileno
+                def __enter__(s):
+                    return s
+
+                def __exit__(s, *e):
+                    f.close()
+
+                def write(s, d):
+                    self.strike(lambda: (write(d[: len(d) // 2]), f.flush()))
+                    return write(d)
+
+                flush, fileno = f.flush, f.fileno
+
             return File()
-        monkeypatch.setattr(hldf,"open",faulty_open,raising=False)
+
+        monkeypatch.setattr(hldf, "open", faulty_open, raising=False)
         return self
 
-def test_fault_at_each_write_leaves_a_whole_checkpoint(trained,monkeypatch):
-    r,model,opt,log,key = trained; folder = run_dir(r)/"checkpoints"; backup = folder.with_name("backup"); shutil.copytree(folder,backup)
-    def save(): save_checkpoint(folder,model,opt,4,Log(log.rows+[dict(step=4,loss=1.,skipped=0)],log.clock),r,key)
-    with monkeypatch.context() as m: counter = Faulty(-1,None).install(m); save()
-    assert counter.n>=6*3+4 and [f.name for f in folder.iterdir()]==["step-0000004"]
-    for fault in (errno.ENOSPC,errno.EIO,"kill"):
+
+def test_fault_at_each_write_leaves_a_whole_checkpoint(trained, monkeypatch):
+    r, model, opt, log, key = trained
+    folder = run_dir(r) / "checkpoints"
+    backup = folder.with_name("backup")
+    shutil.copytree(folder, backup)
+
+    def save():
+        save_checkpoint(
+            folder,
+            model,
+            opt,
+            4,
+            Log(log.rows + [dict(step=4, loss=1.0, skipped=0)], log.clock),
+            r,
+            key,
+        )
+
+    with monkeypatch.context() as m:
+        counter = Faulty(-1, None).install(m)
+        save()
+    assert counter.n >= 6 * 3 + 4 and [f.name for f in folder.iterdir()] == [
+        "step-0000004"
+    ]
+    for fault in (errno.ENOSPC, errno.EIO, "kill"):
         seen = set()
         for at in range(counter.n):
-            shutil.rmtree(folder); shutil.copytree(backup,folder)
+            shutil.rmtree(folder)
+            shutil.copytree(backup, folder)
             with monkeypatch.context() as m:
-                def run(): Faulty(at,fault).install(m); save()
-                if fault=="kill": assert in_child(run)==-signal.SIGKILL
+
+                def run():
+                    Faulty(at, fault).install(m)
+                    save()
+
+                if fault == "kill":
+                    assert in_child(run) == -signal.SIGKILL
                 else:
-                    with pytest.raises(OSError,match="step-0000004 could not be written") as e: run()
-                    assert e.value.errno==fault and not list(folder.glob(".step-*"))
-            step,_ = load_checkpoint(folder,model,opt,r,key); seen.add(step)
-            assert step in (3,4) and all(not checkpoint_fault(f) for f in folder.glob("step-*"))
-            if fault=="kill": hldf._sweep(folder); save(); assert load_checkpoint(folder,model,opt,r,key)[0]==4
+                    with pytest.raises(
+                        OSError, match="step-0000004 could not be written"
+                    ) as e:
+                        run()
+                    assert e.value.errno == fault and not list(folder.glob(".step-*"))
+            step, _ = load_checkpoint(folder, model, opt, r, key)
+            seen.add(step)
+            assert step in (3, 4) and all(
+                not checkpoint_fault(f) for f in folder.glob("step-*")
+            )
+            if fault == "kill":
+                hldf._sweep(folder)
+                save()
+                assert load_checkpoint(folder, model, opt, r, key)[0] == 4
         assert 3 in seen
 
-def test_a_full_disk_stops_the_run_with_advice(small,capfd):
+
+def test_a_full_disk_stops_the_run_with_advice(small, capfd):
     "The kernel itself refuses to write more than 100 kB to a file."
-    r = small(); want = end_in_child(r); shutil.rmtree(run_dir(r)); assert in_child(lambda: train(r,stop_after=3))==0
+    r = small()
+    want = end_in_child(r)
+    shutil.rmtree(run_dir(r))
+    assert in_child(lambda: train(r, stop_after=3)) == 0
+
     def run():
-        signal.signal(signal.SIGXFSZ,signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE,(100_000,100_000)); train(r)
-    assert in_child(run)==1
-    assert re.search(r"step-000000\d could not be written, those before it are kept. Make room",capfd.readouterr().err)
-    assert [f.name for f in (run_dir(r)/"checkpoints").iterdir()]==["step-0000003"]
-    assert end_in_child(r)==want
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        train(r)
 
-def test_damaged_checkpoint_is_passed_over_by_name(trained,capsys):
-    r,model,opt,log,key = trained; folder = run_dir(r)/"checkpoints"
-    newest = save_checkpoint(folder,model,opt,4,log,recipe("skin",data="made",**SMALL),key); capsys.readouterr()
-    assert load_checkpoint(folder,model,opt,r,key)[0]==4
+    assert in_child(run) == 1
+    assert re.search(
+        r"step-000000\d could not be written, those before it are kept. Make room",
+        capfd.readouterr().err,
+    )
+    assert [f.name for f in (run_dir(r) / "checkpoints").iterdir()] == ["step-0000003"]
+    assert end_in_child(r) == want
+
+
+def test_damaged_checkpoint_is_passed_over_by_name(trained, capsys):
+    r, model, opt, log, key = trained
+    folder = run_dir(r) / "checkpoints"
+    newest = save_checkpoint(
+        folder, model, opt, 4, log, recipe("skin", data="made", **SMALL), key
+    )
+    capsys.readouterr()
+    assert load_checkpoint(folder, model, opt, r, key)[0] == 4
     for f in sorted(newest.iterdir()):
-        b = f.read_bytes(); k = len(b)//3; flip = lambda j: b[:j]+bytes([b[j]^1])+b[j+1:]
-        digit = [flip(m.start()) for m in re.finditer(rb"(?<=\"step\": )\d",b)]  # still valid JSON, of another step
-        for harmed in (b[:k],flip(k),b"",None,*digit):
+        b = f.read_bytes()
+        k = len(b) // 3
+        flip = lambda j: b[:j] + bytes([b[j] ^ 1]) + b[j + 1 :]
+        digit = [
+            flip(m.start()) for m in re.finditer(rb"(?<=\"step\": )\d", b)
+        ]  # still valid JSON, of another step
+        for harmed in (b[:k], flip(k), b"", None, *digit):
             f.unlink() if harmed is None else f.write_bytes(harmed)
-            step,_ = load_checkpoint(folder,model,opt,r,key); said = capsys.readouterr().out
-            assert step==3 and f"Passing over checkpoint step-0000004: {f.name} is" in said
+            step, _ = load_checkpoint(folder, model, opt, r, key)
+            said = capsys.readouterr().out
+            assert (
+                step == 3
+                and f"Passing over checkpoint step-0000004: {f.name} is" in said
+            )
         f.write_bytes(b)
-    assert load_checkpoint(folder,model,opt,r,key)[0]==4
+    assert load_checkpoint(folder, model, opt, r, key)[0] == 4
 
-@pytest.mark.parametrize("sig",[signal.SIGINT,signal.SIGTERM])
-def test_a_stop_saves_within_the_step(small,monkeypatch,sig):
-    r = small(checkpoint_every=100); train(r); want = result(r); shutil.rmtree(run_dir(r))
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_within_the_step(small, monkeypatch, sig):
+    r = small(checkpoint_every=100)
+    train(r)
+    want = result(r)
+    shutil.rmtree(run_dir(r))
     with monkeypatch.context() as m:
-        m.setattr(hldf,"update",raising("update",4,sig))
-        with pytest.raises(KeyboardInterrupt,match=f"{sig.name}: stopped after step 5 of 8, checkpoint saved. "
-                                                   "Run the same command again"): train(r)
-    assert [f.name for f in checkpoints(r)]==["step-0000005"] and checkpoint_fault(checkpoints(r)[0])==""
-    assert signal.getsignal(signal.SIGTERM)==signal.SIG_DFL
-    train(r); assert result(r)==want
+        m.setattr(hldf, "update", raising("update", 4, sig))
+        with pytest.raises(
+            KeyboardInterrupt,
+            match=f"{sig.name}: stopped after step 5 of 8, checkpoint saved. "
+            "Run the same command again",
+        ):
+            train(r)
+    assert [f.name for f in checkpoints(r)] == ["step-0000005"] and checkpoint_fault(
+        checkpoints(r)[0]
+    ) == ""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(r)
+    assert result(r) == want
 
-def test_checkpoints_are_also_taken_by_time(small,monkeypatch):
-    r = small(checkpoint_every=1000,checkpoint_minutes=0.)
-    def run(): monkeypatch.setattr(hldf,"draw_batch",raising("draw_batch",5)); train(r)
-    assert in_child(run)==-signal.SIGKILL and checkpoints(r)[-1].name=="step-0000005"
+
+def test_checkpoints_are_also_taken_by_time(small, monkeypatch):
+    r = small(checkpoint_every=1000, checkpoint_minutes=0.0)
+
+    def run():
+        monkeypatch.setattr(hldf, "draw_batch", raising("draw_batch", 5))
+        train(r)
+
+    assert (
+        in_child(run) == -signal.SIGKILL and checkpoints(r)[-1].name == "step-0000005"
+    )
+
 
 def test_updates_that_are_not_finite_are_skipped_logged_and_end_the_run(small):
     "An infinite weight makes every color gradient infinite: the third and the sixth step change nothing."
-    endless = dict(lambda_color=float("inf"))  # no recipe takes it; here it stands for a gradient that overflows
-    r = replace(small(checkpoint_every=1,keep_checkpoints=9,ema=0.),**endless); train(r)
-    d = hldf.read_losses(r); ts = hldf.captions_for(r,"train").files
-    assert d.step[d.skipped==1].tolist()==[3,6] and d.images[2].split()==[ts[i] for i in hldf.order(r,8,2)] and d.images.notna().sum()==2
-    a = [{f.name:f.read_bytes() for f in c.glob("*.safetensors")} for c in checkpoints(r)]
-    assert [k+1 for k in range(1,8) if a[k]==a[k-1]]==[3,6]
-    r = replace(small(interval=1,max_bad_steps=3,checkpoint_every=1),**endless)
+    endless = dict(
+        lambda_color=float("inf")
+    )  # no recipe takes it; here it stands for a gradient that overflows
+    r = replace(small(checkpoint_every=1, keep_checkpoints=9, ema=0.0), **endless)
+    train(r)
+    d = hldf.read_losses(r)
+    ts = hldf.captions_for(r, "train").files
+    assert (
+        d.step[d.skipped == 1].tolist() == [3, 6]
+        and d.images[2].split() == [ts[i] for i in hldf.order(r, 8, 2)]
+        and d.images.notna().sum() == 2
+    )
+    a = [
+        {f.name: f.read_bytes() for f in c.glob("*.safetensors")}
+        for c in checkpoints(r)
+    ]
+    assert [k + 1 for k in range(1, 8) if a[k] == a[k - 1]] == [3, 6]
+    r = replace(small(interval=1, max_bad_steps=3, checkpoint_every=1), **endless)
     for _ in range(2):
-        with pytest.raises(FloatingPointError,match=r"steps 1 to 3: 3 updates in a row .*png.* Try a smaller lr"): train(r)
+        with pytest.raises(
+            FloatingPointError,
+            match=r"steps 1 to 3: 3 updates in a row .*png.* Try a smaller lr",
+        ):
+            train(r)
 
-def float64(**k): return dict(dtype="float64",t5_dropout=False,num_processes=1)|k
+
+def float64(**k):
+    return dict(dtype="float64", t5_dropout=False, num_processes=1) | k
+
 
 def test_two_processes_equal_one(small):
-    one,two = small(**float64()),small(**float64(num_processes=2)); assert run_dir(one)==run_dir(two)
+    one, two = small(**float64()), small(**float64(num_processes=2))
+    assert run_dir(one) == run_dir(two)
     train(one)
-    want = {n:f for n,f in ((c.name,hldf.load_file(checkpoints(one)[-1]/c.name))
-                            for c in checkpoints(one)[-1].glob("*.safetensors"))}
-    log = hldf.read_losses(one); shutil.rmtree(run_dir(one))
-    launch(two); got = {n:hldf.load_file(checkpoints(two)[-1]/n) for n in want}
-    gap = {n:max((a-got[n][k]).abs().max().item() for k,a in t.items()) for n,t in want.items()}
+    want = {
+        n: f
+        for n, f in (
+            (c.name, hldf.load_file(checkpoints(one)[-1] / c.name))
+            for c in checkpoints(one)[-1].glob("*.safetensors")
+        )
+    }
+    log = hldf.read_losses(one)
+    shutil.rmtree(run_dir(one))
+    launch(two)
+    got = {n: hldf.load_file(checkpoints(two)[-1] / n) for n in want}
+    gap = {
+        n: max((a - got[n][k]).abs().max().item() for k, a in t.items())
+        for n, t in want.items()
+    }
     # Adam divides each gradient by its own size, so what is rounding in the smallest of them is more in the weights they move
-    assert (set(gap)=={"adapters.safetensors","ema.safetensors","optimizer.safetensors"}
-            and gap["optimizer.safetensors"]<1e-10 and max(gap.values())<1e-8), gap
-    assert (hldf.read_losses(two).drop(columns="images")-log.drop(columns="images")).abs().max().max()<1e-8
-    moved = max(t.abs().max().item() for n,t in got["adapters.safetensors"].items() if "lora_B" in n); assert moved>1e-4
+    assert (
+        set(gap) == {"adapters.safetensors", "ema.safetensors", "optimizer.safetensors"}
+        and gap["optimizer.safetensors"] < 1e-10
+        and max(gap.values()) < 1e-8
+    ), gap
+    assert (
+        hldf.read_losses(two).drop(columns="images") - log.drop(columns="images")
+    ).abs().max().max() < 1e-8
+    moved = max(
+        t.abs().max().item()
+        for n, t in got["adapters.safetensors"].items()
+        if "lora_B" in n
+    )
+    assert moved > 1e-4
 
-def test_one_of_two_processes_is_asked_and_both_stop(small,monkeypatch):
-    r = small(num_processes=2,epochs=4.,checkpoint_every=100)
-    monkeypatch.setattr(hldf,"update",raising("update",4,signal.SIGTERM,rank=1))
-    with pytest.raises(Exception,match="stopped after step 6 of 16, checkpoint saved"): launch(r)
-    assert [f.name for f in checkpoints(r)]==["step-0000006"] and checkpoint_fault(checkpoints(r)[0])==""
+
+def test_one_of_two_processes_is_asked_and_both_stop(small, monkeypatch):
+    r = small(num_processes=2, epochs=4.0, checkpoint_every=100)
+    monkeypatch.setattr(hldf, "update", raising("update", 4, signal.SIGTERM, rank=1))
+    with pytest.raises(Exception, match="stopped after step 6 of 16, checkpoint saved"):
+        launch(r)
+    assert [f.name for f in checkpoints(r)] == ["step-0000006"] and checkpoint_fault(
+        checkpoints(r)[0]
+    ) == ""
+
 
 def test_a_batch_that_cannot_be_shared_is_refused(small):
-    with pytest.raises(ValueError,match="Pass batch_size=2: another recipe"): small(batch_size=1,num_processes=2)
+    with pytest.raises(ValueError, match="Pass batch_size=2: another recipe"):
+        small(batch_size=1, num_processes=2)
+
 
 def test_no_pickle_is_loaded_unless_it_can_hold_only_weights():
     found = []
-    for path in [*ROOT.glob("medart/*.py"),*ROOT.glob("tools/*.py"),*ROOT.glob("nbs/*.ipynb")]:
+    for path in [
+        *ROOT.glob("medart/*.py"),
+        *ROOT.glob("tools/*.py"),
+        *ROOT.glob("nbs/*.ipynb"),
+    ]:
         text = path.read_text(encoding="utf-8")
-        cells = [text] if path.suffix==".py" else ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"]=="code"]
-        for node in (n for c in cells for n in ast.walk(ast.parse(re.sub(r"^\s*[%!].*$","",c,flags=re.M)))):
-            if isinstance(node,(ast.Import,ast.ImportFrom)):
-                names = [a.name for a in node.names]+[getattr(node,"module","") or ""]
-                if names[-1]=="torch" and "load" in names: found.append((path.name,ast.unparse(node)))  # must be called as torch.load
-                if {n.split(".")[0] for n in names}&{"pickle","cPickle","dill","cloudpickle","joblib","shelve","marshal"}:
-                    found.append((path.name,ast.unparse(node)))
-            if isinstance(node,ast.Call):
-                call = ast.unparse(node.func); safe = {k.arg:ast.unparse(k.value) for k in node.keywords}
-                if call=="torch.load" and safe.get("weights_only")!="True":
-                    found.append((path.name,ast.unparse(node)))
-                if call.endswith("read_pickle") or safe.get("allow_pickle")=="True": found.append((path.name,ast.unparse(node)))
+        cells = (
+            [text]
+            if path.suffix == ".py"
+            else [
+                "".join(c["source"])
+                for c in json.loads(text)["cells"]
+                if c["cell_type"] == "code"
+            ]
+        )
+        for node in (
+            n
+            for c in cells
+            for n in ast.walk(ast.parse(re.sub(r"^\s*[%!].*$", "", c, flags=re.M)))
+        ):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [a.name for a in node.names] + [
+                    getattr(node, "module", "") or ""
+                ]
+                if names[-1] == "torch" and "load" in names:
+                    found.append(
+                        (path.name, ast.unparse(node))
+                    )  # must be called as torch.load
+                if {n.split(".")[0] for n in names} & {
+                    "pickle",
+                    "cPickle",
+                    "dill",
+                    "cloudpickle",
+                    "joblib",
+                    "shelve",
+                    "marshal",
+                }:
+                    found.append((path.name, ast.unparse(node)))
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                safe = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                if call == "torch.load" and safe.get("weights_only") != "True":
+                    found.append((path.name, ast.unparse(node)))
+                if call.endswith("read_pickle") or safe.get("allow_pickle") == "True":
+                    found.append((path.name, ast.unparse(node)))
     assert not found
 
-def test_the_search_for_pickles_can_fail(tmp_path,monkeypatch):
-    (tmp_path/"medart").mkdir(); monkeypatch.setattr(sys.modules[__name__],"ROOT",tmp_path)
-    for bad in ("import torch\nx = torch.load('a.pt')\n","from torch import load\n","import pickle\n"):
-        (tmp_path/"medart/bad.py").write_text(bad)
-        with pytest.raises(AssertionError): test_no_pickle_is_loaded_unless_it_can_hold_only_weights()
+
+def test_the_search_for_pickles_can_fail(tmp_path, monkeypatch):
+    (tmp_path / "medart").mkdir()
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for bad in (
+        "import torch\nx = torch.load('a.pt')\n",
+        "from torch import load\n",
+        "import pickle\n",
+    ):
+        (tmp_path / "medart/bad.py").write_text(bad)
+        with pytest.raises(AssertionError):
+            test_no_pickle_is_loaded_unless_it_can_hold_only_weights()

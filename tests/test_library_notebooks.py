@@ -1,4 +1,5 @@
 "Every numbered notebook runs from top to bottom in a fresh kernel; the file on disk is left alone."
+
 import os
 import re
 import time
@@ -27,5 +28,7 @@ def test_notebook_runs(path, folders):
         timeout_func=lambda cell: max(1, int(end - time.monotonic())),
         resources={"metadata": {"path": str(NBS)}},
     )
-    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures inline, as for a reader
+    env = {
+        name: value for name, value in os.environ.items() if name != "MPLBACKEND"
+    }  # figures inline, as for a reader
     client.execute(env=env)

@@ -1,4 +1,5 @@
 "What a model reads of its captions, prompts from files, and the profile that follows the authors' program."
+
 import json
 import shutil
 from functools import partial
@@ -18,9 +19,30 @@ from medart.hldf import Batch, diffusion_loss, hldf_cond
 from medart.losses import channel_stats, color_due, color_loss
 from medart.model import load_base, load_model, shaken
 from medart.phantom import write_phantoms
-from medart.recipes import DATASETS, FAMILIES, METHODS, NOT_REPRODUCED, OFFICIAL, PROFILES, captions_dir, captions_recipe, recipe
-from medart.simplify import (captions_for, captions_used, check_known, count_tokens, limits, load_tokenizer, load_tokenizers,
-                             reading, shorten_captions, text_limits, unknown_words)
+from medart.recipes import (
+    DATASETS,
+    FAMILIES,
+    METHODS,
+    NOT_REPRODUCED,
+    OFFICIAL,
+    PROFILES,
+    captions_dir,
+    captions_recipe,
+    recipe,
+)
+from medart.simplify import (
+    captions_for,
+    captions_used,
+    check_known,
+    count_tokens,
+    limits,
+    load_tokenizer,
+    load_tokenizers,
+    reading,
+    shorten_captions,
+    text_limits,
+    unknown_words,
+)
 from medart.vsg import NO_LIMIT, SYSTEM_PROMPT, chat, load_vlm, question
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,15 +50,30 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What a model reads of a caption
 
-LONG = "a fundus image of a. " + " ".join(f"the {w} is red." for w in "spot ring disc center border line".split() * 5)
+LONG = "a fundus image of a. " + " ".join(
+    f"the {w} is red." for w in "spot ring disc center border line".split() * 5
+)
 
 
-@pytest.mark.parametrize("method, limits", [
-    ("medart", dict(tokenizer=64)), ("sd15", dict(tokenizer=77)), ("sdxl", dict(tokenizer=77, tokenizer_2=77)),
-    ("hunyuan", dict(tokenizer=77, tokenizer_2=256)), ("fast_dit", {})])
-def test_each_family_states_its_limit_from_files_alone(method, limits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "method, limits",
+    [
+        ("medart", dict(tokenizer=64)),
+        ("sd15", dict(tokenizer=77)),
+        ("sdxl", dict(tokenizer=77, tokenizer_2=77)),
+        ("hunyuan", dict(tokenizer=77, tokenizer_2=256)),
+        ("fast_dit", {}),
+    ],
+)
+def test_each_family_states_its_limit_from_files_alone(
+    method, limits, tmp_path, monkeypatch
+):
     family = METHODS[method].get("family", "pixart")
-    more = {} if FAMILIES[family]["tiny"] else dict(model=str(random_pipeline(family, tmp_path / family)))
+    more = (
+        {}
+        if FAMILIES[family]["tiny"]
+        else dict(model=str(random_pipeline(family, tmp_path / family)))
+    )
     r = recipe("skin", method, scale="tiny", **more)
     model = load_base(r)
     assert model.limits == text_limits(r) == limits
@@ -44,17 +81,35 @@ def test_each_family_states_its_limit_from_files_alone(method, limits, tmp_path,
         file.unlink()
     assert text_limits(r) == limits, "no weights are needed"
     if limits:
-        assert all(x.shape[1] <= max(limits.values()) for x in model.tokens([LONG]) if x.dim() == 2)
+        assert all(
+            x.shape[1] <= max(limits.values())
+            for x in model.tokens([LONG])
+            if x.dim() == 2
+        )
 
 
-@pytest.mark.parametrize("method, asked, limit", [("medart", 65, 64), ("medart", 120, 64), ("sd15", 78, 77), ("sd15", 120, 77)])
+@pytest.mark.parametrize(
+    "method, asked, limit",
+    [("medart", 65, 64), ("medart", 120, 64), ("sd15", 78, 77), ("sd15", 120, 77)],
+)
 def test_a_recipe_that_asks_for_more_is_refused(method, asked, limit):
-    with pytest.raises(ValueError, match=rf"max_tokens={asked} .*{limit} tokens. Pass max_tokens={limit}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"max_tokens={asked} .*{limit} tokens. Pass max_tokens={limit}",
+    ):
         load_base(recipe("skin", method, scale="tiny", max_tokens=asked))
-    assert load_base(recipe("skin", method, scale="tiny", max_tokens=limit)).limits["tokenizer"] == limit
+    assert (
+        load_base(recipe("skin", method, scale="tiny", max_tokens=limit)).limits[
+            "tokenizer"
+        ]
+        == limit
+    )
 
 
-@pytest.mark.parametrize("method, most", [("medart", 120), ("sd14", 77), ("sd15", 77), ("sdxl", 77), ("hunyuan", 256)])
+@pytest.mark.parametrize(
+    "method, most",
+    [("medart", 120), ("sd14", 77), ("sd15", 77), ("sdxl", 77), ("hunyuan", 256)],
+)
 def test_published_limits(method, most):
     assert recipe("kvasir", method, scale="paper").max_tokens == most
     with pytest.raises(ValueError, match=f"{most} tokens"):
@@ -70,12 +125,22 @@ def pipeline_copy(tmp_path, part, **changes):
     return str(folder)
 
 
-@pytest.mark.parametrize("part, changes, limit", [
-    ("tokenizer/tokenizer_config.json", dict(model_max_length=32), 32),
-    ("tokenizer/tokenizer_config.json", dict(model_max_length=10**30), 77),
-    ("text_encoder/config.json", dict(max_position_embeddings=40), 40)])
+@pytest.mark.parametrize(
+    "part, changes, limit",
+    [
+        ("tokenizer/tokenizer_config.json", dict(model_max_length=32), 32),
+        ("tokenizer/tokenizer_config.json", dict(model_max_length=10**30), 77),
+        ("text_encoder/config.json", dict(max_position_embeddings=40), 40),
+    ],
+)
 def test_the_least_of_what_the_files_say(tmp_path, part, changes, limit):
-    r = recipe("skin", "sd15", scale="tiny", model=pipeline_copy(tmp_path, part, **changes), max_tokens=30)
+    r = recipe(
+        "skin",
+        "sd15",
+        scale="tiny",
+        model=pipeline_copy(tmp_path, part, **changes),
+        max_tokens=30,
+    )
     assert text_limits(r) == dict(tokenizer=limit)
 
 
@@ -83,7 +148,11 @@ def test_a_shorter_recipe_cuts_earlier():
     r = recipe("skin", "sd15", scale="tiny", max_tokens=20)
     ids, mask = load_base(r).tokens([LONG])
     whole, _ = load_base(recipe("skin", "sd15", scale="tiny")).tokens([LONG])
-    assert ids.shape[1] == 77 and mask.sum() == 20 and torch.equal(ids[0, :19], whole[0, :19])
+    assert (
+        ids.shape[1] == 77
+        and mask.sum() == 20
+        and torch.equal(ids[0, :19], whole[0, :19])
+    )
     assert reading(r, [LONG]).cut[0] == reading(r, [LONG]).tokens[0] - 20
 
 
@@ -95,14 +164,22 @@ def test_what_is_cut_and_unknown_is_counted(method):
     model = load_base(r)
     for text, tokens, cut in zip(texts, got.tokens, got.cut):
         _, mask = model.tokens([text])
-        assert mask.sum() == tokens - cut and tokens == count_tokens(load_tokenizer(r), [text])[0]
+        assert (
+            mask.sum() == tokens - cut
+            and tokens == count_tokens(load_tokenizer(r), [text])[0]
+        )
     assert got.cut.tolist()[0] == 0 < got.cut[1] and got.cut[2] == 0
     assert got.unknown.tolist()[:3] == [0, 0, 0] and got.unknown[3] > 0
     assert unknown_words(r, texts) == ["糖尿病"]
 
 
 def test_two_tokenizers_count_the_greater_loss(tmp_path):
-    r = recipe("skin", "hunyuan", scale="tiny", model=str(random_pipeline("hunyuan", tmp_path / "hunyuan")))
+    r = recipe(
+        "skin",
+        "hunyuan",
+        scale="tiny",
+        model=str(random_pipeline("hunyuan", tmp_path / "hunyuan")),
+    )
     long = "spot " * 100
     first, second = (count_tokens(t, [long])[0] for t in load_tokenizers(r).values())
     assert first > 77 and second < 256
@@ -113,8 +190,13 @@ def test_simplification_keeps_to_the_limit_of_the_model(tmp_path):
     for method, most in (("medart", 64), ("sd15", 77)):
         r = recipe("skin", method, scale="tiny", caption_block=1)
         assert limits(r)[1] == most
-        table = pd.DataFrame(dict(file_name=["a", "b"], simple=["a fundus image of a"] * 2,
-                                  text=["a fundus image of a. it is red.", LONG])).assign(**{"class": "a"})
+        table = pd.DataFrame(
+            dict(
+                file_name=["a", "b"],
+                simple=["a fundus image of a"] * 2,
+                text=["a fundus image of a. it is red.", LONG],
+            )
+        ).assign(**{"class": "a"})
         done = shorten_captions(r, table, tmp_path / method)
         assert done.path[0] == "kept" and done.path[1] != "kept"
         assert (reading(r, done.text).cut == 0).all() and done.tokens.max() <= most
@@ -124,7 +206,9 @@ def test_all_methods_share_the_captions_of_one():
     r = recipe("skin", scale="tiny")
     for method in METHODS:
         if METHODS[method].get("vlm") is None:
-            assert captions_dir(recipe("skin", method, scale="tiny")) == captions_dir(r), method
+            assert captions_dir(recipe("skin", method, scale="tiny")) == captions_dir(
+                r
+            ), method
     assert captions_recipe(recipe("skin", "sd15", scale="tiny")) == r
     assert captions_dir(recipe("skin", family="sd15", scale="tiny")) == captions_dir(r)
     assert captions_dir(recipe("skin", scale="tiny", max_tokens=48)) != captions_dir(r)
@@ -133,7 +217,9 @@ def test_all_methods_share_the_captions_of_one():
 @pytest.mark.parametrize("text", ["糖尿病", "黒色腫の画像", "🙂🙂", "糖尿病, 黒!"])
 def test_a_prompt_of_unknown_words_is_refused(text):
     r = recipe("skin", scale="tiny")
-    with pytest.raises(ValueError, match=f"{text}.* unknown to the model at data/tiny/pixart"):
+    with pytest.raises(
+        ValueError, match=f"{text}.* unknown to the model at data/tiny/pixart"
+    ):
         check_known(r, ["a round patch", text])
     check_known(r, ["a round patch", "", f"a {text} patch", "..."])
 
@@ -141,70 +227,134 @@ def test_a_prompt_of_unknown_words_is_refused(text):
 def test_captions_used_says_what_is_lost(folders):
     data, _ = folders
     (data / "cap" / "img").mkdir(parents=True)
-    (data / "cap" / "dataset.yaml").write_text("modality: fundus\nfeatures: color, shape\n")
+    (data / "cap" / "dataset.yaml").write_text(
+        "modality: fundus\nfeatures: color, shape\n"
+    )
     g = torch.Generator().manual_seed(0)
     rows = []
     for i in range(20):
-        pixels = torch.randint(0, 256, (64, 64, 3), generator=g, dtype=torch.uint8).numpy()
+        pixels = torch.randint(
+            0, 256, (64, 64, 3), generator=g, dtype=torch.uint8
+        ).numpy()
         Image.fromarray(pixels).save(data / "cap" / "img" / f"{i}.png")
         rows.append(f'img/{i}.png,{"ab"[i % 2]},"{LONG}{" 糖尿病" * (i == 0)}"')
-    (data / "cap" / "metadata.csv").write_text("file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    (data / "cap" / "metadata.csv").write_text(
+        "file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8"
+    )
     for method, limit in (("medart", 64), ("sd15", 77)):
         r = recipe("cap", method, scale="tiny", data="cap")
         used = captions_used(r)
         n = reading(r, captions_for(r, "train").texts)
         assert used["limit, tokens"].tolist() == [str(limit)] * 2
-        assert used["beyond the limit"].tolist() == used.captions.tolist() and used["tokens cut off"][0] == n.cut.sum() > 0
+        assert (
+            used["beyond the limit"].tolist() == used.captions.tolist()
+            and used["tokens cut off"][0] == n.cut.sum() > 0
+        )
         assert used["unknown tokens"].sum() > 0
 
 
 # Prompts
 
-@pytest.mark.parametrize("name, data, texts", [
-    ("a.txt", b"one\ntwo\n", ("one", "two")), ("a.TXT", b"one\ntwo\n", ("one", "two")), ("noending", b"one\n", ("one",)),
-    ("bom.txt", "\ufeffone\n\n  \ntwo\n".encode(), ("one", "two")), ("crlf.txt", b"one\r\ntwo", ("one", "two")),
-    ("wide.txt", "one\ntwo\n".encode("utf-16"), ("one", "two")), ("twice.txt", b"one\none\n", ("one", "one")),
-    ("umlaut.txt", "nævus\n".encode(), ("nævus",)),
-    ("a.csv", b"text\none\n", ("one",)), ("a.CSV", b"Text\none\n", ("one",)), ("bom.csv", "\ufefftext\none\n".encode(), ("one",)),
-    ("semi.csv", b"text;n\none;1\n", ("one",)), ("quoted.csv", b'n,prompt\n1,"one, two"\n', ("one, two",)),
-    ("cap.csv", b"file_name,Caption\na.png,one\n", ("one",)), ("both.csv", b"caption,text\ntwo,one\n", ("one",)),
-    ("numbers.csv", b"text\n5\nNA\nnone\n", ("5", "NA", "none")),
-    ("a.tsv", b"text\tn\none\t1\n", ("one",)), ("wide.csv", "text,n\none,1\n".encode("utf-16"), ("one",)),
-    ("a.jsonl", b'{"text":"one"}\n\n{"text":"two"}\n', ("one", "two")), ("bom.jsonl", '\ufeff{"prompt":"one"}\n'.encode(), ("one",)),
-    ("a.json", b'[{"text":"one"}]', ("one",)),
-])
+
+@pytest.mark.parametrize(
+    "name, data, texts",
+    [
+        ("a.txt", b"one\ntwo\n", ("one", "two")),
+        ("a.TXT", b"one\ntwo\n", ("one", "two")),
+        ("noending", b"one\n", ("one",)),
+        ("bom.txt", "\ufeffone\n\n  \ntwo\n".encode(), ("one", "two")),
+        ("crlf.txt", b"one\r\ntwo", ("one", "two")),
+        ("wide.txt", "one\ntwo\n".encode("utf-16"), ("one", "two")),
+        ("twice.txt", b"one\none\n", ("one", "one")),
+        ("umlaut.txt", "nævus\n".encode(), ("nævus",)),
+        ("a.csv", b"text\none\n", ("one",)),
+        ("a.CSV", b"Text\none\n", ("one",)),
+        ("bom.csv", "\ufefftext\none\n".encode(), ("one",)),
+        ("semi.csv", b"text;n\none;1\n", ("one",)),
+        ("quoted.csv", b'n,prompt\n1,"one, two"\n', ("one, two",)),
+        ("cap.csv", b"file_name,Caption\na.png,one\n", ("one",)),
+        ("both.csv", b"caption,text\ntwo,one\n", ("one",)),
+        ("numbers.csv", b"text\n5\nNA\nnone\n", ("5", "NA", "none")),
+        ("a.tsv", b"text\tn\none\t1\n", ("one",)),
+        ("wide.csv", "text,n\none,1\n".encode("utf-16"), ("one",)),
+        ("a.jsonl", b'{"text":"one"}\n\n{"text":"two"}\n', ("one", "two")),
+        ("bom.jsonl", '\ufeff{"prompt":"one"}\n'.encode(), ("one",)),
+        ("a.json", b'[{"text":"one"}]', ("one",)),
+    ],
+)
 def test_prompts_from_files(tmp_path, name, data, texts):
     (tmp_path / name).write_bytes(data)
     assert prompt_plan(str(tmp_path / name)).texts == texts
     assert prompt_plan(tmp_path / name).texts == texts
 
 
-@pytest.mark.parametrize("name, data, says", [
-    ("c.txt", "nævus ångström\n".encode("cp1252"), "c.txt, line 1.*UTF-8"), ("c.csv", "text\nnævus\n".encode("cp1252"), "c.csv.*UTF-8"),
-    ("w.txt", "one\n".encode("utf-16-le"), "w.txt"), ("lost.txt", "n\ufffdvus\n".encode(), "lost.txt"),
-    ("pic.txt", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "pic.txt"),
-    ("none.txt", b"\n \n", "holds no prompt"), ("empty.csv", b"", "holds no prompt"), ("empty.jsonl", b"", "holds no prompt"),
-    ("blank.csv", b"text\n \n", "holds no prompt"),
-    ("other.csv", b"words,n\none,1\n", "no column 'text'; its columns are words, n"), ("bad.jsonl", b"{text\n", "not JSON"),
-    ("book.xlsx", b"PK", r"ends in .xlsx; files of prompts end in .txt"),
-])
+@pytest.mark.parametrize(
+    "name, data, says",
+    [
+        ("c.txt", "nævus ångström\n".encode("cp1252"), "c.txt, line 1.*UTF-8"),
+        ("c.csv", "text\nnævus\n".encode("cp1252"), "c.csv.*UTF-8"),
+        ("w.txt", "one\n".encode("utf-16-le"), "w.txt"),
+        ("lost.txt", "n\ufffdvus\n".encode(), "lost.txt"),
+        ("pic.txt", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "pic.txt"),
+        ("none.txt", b"\n \n", "holds no prompt"),
+        ("empty.csv", b"", "holds no prompt"),
+        ("empty.jsonl", b"", "holds no prompt"),
+        ("blank.csv", b"text\n \n", "holds no prompt"),
+        (
+            "other.csv",
+            b"words,n\none,1\n",
+            "no column 'text'; its columns are words, n",
+        ),
+        ("bad.jsonl", b"{text\n", "not JSON"),
+        ("book.xlsx", b"PK", r"ends in .xlsx; files of prompts end in .txt"),
+    ],
+)
 def test_files_that_hold_no_prompts_are_refused(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=says):
         prompt_plan(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("prompts", [
-    "prompts.txt", "my data/notes.txt", "missing.CSV", "a.jsonl", "./own", "../own prompts", "~/own", "/tmp/my own prompts", "folder/own",
-    r"C:\prompts\own", r"folder\own.txt", "prompts.xlsx", "my notes.txt"])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        "prompts.txt",
+        "my data/notes.txt",
+        "missing.CSV",
+        "a.jsonl",
+        "./own",
+        "../own prompts",
+        "~/own",
+        "/tmp/my own prompts",
+        "folder/own",
+        r"C:\prompts\own",
+        r"folder\own.txt",
+        "prompts.xlsx",
+        "my notes.txt",
+    ],
+)
 def test_a_path_to_nothing_is_no_prompt(prompts):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         prompt_plan(prompts)
 
 
-@pytest.mark.parametrize("prompt", [
-    "a very long path", "True", "a red/white patch", "a fundus image of a page called notes.txt", "Is it 5 mm? It is.", "prompts.txt.",
-    "a patch of 3/4 cm", "a melanoma, e.g. a dark one", "x " * 5000, "one\ntwo", "a.b", "nul\0byte"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a very long path",
+        "True",
+        "a red/white patch",
+        "a fundus image of a page called notes.txt",
+        "Is it 5 mm? It is.",
+        "prompts.txt.",
+        "a patch of 3/4 cm",
+        "a melanoma, e.g. a dark one",
+        "x " * 5000,
+        "one\ntwo",
+        "a.b",
+        "nul\0byte",
+    ],
+)
 def test_words_are_a_prompt(prompt):
     assert prompt_plan(prompt).texts == (prompt.strip(),)
 
@@ -225,18 +375,33 @@ def test_a_folder_is_no_file_of_prompts(tmp_path, monkeypatch):
 
 
 def test_generated_images_say_what_was_read(folders, capsys):
-    write_phantoms("skin", folders[0] / "few", counts=dict(train=dict.fromkeys(DATASETS["skin"].counts, 3),
-                                                           test=dict.fromkeys(DATASETS["skin"].counts, 2)))
-    r = recipe("skin", "base", scale="tiny", data="few", gen_count=8, gen_block=4, gen_steps=1)
+    write_phantoms(
+        "skin",
+        folders[0] / "few",
+        counts=dict(
+            train=dict.fromkeys(DATASETS["skin"].counts, 3),
+            test=dict.fromkeys(DATASETS["skin"].counts, 2),
+        ),
+    )
+    r = recipe(
+        "skin", "base", scale="tiny", data="few", gen_count=8, gen_block=4, gen_steps=1
+    )
     hldf.train(r)
     capsys.readouterr()
-    (folders[0] / "own.csv").write_text(f'text\na round 糖尿病 patch\n"{LONG}"\na round patch\n', encoding="utf-8")
+    (folders[0] / "own.csv").write_text(
+        f'text\na round 糖尿病 patch\n"{LONG}"\na round patch\n', encoding="utf-8"
+    )
     out = generate(r, str(folders[0] / "own.csv"))
     said = capsys.readouterr().out
     table = pd.read_csv(out / "metadata.csv")
-    assert table.unknown.tolist()[0] > 0 < table.cut[1] and table.cut[0] == table.cut[2] == table.unknown[2] == 0
+    assert (
+        table.unknown.tolist()[0] > 0 < table.cut[1]
+        and table.cut[0] == table.cut[2] == table.unknown[2] == 0
+    )
     with Image.open(out / table.file_name[1]) as im:
-        assert [im.text[k] for k in ("tokens", "cut", "unknown")] == [str(table[k][1]) for k in ("tokens", "cut", "unknown")]
+        assert [im.text[k] for k in ("tokens", "cut", "unknown")] == [
+            str(table[k][1]) for k in ("tokens", "cut", "unknown")
+        ]
     assert "1 of 3 captions are longer" in said and "does not know: 糖尿病" in said
     with pytest.raises(ValueError, match="unknown to the model"):
         generate(r, "糖尿病")
@@ -248,6 +413,7 @@ def test_generated_images_say_what_was_read(folders, capsys):
 
 
 # The profile that follows the authors' program
+
 
 def official(**changes):
     return recipe("kvasir", scale="tiny", profile="official", **changes)
@@ -277,7 +443,14 @@ TEXT = "An Endoscopic Image of Dyed Lifted Polyps"
 
 def batch(model, text=TEXT):
     z = torch.zeros(1, *model.latent_shape)
-    return Batch([text], [torch.zeros(3, 64, 64, dtype=torch.uint8)], z, z, torch.tensor([500]), z)
+    return Batch(
+        [text],
+        [torch.zeros(3, 64, 64, dtype=torch.uint8)],
+        z,
+        z,
+        torch.tensor([500]),
+        z,
+    )
 
 
 def same(a, b):
@@ -291,28 +464,62 @@ def test_case_of_captions_in_both_losses(profile):
     model = load_model(r)
     seen = []
     encode = type(model).encode_text
-    model.encode_text = lambda texts, raw=False: seen.append(raw) or encode(model, texts, raw)
+    model.encode_text = lambda texts, raw=False: (
+        seen.append(raw) or encode(model, texts, raw)
+    )
     with torch.no_grad():
         diffusion_loss(model, r, batch(model))
         color = hldf_cond(model, r, batch(model))
     assert seen == [profile == "official", False]
     assert torch.allclose(color.emb, encode(model, [TEXT.lower(), ""]).emb, atol=1e-6)
-    assert not torch.allclose(color.emb[:1], encode(model, [TEXT, ""], raw=True).emb[:1, :color.emb.shape[1]], atol=1e-3)
+    assert not torch.allclose(
+        color.emb[:1],
+        encode(model, [TEXT, ""], raw=True).emb[:1, : color.emb.shape[1]],
+        atol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_dropout_of_t5_in_the_color_loss(profile, monkeypatch):
-    r = recipe("kvasir", scale="tiny", profile=profile, batch_size=1, interval=1, solver_steps=2, gen_steps=2)
+    r = recipe(
+        "kvasir",
+        scale="tiny",
+        profile=profile,
+        batch_size=1,
+        interval=1,
+        solver_steps=2,
+        gen_steps=2,
+    )
     model, modes, clips = load_model(r), [], []
-    monkeypatch.setattr(hldf, "diffusion_gradients", lambda m, r, b, params: (
-        modes.append(m.text_encoder.training), (torch.zeros(()), [torch.zeros_like(p) for p in params]))[1])
-    monkeypatch.setattr(hldf, "color_gradients", lambda m, r, b, params: (
-        modes.append(m.text_encoder.training), (torch.zeros(()), [torch.full_like(p, 9.) for p in params]))[1])
-    monkeypatch.setattr(hldf, "update", lambda m, r, opt, params, grads, log: clips.append(grads[0].flatten()[0].item()) or 0)
-    hldf.training_step(model, r, batch(model), hldf.make_optimizer(model, r), 0, Accelerator())
+    monkeypatch.setattr(
+        hldf,
+        "diffusion_gradients",
+        lambda m, r, b, params: (
+            modes.append(m.text_encoder.training),
+            (torch.zeros(()), [torch.zeros_like(p) for p in params]),
+        )[1],
+    )
+    monkeypatch.setattr(
+        hldf,
+        "color_gradients",
+        lambda m, r, b, params: (
+            modes.append(m.text_encoder.training),
+            (torch.zeros(()), [torch.full_like(p, 9.0) for p in params]),
+        )[1],
+    )
+    monkeypatch.setattr(
+        hldf,
+        "update",
+        lambda m, r, opt, params, grads, log: (
+            clips.append(grads[0].flatten()[0].item()) or 0
+        ),
+    )
+    hldf.training_step(
+        model, r, batch(model), hldf.make_optimizer(model, r), 0, Accelerator()
+    )
     live = profile == "official"
     assert modes == [live, live]
-    assert (clips[0] == 9.) == live, "the color gradient is not clipped by itself"
+    assert (clips[0] == 9.0) == live, "the color gradient is not clipped by itself"
 
 
 def test_offloading_draws_the_same_dropout_twice():
@@ -322,12 +529,28 @@ def test_offloading_draws_the_same_dropout_twice():
     for offload in (False, True):
         model = shaken(load_model(r))
         b, params = batch(model), list(model.trainable().values())
-        b.noise = torch.randn(1, *model.latent_shape, generator=rng(0, "z"), dtype=torch.float64)
+        b.noise = torch.randn(
+            1, *model.latent_shape, generator=rng(0, "z"), dtype=torch.float64
+        )
         model.text_encoder.train(True)
         torch.manual_seed(0)
-        grads.append(hldf.color_gradients(model, official(**{k: getattr(r, k) for k in (
-            "batch_size", "solver_steps", "interval", "dtype")}, offload=offload), b, params)[1])
-    worst = max((x - y).norm() / y.norm().clamp(min=1e-9) for x, y in zip(grads[1], grads[0]))
+        grads.append(
+            hldf.color_gradients(
+                model,
+                official(
+                    **{
+                        k: getattr(r, k)
+                        for k in ("batch_size", "solver_steps", "interval", "dtype")
+                    },
+                    offload=offload,
+                ),
+                b,
+                params,
+            )[1]
+        )
+    worst = max(
+        (x - y).norm() / y.norm().clamp(min=1e-9) for x, y in zip(grads[1], grads[0])
+    )
     assert worst < 1e-6
 
 
@@ -339,15 +562,26 @@ def test_official_targets_crop_steps_and_question():
     assert "wi_0" in "".join(load_model(recipe("kvasir", scale="tiny")).trainable())
     assert r.crop == "random" and r.gen_steps == 50 and r.clip == 1
     x = torch.rand(2, 3, 8, 8)
-    assert torch.isclose(color_loss(x + .1, x, r.color_reduction) * 3, color_loss(x + .1, x))
+    assert torch.isclose(
+        color_loss(x + 0.1, x, r.color_reduction) * 3, color_loss(x + 0.1, x)
+    )
     assert torch.isclose(channel_stats(x)[1], x.flatten(2).std(2, unbiased=True)).all()
     d = DATASETS["kvasir"]
-    assert "words" in question(d, "polyps") and "words" not in question(d, "polyps", NO_LIMIT)
+    assert "words" in question(d, "polyps") and "words" not in question(
+        d, "polyps", NO_LIMIT
+    )
     vlm = load_vlm(r)
-    assert vlm.system == SYSTEM_PROMPT and load_vlm(recipe("kvasir", scale="tiny")).system == ""
+    assert (
+        vlm.system == SYSTEM_PROMPT
+        and load_vlm(recipe("kvasir", scale="tiny")).system == ""
+    )
     roles = [m["role"] for m in chat("What?", system=vlm.system)]
-    assert roles == ["system", "user"] and [m["role"] for m in chat("What?")] == ["user"]
-    prompt = vlm.processor.apply_chat_template([chat("What?", system=SYSTEM_PROMPT)], add_generation_prompt=True)[0]
+    assert roles == ["system", "user"] and [m["role"] for m in chat("What?")] == [
+        "user"
+    ]
+    prompt = vlm.processor.apply_chat_template(
+        [chat("What?", system=SYSTEM_PROMPT)], add_generation_prompt=True
+    )[0]
     assert prompt.index("helpful") < prompt.index("What?")
     assert captions_dir(r) != captions_dir(recipe("kvasir", scale="tiny"))
 
@@ -359,10 +593,19 @@ def test_the_official_optimizer():
 
 
 def test_training_refuses_captions_of_which_nothing_is_known(made):
-    rows = [f'{f.parent.name}/{f.name},{f.parent.name},黒色腫の画像' for f in sorted(made.rglob("*.png"))]
-    (made / "metadata.csv").write_text("file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    rows = [
+        f"{f.parent.name}/{f.name},{f.parent.name},黒色腫の画像"
+        for f in sorted(made.rglob("*.png"))
+    ]
+    (made / "metadata.csv").write_text(
+        "file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="黒色腫の画像.* unknown to the model"):
-        hldf.train(recipe("skin", scale="tiny", data="made", epochs=1, interval=0, sample_every=0))
+        hldf.train(
+            recipe(
+                "skin", scale="tiny", data="made", epochs=1, interval=0, sample_every=0
+            )
+        )
 
 
 def test_the_preflight_finds_a_limit_that_is_too_high():

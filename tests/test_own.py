@@ -1,4 +1,5 @@
 "From a folder to a report by one command: what is proposed, what is said before training, and what the report holds."
+
 import importlib.util
 import os
 import re
@@ -10,15 +11,34 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medart.own_images import (captions_note, cropping, cropping_note, describe_folder, found_labels, limits_of, own_command,
-                               own_name, Part, proposal, write_html, write_pdf)
+from medart.own_images import (
+    captions_note,
+    cropping,
+    cropping_note,
+    describe_folder,
+    found_labels,
+    limits_of,
+    own_command,
+    own_name,
+    Part,
+    proposal,
+    write_html,
+    write_pdf,
+)
 from medart.phantom import phantom
 from medart.recipes import DATASETS, read_dataset, recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def draw(folder, n=12, wide="", names=("melanoma", "common_nevus"), cls=("melanoma", "common_nevus"), first=7):
+def draw(
+    folder,
+    n=12,
+    wide="",
+    names=("melanoma", "common_nevus"),
+    cls=("melanoma", "common_nevus"),
+    first=7,
+):
     "Drawn images in class folders; those of one class twice as wide as high."
     for name, c in zip(names, cls):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -31,13 +51,32 @@ def draw(folder, n=12, wide="", names=("melanoma", "common_nevus"), cls=("melano
 
 # One command
 
-SMALL = dict(epochs=".5", interval="0", gen_steps="2", classifier_epochs="1", seeds="0", caption_retries="0")
+SMALL = dict(
+    epochs=".5",
+    interval="0",
+    gen_steps="2",
+    classifier_epochs="1",
+    seeds="0",
+    caption_retries="0",
+)
 
 
 def run(home, *told):
     words = [w for k, v in SMALL.items() for w in ("-p", k, v)]
-    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / "own.ipynb"), str(home / "own.ipynb"),
-                           *words, *told], cwd=home, capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(ROOT / "nbs" / "own.ipynb"),
+            str(home / "own.ipynb"),
+            *words,
+            *told,
+        ],
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +84,36 @@ def done(tmp_path_factory):
     "The command on 24 drawn images in a folder that is called as one of the paper's data sets."
     home = tmp_path_factory.mktemp("home")
     for split in ("train", "test"):
-        draw(home / "skin" / split, 6, wide="melanoma", first=7 if split == "train" else 8)
+        draw(
+            home / "skin" / split,
+            6,
+            wide="melanoma",
+            first=7 if split == "train" else 8,
+        )
     for name in ("data", "outputs"):
         (home / name).mkdir()
     (home / "data" / "tiny").symlink_to(ROOT / "data" / "tiny")
     with pytest.MonkeyPatch.context() as m:
         m.setenv("MEDART_DATA", str(home / "data"))
         m.setenv("MEDART_OUTPUTS", str(home / "outputs"))
-        m.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
-        ran = run(home, "-p", "images", "skin", "-p", "modality", "dermoscopic", "-p", "scale", "tiny")
+        m.setenv(
+            "PYTHONPATH",
+            os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
+                os.pathsep
+            ),
+        )
+        ran = run(
+            home,
+            "-p",
+            "images",
+            "skin",
+            "-p",
+            "modality",
+            "dermoscopic",
+            "-p",
+            "scale",
+            "tiny",
+        )
         assert ran.returncode == 0, ran.stderr[-3000:]
         yield home
 
@@ -61,7 +121,14 @@ def done(tmp_path_factory):
 def the_run(home):
     "What single stages ask for with `-p dataset my-skin -p data FOLDER`."
     small = {k: v for k, v in SMALL.items() if k != "seeds"}
-    return recipe("my-skin", scale="tiny", data=str(home / "skin"), gen_split="train", gen_count=0, **small)
+    return recipe(
+        "my-skin",
+        scale="tiny",
+        data=str(home / "skin"),
+        gen_split="train",
+        gen_count=0,
+        **small,
+    )
 
 
 def report(home, ending):
@@ -72,17 +139,42 @@ def report(home, ending):
 
 def test_one_command_ends_in_a_report(done):
     page = report(done, "html").read_text(encoding="utf-8")
-    for heading in ("The images", "What cropping throws away", "Captions", "Training", "Generated images", "Color", "Distances",
-                    "Class by class", "By skin tone", "Copies of training images", "A classifier", "Limits", "Licenses"):
+    for heading in (
+        "The images",
+        "What cropping throws away",
+        "Captions",
+        "Training",
+        "Generated images",
+        "Color",
+        "Distances",
+        "Class by class",
+        "By skin tone",
+        "Copies of training images",
+        "A classifier",
+        "Limits",
+        "Licenses",
+    ):
         assert f"<h2>{heading}</h2>" in page, heading
     assert page.count("data:image/png;base64") >= 9
-    assert "A square from the middle throws away 25% of the pixels on average, and 50%" in page
+    assert (
+        "A square from the middle throws away 25% of the pixels on average, and 50%"
+        in page
+    )
     assert "-p images skin -p modality dermoscopic" in page
 
 
 def test_the_report_names_no_folder_and_no_file_of_the_user(done):
-    page = re.sub(r"base64,[^\"]*", "", report(done, "html").read_text(encoding="utf-8"))
-    for secret in (str(done), done.name, str(ROOT), "doe_jane", "src="+'"http', "href="):
+    page = re.sub(
+        r"base64,[^\"]*", "", report(done, "html").read_text(encoding="utf-8")
+    )
+    for secret in (
+        str(done),
+        done.name,
+        str(ROOT),
+        "doe_jane",
+        "src=" + '"http',
+        "href=",
+    ):
         assert secret not in page, secret
 
 
@@ -95,27 +187,40 @@ def test_the_report_is_a_pdf_too_where_that_can_be_made(done):
 
 def test_too_few_images_for_a_number_still_end_in_a_report(done, monkeypatch):
     from medart import own_images
+
     r = the_run(done)
     monkeypatch.setattr(own_images, "LEAST", 13)
     assert "12 images, and 13 are needed" in own_images.evaluate_own(r).measured[0]
-    kinds = [p.what for p in own_images.report_parts(r, "the command") if p.kind == "heading"]
-    assert "A classifier" in kinds and "Distances" not in kinds and "Copies of training images" not in kinds
+    kinds = [
+        p.what for p in own_images.report_parts(r, "the command") if p.kind == "heading"
+    ]
+    assert (
+        "A classifier" in kinds
+        and "Distances" not in kinds
+        and "Copies of training images" not in kinds
+    )
 
 
 def test_what_was_proposed_lets_single_stages_go_on(done):
     from medart.classifier import classifier_fault
     from medart.metrics import results_fault
-    assert "melanoma: melanoma  # 12 images" in (done / "skin" / "dataset.yaml").read_text(encoding="utf-8")
+
+    assert "melanoma: melanoma  # 12 images" in (
+        done / "skin" / "dataset.yaml"
+    ).read_text(encoding="utf-8")
     r = the_run(done)
     assert results_fault(r) == "" and classifier_fault(r) == ""
 
 
 # What is proposed
 
+
 def test_a_proposal_is_read_back_as_it_was_found(tmp_path):
     draw(tmp_path / "x", 2, names=("no", "Grade 3: severe"))
     labels = found_labels(tmp_path / "x", "x")
-    (tmp_path / "x" / "dataset.yaml").write_text(proposal(labels, "fundus"), encoding="utf-8")
+    (tmp_path / "x" / "dataset.yaml").write_text(
+        proposal(labels, "fundus"), encoding="utf-8"
+    )
     d = read_dataset("x", tmp_path / "x" / "dataset.yaml")
     assert set(d.labels) == {"no", "Grade 3: severe"} == set(labels.label)
     assert d.modality == "fundus" and "color" in d.features
@@ -124,7 +229,10 @@ def test_a_proposal_is_read_back_as_it_was_found(tmp_path):
 
 def test_labels_of_a_table_are_proposed(tmp_path):
     draw(tmp_path / "x", 3, names=("a", "b"))
-    table = pd.DataFrame([(f"{c}/doe_jane_{i}.png", dict(a=0, b=1)[c]) for c in "ab" for i in range(3)], columns=["file_name", "label"])
+    table = pd.DataFrame(
+        [(f"{c}/doe_jane_{i}.png", dict(a=0, b=1)[c]) for c in "ab" for i in range(3)],
+        columns=["file_name", "label"],
+    )
     table.to_csv(tmp_path / "x" / "labels.csv", index=False)
     assert list(describe_folder(tmp_path / "x", "fundus").labels) == ["0", "1"]
 
@@ -148,14 +256,27 @@ def test_paths_are_those_of_a_shell(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     first = describe_folder("~/mine", "fundus")
     monkeypatch.chdir(tmp_path / "home")
-    assert describe_folder("mine") == describe_folder("./mine/") == describe_folder(tmp_path / "home" / "mine") == first
+    assert (
+        describe_folder("mine")
+        == describe_folder("./mine/")
+        == describe_folder(tmp_path / "home" / "mine")
+        == first
+    )
 
 
-@pytest.mark.parametrize("images, modality, said", [
-    ("", "fundus", "images is empty"), ("nowhere", "fundus", "is no folder"), ("empty", "fundus", "No images with a class"),
-    ("x", "", "What kind of images"), ("x/melanoma", "fundus", "No images with a class"),
-])
-def test_what_is_missing_is_named_and_nothing_written(tmp_path, monkeypatch, images, modality, said):
+@pytest.mark.parametrize(
+    "images, modality, said",
+    [
+        ("", "fundus", "images is empty"),
+        ("nowhere", "fundus", "is no folder"),
+        ("empty", "fundus", "No images with a class"),
+        ("x", "", "What kind of images"),
+        ("x/melanoma", "fundus", "No images with a class"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_written(
+    tmp_path, monkeypatch, images, modality, said
+):
     draw(tmp_path / "x", 2)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -165,46 +286,85 @@ def test_what_is_missing_is_named_and_nothing_written(tmp_path, monkeypatch, ima
 
 
 def test_names_of_the_papers_data_sets_stay_theirs():
-    assert [own_name(Path("a") / n) for n in ("skin", "Kvasir", "My images", "...")] == ["my-skin", "my-kvasir", "my_images", "own"]
+    assert [
+        own_name(Path("a") / n) for n in ("skin", "Kvasir", "My images", "...")
+    ] == ["my-skin", "my-kvasir", "my_images", "own"]
     with pytest.raises(ValueError, match="another name"):
         own_name("x", "SKIN")
 
 
 # What is said before training
 
+
 def prepared(folder, *rows):
     folder.mkdir()
-    pd.DataFrame(rows, columns=["class", "width", "height"]).to_csv(folder / "manifest.csv", index=False)
+    pd.DataFrame(rows, columns=["class", "width", "height"]).to_csv(
+        folder / "manifest.csv", index=False
+    )
     return cropping(folder)
 
 
 def test_cropping_is_measured_by_class(tmp_path):
     t = prepared(tmp_path / "x", ("a", 100, 100), ("a", 100, 400), ("b", 300, 200))
-    assert t["class"].tolist() == ["a", "b", "all classes"] and t.images.tolist() == [2, 1, 3]
-    assert t["thrown away, mean"].tolist() == pytest.approx([.375, 1/3, (.75+1/3)/3])
+    assert t["class"].tolist() == ["a", "b", "all classes"] and t.images.tolist() == [
+        2,
+        1,
+        3,
+    ]
+    assert t["thrown away, mean"].tolist() == pytest.approx(
+        [0.375, 1 / 3, (0.75 + 1 / 3) / 3]
+    )
     assert "36%" in cropping_note(t) and "75%" in cropping_note(t)
-    assert "All images are square" in cropping_note(prepared(tmp_path / "y", ("all classes", 64, 64)))
+    assert "All images are square" in cropping_note(
+        prepared(tmp_path / "y", ("all classes", 64, 64))
+    )
 
 
 def test_simple_captions_are_explained(tmp_path):
     d = draw(tmp_path / "x", 2, names=("wart", "melanoma"))
     describe_folder(d, "dermoscopic")
     r = recipe("x", scale="tiny", data=str(d))
-    t = pd.DataFrame({"class": ["wart"] * 3 + ["melanoma"], "source": ["simple"] * 2 + ["vsg"] * 2,
-                      "faults": ["opening opening", "short", "", ""], "tries": [2, 1, 1, 1]})
+    t = pd.DataFrame(
+        {
+            "class": ["wart"] * 3 + ["melanoma"],
+            "source": ["simple"] * 2 + ["vsg"] * 2,
+            "faults": ["opening opening", "short", "", ""],
+            "tries": [2, 1, 1, 1],
+        }
+    )
     said = captions_note(r, t)
-    assert "2 of 4 captions (50%)" in said and "has never seen wart;" in said and "(2)" in said
+    assert (
+        "2 of 4 captions (50%)" in said
+        and "has never seen wart;" in said
+        and "(2)" in said
+    )
     assert "none had to be replaced" in captions_note(r, t[t.source == "vsg"])
-    elsewhere = captions_note(recipe("x", scale="tiny", data=str(d), vlm="some/model"), t)
+    elsewhere = captions_note(
+        recipe("x", scale="tiny", data=str(d), vlm="some/model"), t
+    )
     assert "never seen" not in elsewhere and "50%" in elsewhere
 
 
 # The report
 
+
 def test_a_report_escapes_and_hides(tmp_path):
-    parts = [Part("title", "a <b>"), Part("table", pd.DataFrame(dict(x=["<script>", f"{tmp_path}/secret/a.png"], y=[.5, None])))]
+    parts = [
+        Part("title", "a <b>"),
+        Part(
+            "table",
+            pd.DataFrame(
+                dict(x=["<script>", f"{tmp_path}/secret/a.png"], y=[0.5, None])
+            ),
+        ),
+    ]
     page = write_html(parts, tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "<script>" not in page and "&lt;script&gt;" in page and "secret" not in page and "<td>-</td>" in page
+    assert (
+        "<script>" not in page
+        and "&lt;script&gt;" in page
+        and "secret" not in page
+        and "<td>-</td>" in page
+    )
 
 
 def test_without_the_library_that_sets_pdf_it_is_said(tmp_path, monkeypatch, capsys):
@@ -215,10 +375,19 @@ def test_without_the_library_that_sets_pdf_it_is_said(tmp_path, monkeypatch, cap
 
 def test_the_command_holds_no_folder_of_this_machine(folders, tmp_path):
     r = recipe("skin", scale="tiny")
-    assert str(tmp_path) not in own_command(r, dict(images=f"{tmp_path}/secret place/mine", modality="", scale="auto"))
-    assert own_command(r, dict(images="~/x y", scale="auto")).endswith("-p images '~/x y' -p scale tiny")
+    assert str(tmp_path) not in own_command(
+        r, dict(images=f"{tmp_path}/secret place/mine", modality="", scale="auto")
+    )
+    assert own_command(r, dict(images="~/x y", scale="auto")).endswith(
+        "-p images '~/x y' -p scale tiny"
+    )
 
 
 def test_limits_speak_of_this_run():
     said = " ".join(limits_of(recipe("skin", scale="tiny"), dict(a=3, b=300)))
-    assert "coarse" in said and "drawn phantoms" in said and "images of a:" in said and "in all" not in said
+    assert (
+        "coarse" in said
+        and "drawn phantoms" in said
+        and "images of a:" in said
+        and "in all" not in said
+    )

@@ -1,4 +1,5 @@
 "Other people's tools must be able to use what we save: stock diffusers and stock peft, nothing of ours."
+
 import pytest
 import torch
 from diffusers import PixArtAlphaPipeline
@@ -6,50 +7,103 @@ from peft import PeftModel
 
 from medart.core import rng
 from medart.generation import paint
-from medart.model import load_model,merge_and_save,shaken
-from medart.recipes import locate,recipe
+from medart.model import load_model, merge_and_save, shaken
+from medart.recipes import locate, recipe
 
-R = recipe("skin",scale="tiny",gen_steps=8)
-CAPTIONS = ["A dermoscopic image of melanoma shows a dark brown irregular patch.","a red circle on a blue background"]
+R = recipe("skin", scale="tiny", gen_steps=8)
+CAPTIONS = [
+    "A dermoscopic image of melanoma shows a dark brown irregular patch.",
+    "a red circle on a blue background",
+]
+
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     "A model whose LoRAs change something, and the folder they were saved to."
-    model = shaken(load_model(R),.03)
-    return model,model.save(tmp_path_factory.mktemp("run"))
+    model = shaken(load_model(R), 0.03)
+    return model, model.save(tmp_path_factory.mktemp("run"))
+
 
 def stock(pipe, z):
-    return pipe(CAPTIONS,num_inference_steps=R.gen_steps,guidance_scale=R.gen_guidance,latents=z.clone(),
-                use_resolution_binning=False,clean_caption=False,max_sequence_length=R.max_tokens,output_type="pt").images*2-1
+    return (
+        pipe(
+            CAPTIONS,
+            num_inference_steps=R.gen_steps,
+            guidance_scale=R.gen_guidance,
+            latents=z.clone(),
+            use_resolution_binning=False,
+            clean_caption=False,
+            max_sequence_length=R.max_tokens,
+            output_type="pt",
+        ).images
+        * 2
+        - 1
+    )
 
-def noise(model): return torch.stack([torch.randn(model.latent_shape,generator=rng(R.seed,"image",i)) for i in range(2)])
 
-def close(a,b):
-    ("The stock pipeline pads captions to the full length and computes the schedule in single precision: "
-     "equal to rounding, which 8 guided steps amplify, not to the bit.")
-    gap = (a-b.clamp(-1,1)).abs()
-    assert gap.max()<2e-3 and gap.mean()<5e-5, f"largest gap {gap.max():.1e}, mean {gap.mean():.1e}"
+def noise(model):
+    return torch.stack(
+        [
+            torch.randn(model.latent_shape, generator=rng(R.seed, "image", i))
+            for i in range(2)
+        ]
+    )
+
+
+def close(a, b):
+    "The stock pipeline pads captions to the full length and computes the schedule in single precision: equal to rounding, which 8 guided steps amplify, not to the bit."
+    gap = (a - b.clamp(-1, 1)).abs()
+    assert gap.max() < 2e-3 and gap.mean() < 5e-5, (
+        f"largest gap {gap.max():.1e}, mean {gap.mean():.1e}"
+    )
+
 
 def test_stock_pipeline_with_stock_peft_paints_the_same(adapted):
-    model,folder = adapted
-    pipe = PixArtAlphaPipeline.from_pretrained(locate(R.model),dtype=torch.float32)
-    plain = stock(pipe,noise(model))
-    pipe.transformer = PeftModel.from_pretrained(pipe.transformer,str(folder/"transformer_lora"))
-    pipe.text_encoder = PeftModel.from_pretrained(pipe.text_encoder,str(folder/"text_encoder_lora"))
-    adapted = stock(pipe,noise(model))
-    close(adapted,paint(model,R,CAPTIONS))
-    assert (adapted-plain).abs().mean()>.01, "the adapters should change the picture, or this test shows nothing"
+    model, folder = adapted
+    pipe = PixArtAlphaPipeline.from_pretrained(locate(R.model), dtype=torch.float32)
+    plain = stock(pipe, noise(model))
+    pipe.transformer = PeftModel.from_pretrained(
+        pipe.transformer, str(folder / "transformer_lora")
+    )
+    pipe.text_encoder = PeftModel.from_pretrained(
+        pipe.text_encoder, str(folder / "text_encoder_lora")
+    )
+    adapted = stock(pipe, noise(model))
+    close(adapted, paint(model, R, CAPTIONS))
+    assert (adapted - plain).abs().mean() > 0.01, (
+        "the adapters should change the picture, or this test shows nothing"
+    )
 
-def test_merged_pipeline_paints_the_same(adapted,tmp_path):
-    model,_ = adapted
+
+def test_merged_pipeline_paints_the_same(adapted, tmp_path):
+    model, _ = adapted
     from diffusers import DPMSolverMultistepScheduler
-    merge_and_save(model,tmp_path/"merged",DPMSolverMultistepScheduler.from_pretrained(locate(R.model),subfolder="scheduler"))
-    close(stock(PixArtAlphaPipeline.from_pretrained(tmp_path/"merged",dtype=torch.float32),noise(model)),paint(model,R,CAPTIONS))
-    assert type(model.transformer).__name__=="PeftModel", "merging must leave the model in memory as it was"
 
-def test_saved_adapters_are_the_same_bytes_and_name_no_folder(adapted,tmp_path):
-    model,folder = adapted
-    again = load_model(R,adapters=folder).save(tmp_path)
-    for f in ("transformer_lora","text_encoder_lora"):
-        for name in ("adapter_model.safetensors","adapter_config.json"): assert (again/f/name).read_bytes()==(folder/f/name).read_bytes()
-        assert "/" not in (folder/f/"adapter_config.json").read_text()
+    merge_and_save(
+        model,
+        tmp_path / "merged",
+        DPMSolverMultistepScheduler.from_pretrained(
+            locate(R.model), subfolder="scheduler"
+        ),
+    )
+    close(
+        stock(
+            PixArtAlphaPipeline.from_pretrained(
+                tmp_path / "merged", dtype=torch.float32
+            ),
+            noise(model),
+        ),
+        paint(model, R, CAPTIONS),
+    )
+    assert type(model.transformer).__name__ == "PeftModel", (
+        "merging must leave the model in memory as it was"
+    )
+
+
+def test_saved_adapters_are_the_same_bytes_and_name_no_folder(adapted, tmp_path):
+    model, folder = adapted
+    again = load_model(R, adapters=folder).save(tmp_path)
+    for f in ("transformer_lora", "text_encoder_lora"):
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (again / f / name).read_bytes() == (folder / f / name).read_bytes()
+        assert "/" not in (folder / f / "adapter_config.json").read_text()

@@ -1,4 +1,5 @@
 "What a run's later stages need is looked at first: everything that is wrong is said at once, and nothing is said where all is well."
+
 import json
 import shutil
 from pathlib import Path
@@ -17,13 +18,22 @@ from medart.preflight import STAGES, NotReady, preflight
 from medart.recipes import METHODS, locate, recipe
 
 LATER = ("train", "generate", "evaluate", "classify")
-MODELS = dict(model="pixart", vlm="vlm", simplifier="simplifier", extractor="vit-skin", classifier="vit-shapes")
+MODELS = dict(
+    model="pixart",
+    vlm="vlm",
+    simplifier="simplifier",
+    extractor="vit-skin",
+    classifier="vit-shapes",
+)
 
 
 @pytest.fixture
 def models(folders, tmp_path):
     "Copies of all small models of a recipe, to do harm to, and the recipe that names them."
-    there = {k: str(shutil.copytree(locate(f"data/tiny/{v}"), tmp_path / v)) for k, v in MODELS.items()}
+    there = {
+        k: str(shutil.copytree(locate(f"data/tiny/{v}"), tmp_path / v))
+        for k, v in MODELS.items()
+    }
     return recipe("skin", scale="tiny", **there)
 
 
@@ -39,7 +49,10 @@ def wrong(r, *stages, **how):
 
 def test_where_all_is_well_it_says_what_it_found(models):
     table = preflight(models, *STAGES)
-    assert list(table.columns) == ["part", "found", "terms"] and table.found.str.len().min() > 0
+    assert (
+        list(table.columns) == ["part", "found", "terms"]
+        and table.found.str.len().min() > 0
+    )
     about = dict(zip(table.part, table.found))
     assert "M weights" in about[f"model of family pixart: {models.model}"]
     assert about["its other parts"] == "DPMSolverMultistepScheduler, T5Tokenizer"
@@ -69,13 +82,38 @@ def test_pipelines_with_two_encoders(folders, tmp_path, family):
     assert "text_encoder_2 holds no weights" in wrong(r, "train")[0]
 
 
-NEEDED = [("model", f) for f in (
-    "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "text_encoder/config.json",
-    "text_encoder/model.safetensors", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors",
-    "vae/config.json", "vae/diffusion_pytorch_model.safetensors")]
-NEEDED += [(s, f) for s in ("extractor", "classifier") for f in ("config.json", "model.safetensors", "preprocessor_config.json")]
-NEEDED += [("vlm", f) for f in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "processor_config.json")]
-NEEDED += [("simplifier", f) for f in ("config.json", "model.safetensors", "tokenizer.json")]
+NEEDED = [
+    ("model", f)
+    for f in (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    )
+]
+NEEDED += [
+    (s, f)
+    for s in ("extractor", "classifier")
+    for f in ("config.json", "model.safetensors", "preprocessor_config.json")
+]
+NEEDED += [
+    ("vlm", f)
+    for f in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "processor_config.json",
+    )
+]
+NEEDED += [
+    ("simplifier", f) for f in ("config.json", "model.safetensors", "tokenizer.json")
+]
 
 
 @pytest.mark.parametrize("setting,file", NEEDED)
@@ -83,9 +121,13 @@ def test_each_file_that_is_missing_is_missed(models, setting, file):
     "By the stage that needs it, under the setting that names it."
     path = Path(getattr(models, setting), file)
     path.unlink()
-    stages = {"model": "train", "extractor": "evaluate", "classifier": "classify"}.get(setting, "caption")
+    stages = {"model": "train", "extractor": "evaluate", "classifier": "classify"}.get(
+        setting, "caption"
+    )
     said = wrong(models, stages)
-    assert any(getattr(models, setting) in s for s in said) and any(f"{setting}=FOLDER" in s for s in said)
+    assert any(getattr(models, setting) in s for s in said) and any(
+        f"{setting}=FOLDER" in s for s in said
+    )
 
 
 def test_what_a_stage_does_not_need_may_be_missing(models):
@@ -96,7 +138,10 @@ def test_what_a_stage_does_not_need_may_be_missing(models):
     preflight(models, "train", "classify")
 
 
-@pytest.mark.parametrize("setting,file", [(s, f) for s, f in NEEDED if f.endswith(("json", "safetensors"))][::4])
+@pytest.mark.parametrize(
+    "setting,file",
+    [(s, f) for s, f in NEEDED if f.endswith(("json", "safetensors"))][::4],
+)
 def test_each_file_that_is_cut_short_is_noticed(models, setting, file):
     path = Path(getattr(models, setting), file)
     path.write_bytes(path.read_bytes()[:-9])
@@ -107,10 +152,18 @@ def test_each_file_that_is_cut_short_is_noticed(models, setting, file):
 def test_all_that_is_wrong_is_said_at_once(models, monkeypatch):
     Path(models.extractor, "preprocessor_config.json").unlink()
     Path(models.vlm, "model.safetensors").unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=0))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=0)
+    )
     said = wrong(models, *STAGES)
     assert len(said) == 3
-    for i, words in enumerate(("holds no weights", "preprocessor_config.json", "0.0 GB are free where outputs go")):
+    for i, words in enumerate(
+        (
+            "holds no weights",
+            "preprocessor_config.json",
+            "0.0 GB are free where outputs go",
+        )
+    ):
         assert words in said[i] and said[i].startswith(f"{i + 1}. ")
 
 
@@ -134,32 +187,54 @@ def test_a_network_that_lacks_weights_is_noticed_before_training(models):
 
 def test_a_configuration_of_another_day_is_noticed(models):
     path = Path(models.vlm, "config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(model_type="llava_next_9")))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | dict(model_type="llava_next_9"))
+    )
     assert "llava_next_9" in wrong(models, "caption")[0]
 
 
 # The machine
 
+
 def card(gb, bf16=True):
     return dict(name="a card", bytes=int(gb * 1e9), bf16=bf16)
 
 
-@pytest.mark.parametrize("cards,changes,says", [
-    ([], dict(scale="paper"), "scale=paper needs a GPU.*scale=tiny"),
-    ([card(16, bf16=False)], dict(dtype="bfloat16"), "dtype=bfloat16 needs.*dtype=float32"),
-    ([card(80)], dict(num_processes=2, batch_size=2), "there are 1 GPUs: pass num_processes=1"),
-    ([card(.001)], dict(), "weights alone take 0.0 GB.*text_bits=4 or offload=True")])
+@pytest.mark.parametrize(
+    "cards,changes,says",
+    [
+        ([], dict(scale="paper"), "scale=paper needs a GPU.*scale=tiny"),
+        (
+            [card(16, bf16=False)],
+            dict(dtype="bfloat16"),
+            "dtype=bfloat16 needs.*dtype=float32",
+        ),
+        (
+            [card(80)],
+            dict(num_processes=2, batch_size=2),
+            "there are 1 GPUs: pass num_processes=1",
+        ),
+        (
+            [card(0.001)],
+            dict(),
+            "weights alone take 0.0 GB.*text_bits=4 or offload=True",
+        ),
+    ],
+)
 def test_devices(folders, monkeypatch, cards, changes, says):
     monkeypatch.setattr(P, "gpus", lambda: cards)
     r = recipe("skin", **(dict(scale="tiny") | changes))
     nets = P.check_model(recipe("skin", scale="tiny"))[1]
     import re
+
     said = [f.fault for f in P.check_devices(r, nets) if f.fault]
     assert len(said) == 1 and re.search(says, said[0])
 
 
 def test_main_memory(folders, monkeypatch):
-    monkeypatch.setattr(P.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(
+        P.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000)
+    )
     assert "of main memory" in wrong(recipe("skin", scale="tiny"), "train")[0]
 
 
@@ -170,7 +245,9 @@ def test_outputs_that_cannot_be_written(folders, monkeypatch):
 
 def test_packages(folders, monkeypatch):
     monkeypatch.setattr(P.importlib.util, "find_spec", lambda name: None)
-    r = recipe("skin", scale="tiny", text_bits=4, tracker="tensorboard", caption_backend="vllm")
+    r = recipe(
+        "skin", scale="tiny", text_bits=4, tracker="tensorboard", caption_backend="vllm"
+    )
     said = wrong(r, "train", "evaluate", spaces=("inception",))
     for package in ("bitsandbytes", "tensorboard", "vllm", "torch_fidelity"):
         assert sum(package in s for s in said) == 1
@@ -180,20 +257,29 @@ def test_images(folders):
     said = wrong(recipe("skin", scale="tiny", data="nowhere"), "train")
     assert "No images at data='nowhere'" in said[0]
     (folders[0] / "kvasir").mkdir()
-    assert "research and education only" in P.check_images(recipe("kvasir", scale="paper"))[0].terms
+    assert (
+        "research and education only"
+        in P.check_images(recipe("kvasir", scale="paper"))[0].terms
+    )
 
 
 def test_full_size_networks_are_counted_in_seconds(folders, tmp_path, monkeypatch):
     "The published PixArt-alpha from configurations alone: 5.4 billion weights, 11 GB in bfloat16."
     from diffusers import PixArtTransformer2DModel
     from transformers import T5Config
+
     small = shutil.copytree(locate("data/tiny/pixart"), tmp_path / "pixart")
     with torch.device("meta"):
         PixArtTransformer2DModel(**PIXART_512).save_config(small / "transformer")
-    T5Config(**T5_XXL, architectures=["T5EncoderModel"]).save_pretrained(small / "text_encoder")
+    T5Config(**T5_XXL, architectures=["T5EncoderModel"]).save_pretrained(
+        small / "text_encoder"
+    )
     r = recipe("skin", scale="paper", model=str(small))
     findings, nets = P.check_model(r)
-    assert not findings[0].fault and 5.3e9 < sum(map(P.count_weights, nets.values())) < 5.5e9
+    assert (
+        not findings[0].fault
+        and 5.3e9 < sum(map(P.count_weights, nets.values())) < 5.5e9
+    )
     monkeypatch.setattr(P, "gpus", lambda: [card(8)])
     assert any("text_bits=4" in f.fault for f in P.check_devices(r, nets))
     assert 1e9 < P.run_bytes(r, nets) < 2e10
@@ -201,20 +287,35 @@ def test_full_size_networks_are_counted_in_seconds(folders, tmp_path, monkeypatc
 
 # The hub
 
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     "An empty cache, and a hub that lists files and sends none."
     import httpx
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     listed = {}
+
     def model_info(name, **how):
         answer = listed.get(name, RepositoryNotFoundError)
         if isinstance(answer, dict):
-            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f, size=n) for f, n in answer.items()])
-        if issubclass(answer, OSError) and not issubclass(answer, (GatedRepoError, RepositoryNotFoundError)):
+            return SimpleNamespace(
+                siblings=[
+                    SimpleNamespace(rfilename=f, size=n) for f, n in answer.items()
+                ]
+            )
+        if issubclass(answer, OSError) and not issubclass(
+            answer, (GatedRepoError, RepositoryNotFoundError)
+        ):
             raise answer("no route to host")
-        raise answer("refused", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+        raise answer(
+            "refused",
+            response=httpx.Response(
+                403, request=httpx.Request("GET", "https://huggingface.co")
+            ),
+        )
+
     monkeypatch.setattr(P, "model_info", model_info)
     return listed
 
@@ -224,24 +325,46 @@ PART = {"": torch.nn.Module}
 
 def test_a_repository_that_is_whole_on_the_hub_is_measured(hub, monkeypatch):
     monkeypatch.setattr(P, "skeleton", lambda *a: torch.nn.Linear(2, 2, device="meta"))
-    hub["some/vlm"] = {"config.json": 9, "model-00001-of-00002.safetensors": 8 * 10**9, "model-00002-of-00002.safetensors": 9 * 10**9,
-                       "model.fp16.safetensors": 10**12, "pytorch_model.bin": 10**12}
+    hub["some/vlm"] = {
+        "config.json": 9,
+        "model-00001-of-00002.safetensors": 8 * 10**9,
+        "model-00002-of-00002.safetensors": 9 * 10**9,
+        "model.fp16.safetensors": 10**12,
+        "pytorch_model.bin": 10**12,
+    }
     [finding], nets = P.check_files("VLM", "some/vlm", "vlm", PART)
-    assert finding.fetch == 17 * 10**9 and "17.0 GB of them to fetch" in finding.found and not finding.fault
+    assert (
+        finding.fetch == 17 * 10**9
+        and "17.0 GB of them to fetch" in finding.found
+        and not finding.fault
+    )
     r = recipe("skin", scale="tiny")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 10**9))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 10**9)
+    )
     assert "HF_HOME" in [f.fault for f in P.check_disk(r, {}, finding.fetch)][1]
 
 
-@pytest.mark.parametrize("answer,says", [
-    (GatedRepoError, "accepted: open https://huggingface.co/some/vlm"),
-    (RepositoryNotFoundError, "no such repository"),
-    (ConnectionError, "the Hugging Face hub does not answer.*hf download some/vlm"),
-    ({"config.json": 9, "model-00001-of-00002.safetensors": 9}, "model-00002-of-00002.safetensors is missing"),
-    ({"model.onnx": 9, "config.json": 9}, "holds no weights.*model.onnx is not read"),
-    ({"model.safetensors": 9}, "holds no config.json")])
+@pytest.mark.parametrize(
+    "answer,says",
+    [
+        (GatedRepoError, "accepted: open https://huggingface.co/some/vlm"),
+        (RepositoryNotFoundError, "no such repository"),
+        (ConnectionError, "the Hugging Face hub does not answer.*hf download some/vlm"),
+        (
+            {"config.json": 9, "model-00001-of-00002.safetensors": 9},
+            "model-00002-of-00002.safetensors is missing",
+        ),
+        (
+            {"model.onnx": 9, "config.json": 9},
+            "holds no weights.*model.onnx is not read",
+        ),
+        ({"model.safetensors": 9}, "holds no config.json"),
+    ],
+)
 def test_what_the_hub_says_is_passed_on(hub, answer, says):
     import re
+
     hub["some/vlm"] = answer
     [finding], nets = P.check_files("VLM", "some/vlm", "vlm", PART)
     assert re.search(says, finding.fault) and not nets

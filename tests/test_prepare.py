@@ -1,4 +1,5 @@
 "Preparation: what is no file, names of patients, images that come later, classes too small, damage, kills and full disks."
+
 import errno
 import hashlib
 import json
@@ -30,7 +31,9 @@ OWN = Dataset("own", "fundus", "color, shape", {}, None, None, "", "FD")
 
 
 def own(*classes):
-    return Dataset("own", "fundus", "color, shape", dict.fromkeys(classes, 0), None, None, "", "FD")
+    return Dataset(
+        "own", "fundus", "color, shape", dict.fromkeys(classes, 0), None, None, "", "FD"
+    )
 
 
 def fill(folder, n=10, classes="ab", start=0):
@@ -46,8 +49,11 @@ def sides(out):
 
 def contents(out):
     "Hash of every file but those of the lock."
-    return {f.relative_to(out).as_posix(): file_hash(f) for f in sorted(out.rglob("*"))
-            if f.is_file() and not f.name.startswith(".prepare")}
+    return {
+        f.relative_to(out).as_posix(): file_hash(f)
+        for f in sorted(out.rglob("*"))
+        if f.is_file() and not f.name.startswith(".prepare")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,7 @@ def done(base, tmp_path, raw):
 
 
 # What is no file
+
 
 def make_socket(path):
     here = os.getcwd()
@@ -101,11 +108,15 @@ def test_only_ordinary_files_are_opened_and_all_others_are_quarantined(raw, tmp_
     os.symlink("/proc/kmsg", raw / "a/kernel.png")
     out = prepare(raw, OWN, tmp_path / "out")
     q = with_names(out, "quarantine").set_index("source")
-    assert {Path(f).stem: d for f, d in q.detail.items()} == {k: d for k, (_, d) in NO_FILES.items()} | {"kernel": "0 bytes"}
+    assert {Path(f).stem: d for f, d in q.detail.items()} == {
+        k: d for k, (_, d) in NO_FILES.items()
+    } | {"kernel": "0 bytes"}
     assert len(pd.read_csv(out / "manifest.csv")) == 20
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "metadata.jsonl", "notes.txt", "ages.xlsx", "dataset.yaml"])
+@pytest.mark.parametrize(
+    "name", ["labels.csv", "metadata.jsonl", "notes.txt", "ages.xlsx", "dataset.yaml"]
+)
 def test_no_table_or_note_is_waited_for(raw, tmp_path, name):
     os.mkfifo(raw / name)
     with pytest.raises(ValueError, match=f"{name} is a named pipe, not a file"):
@@ -149,10 +160,15 @@ def test_folders_and_files_that_may_not_be_read_are_said(raw, tmp_path, monkeypa
 
     monkeypatch.setattr(data, "read_file", closed)
     q = pd.read_csv(prepare(raw, OWN, tmp_path / "out") / "quarantine.csv")
-    assert q[["reason", "detail"]].values.tolist() == [["unreadable", "Permission denied"]] * 2
+    assert (
+        q[["reason", "detail"]].values.tolist()
+        == [["unreadable", "Permission denied"]] * 2
+    )
     monkeypatch.undo()
     (raw / "a/3.png").touch()
-    assert not len(pd.read_csv(prepare(raw, OWN, tmp_path / "out") / "quarantine.csv")), "looked at again"
+    assert not len(
+        pd.read_csv(prepare(raw, OWN, tmp_path / "out") / "quarantine.csv")
+    ), "looked at again"
     real_scan = os.scandir
 
     def shut(path):
@@ -167,13 +183,18 @@ def test_folders_and_files_that_may_not_be_read_are_said(raw, tmp_path, monkeypa
 
 def test_a_lock_that_is_never_released_ends_the_wait(raw, tmp_path, monkeypatch):
     real = alone
-    monkeypatch.setattr(data, "alone", lambda folder, stage, wait=0: real(folder, stage, .1))
+    monkeypatch.setattr(
+        data, "alone", lambda folder, stage, wait=0: real(folder, stage, 0.1)
+    )
     with real(tmp_path / "out", "prepare"):
         with pytest.raises(BlockingIOError, match=f"number {os.getpid()}"):
             prepare(raw, OWN, tmp_path / "out")
     with data._turn(tmp_path / "a.zip"):
-        with pytest.raises(BlockingIOError, match="Another process has been fetching or unpacking a.zip"):
-            with data._turn(tmp_path / "a.zip", wait=.1):
+        with pytest.raises(
+            BlockingIOError,
+            match="Another process has been fetching or unpacking a.zip",
+        ):
+            with data._turn(tmp_path / "a.zip", wait=0.1):
                 pass
 
 
@@ -185,12 +206,21 @@ WHO = "Mueller_Anna"
 def named(folder):
     "Class folders and a table of patients in which a patient's name stands wherever it can."
     home = folder / WHO
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile = bytearray(
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
     at = bytes(profile).find("sRGB".encode("utf-16-be"))
-    profile[at:at + 8] = WHO[:4].encode("utf-16-be")
+    profile[at : at + 8] = WHO[:4].encode("utf-16-be")
     for i in range(20):
-        put(home, f"{WHO}/{'ab'[i % 2]}/{WHO} {i}.{'jpg' if i < 12 else WHO}", i, format="JPEG", quality=95,
-            comment=WHO.encode(), icc_profile=bytes(profile) if i == 3 else b"")
+        put(
+            home,
+            f"{WHO}/{'ab'[i % 2]}/{WHO} {i}.{'jpg' if i < 12 else WHO}",
+            i,
+            format="JPEG",
+            quality=95,
+            comment=WHO.encode(),
+            icc_profile=bytes(profile) if i == 3 else b"",
+        )
     shutil.copy(home / f"{WHO}/a/{WHO} 0.jpg", home / f"{WHO}/b/copy of {WHO}.jpg")
     (home / f"{WHO}/a/{WHO} broken.jpg").write_bytes(b"\xff\xd8\xff" + WHO.encode())
     os.mkfifo(home / f"{WHO}/a/{WHO} pipe.jpg")
@@ -202,10 +232,15 @@ def named(folder):
 
 
 def table_of(home):
-    rows = [(f.relative_to(home).as_posix(), f.parent.name, f"{WHO} {i}")
-            for i, f in enumerate(sorted(home.rglob("*.jpg"))) if f.parent.name in "ab"]
+    rows = [
+        (f.relative_to(home).as_posix(), f.parent.name, f"{WHO} {i}")
+        for i, f in enumerate(sorted(home.rglob("*.jpg")))
+        if f.parent.name in "ab"
+    ]
     rows += [(f"{WHO} gone.jpg", "a", "1"), (f"{WHO}/{WHO} loose.jpg", WHO, "2")]
-    pd.DataFrame(rows, columns=["file", "label", "patient_id"]).to_csv(home / f"{WHO}.csv", index=False)
+    pd.DataFrame(rows, columns=["file", "label", "patient_id"]).to_csv(
+        home / f"{WHO}.csv", index=False
+    )
 
 
 @pytest.mark.parametrize("layout", ["folders", "table"])
@@ -226,12 +261,23 @@ def test_a_name_stands_in_one_local_file_alone(tmp_path, capsys, layout):
     spoken = said.out + said.err
     assert not re.search("mueller|anna", spoken, re.I), spoken
     traces = re.compile(rb"mueller|anna|m\0u\0e\0l", re.I)
-    assert [f.name for f in out.rglob("*") if f.is_file() and (
-        traces.search(f.read_bytes()) or re.search("mueller|anna", f.relative_to(out).as_posix(), re.I))] == [LOCAL]
+    assert [
+        f.name
+        for f in out.rglob("*")
+        if f.is_file()
+        and (
+            traces.search(f.read_bytes())
+            or re.search("mueller|anna", f.relative_to(out).as_posix(), re.I)
+        )
+    ] == [LOCAL]
     assert (out / LOCAL).stat().st_mode & 0o777 == 0o600
     assert "Keep it to yourself" in (out / LOCAL).read_text().split("\n")[0]
     q, c = with_names(out, "quarantine"), with_names(out, "duplicates")
-    assert q.source.str.contains(WHO).all() and len(q) >= 4 and (layout == "table") == q.detail.str.contains("the table").any()
+    assert (
+        q.source.str.contains(WHO).all()
+        and len(q) >= 4
+        and (layout == "table") == q.detail.str.contains("the table").any()
+    )
     assert {WHO in a and WHO in b for a, b in zip(c.a, c.b)} == {True}
     (out / LOCAL).unlink()  # to share the folder
     before = contents(out)
@@ -252,12 +298,17 @@ def test_the_folder_of_prepared_images_tells_two_sources_apart_and_names_none(tm
 
 # Images that come later
 
-def test_known_images_keep_their_sides_when_images_come_go_and_come_back(raw, done, tmp_path, capsys):
+
+def test_known_images_keep_their_sides_when_images_come_go_and_come_back(
+    raw, done, tmp_path, capsys
+):
     was = sides(done)
     fill(raw, 20, start=10)
     now = sides(prepare(raw, OWN, done))
     assert now.items() >= was.items() and "40 new images" in capsys.readouterr().out
-    assert Counter(f[0] for f, s in now.items() if s == "test") == dict(a=6, b=6), "each class tends to its fifth"
+    assert Counter(f[0] for f, s in now.items() if s == "test") == dict(a=6, b=6), (
+        "each class tends to its fifth"
+    )
     gone = [f for f in now if hashlib.md5(f.encode()).digest()[0] % 3 == 0]
     for f in gone:
         shutil.move(raw / f, tmp_path / f.replace("/", "-"))
@@ -273,15 +324,25 @@ def test_sides_outlive_new_names_new_labels_and_a_lost_or_damaged_memory(raw, do
     one, other = [f for f, s in sides(done).items() if s == "test" and f[0] == "a"][:2]
     shutil.move(raw / one, raw / "b/relabelled.png")
     shutil.move(raw / other, raw / "a/renamed.png")
-    for spoil in (lambda: None, (done / "split.json").unlink, lambda: (done / "split.json").write_text('{"sides'),
-                  lambda: (done / "split.json").write_text((done / "split.json").read_text().replace('"train"', '"test"')),
-                  lambda: (done / "prepared.json").write_text("{}")):
+    for spoil in (
+        lambda: None,
+        (done / "split.json").unlink,
+        lambda: (done / "split.json").write_text('{"sides'),
+        lambda: (done / "split.json").write_text(
+            (done / "split.json").read_text().replace('"train"', '"test"')
+        ),
+        lambda: (done / "prepared.json").write_text("{}"),
+    ):
         spoil()
-        assert {file_hash(raw / f): s for f, s in sides(prepare(raw, OWN, done)).items()} == was
+        assert {
+            file_hash(raw / f): s for f, s in sides(prepare(raw, OWN, done)).items()
+        } == was
 
 
 def with_patients(raw, rows):
-    pd.DataFrame(rows, columns=["file", "label", "patient_id"]).to_csv(raw / "labels.csv", index=False)
+    pd.DataFrame(rows, columns=["file", "label", "patient_id"]).to_csv(
+        raw / "labels.csv", index=False
+    )
 
 
 def test_new_images_join_their_kin_even_those_that_are_gone(tmp_path):
@@ -302,11 +363,16 @@ def test_new_images_join_their_kin_even_those_that_are_gone(tmp_path):
         put(raw, f"copy {k}.jpg", old, quality=60)
         put(raw, f"mirrored {k}.png", old.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
         put(raw, f"patient {k}.png", 500 + k)
-        more += [(f"copy {k}.jpg", "a", f"N{k}"), (f"mirrored {k}.png", "b", ""),
-                 (f"patient {k}.png", "a", f"P{int(f[:-4]) // 2}")]
+        more += [
+            (f"copy {k}.jpg", "a", f"N{k}"),
+            (f"mirrored {k}.png", "b", ""),
+            (f"patient {k}.png", "a", f"P{int(f[:-4]) // 2}"),
+        ]
     with_patients(raw, rows + more)
     now = sides(prepare(raw, OWN, out))
-    assert {f: now[f] for f, *_ in more} == {f: was[gone[int(f.split(".")[0][-1])]] for f, *_ in more}
+    assert {f: now[f] for f, *_ in more} == {
+        f: was[gone[int(f.split(".")[0][-1])]] for f, *_ in more
+    }
     assert all(now[f] == s for f, s in was.items() if f not in gone)
 
 
@@ -324,7 +390,9 @@ def test_a_new_image_between_train_and_test_is_left_out(tmp_path):
     for _ in range(2):
         assert sides(prepare(raw, OWN, out)) == was
         q = with_names(out, "quarantine")
-        assert q[["source", "reason"]].values.tolist() == [["between.jpg", "in between"]]
+        assert q[["source", "reason"]].values.tolist() == [
+            ["between.jpg", "in between"]
+        ]
         (out / "prepared.json").unlink()
     # it turns out that a training and a test image are of one patient: the test image goes
     (raw / "between.jpg").unlink()
@@ -340,10 +408,13 @@ def test_the_split_does_not_depend_on_how_often_preparation_ran(tmp_path):
     assert sides(prepare(tmp_path / "raw", OWN, tmp_path / "a")) == first
     assert sides(prepare(tmp_path / "raw", OWN, tmp_path / "b")) == first
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert sides(prepare(tmp_path / "raw", OWN, tmp_path / "a", seed=1)) != first, "another seed is another split"
+    assert sides(prepare(tmp_path / "raw", OWN, tmp_path / "a", seed=1)) != first, (
+        "another seed is another split"
+    )
 
 
 # Every class is trained on and tested
+
 
 def refused(raw, out, *words, d=OWN):
     with pytest.raises(ValueError, match="cannot be split") as e:
@@ -352,10 +423,18 @@ def refused(raw, out, *words, d=OWN):
     assert not (out / "prepared.json").exists() and not (out / "train").exists()
 
 
-def test_a_class_that_cannot_be_split_is_refused_with_its_name_and_the_ways_out(raw, tmp_path):
+def test_a_class_that_cannot_be_split_is_refused_with_its_name_and_the_ways_out(
+    raw, tmp_path
+):
     out = tmp_path / "out"
     put(raw, "lonely/0.png", 90)
-    refused(raw, out, "- lonely: there is 1 image, and 2 are the least", "Add images", "categories")
+    refused(
+        raw,
+        out,
+        "- lonely: there is 1 image, and 2 are the least",
+        "Add images",
+        "categories",
+    )
     shutil.copy(raw / "lonely/0.png", raw / "lonely/same.png")
     refused(raw, out, "- lonely: no ", "image: its 2 images are tied")
     (raw / "lonely/same.png").write_bytes(b"no image")
@@ -366,16 +445,31 @@ def test_a_class_that_cannot_be_split_is_refused_with_its_name_and_the_ways_out(
     put(raw, "lonely/0.png", 90)
     prepare(raw, own("a", "b"), out)
     put(raw, "lonely/1.png", 91)
-    assert Counter(s for f, s in sides(prepare(raw, OWN, tmp_path / "two")).items() if "lonely" in f) == dict(train=1, test=1)
+    assert Counter(
+        s
+        for f, s in sides(prepare(raw, OWN, tmp_path / "two")).items()
+        if "lonely" in f
+    ) == dict(train=1, test=1)
 
 
 def test_one_patient_or_one_class_in_two_splits_is_refused(tmp_path):
     raw = tmp_path / "raw"
-    for s, c, n in (("train", "a", 4), ("test", "a", 2), ("train", "b", 3), ("val", "b", 2), ("test", "c", 2)):
+    for s, c, n in (
+        ("train", "a", 4),
+        ("test", "a", 2),
+        ("train", "b", 3),
+        ("val", "b", 2),
+        ("test", "c", 2),
+    ):
         for i in range(n):
             put(raw, f"{s}/{c}/{i}.png", len(list(raw.rglob("*.png"))))
-    refused(raw, tmp_path / "out", "- c: the split that came with the images has no train image",
-            "- b: the split that came with the images has no test image", "remove the split")
+    refused(
+        raw,
+        tmp_path / "out",
+        "- c: the split that came with the images has no train image",
+        "- b: the split that came with the images has no test image",
+        "remove the split",
+    )
 
 
 def test_what_was_not_used_and_what_will_be_cut_is_said(raw, tmp_path, capsys):
@@ -387,8 +481,13 @@ def test_what_was_not_used_and_what_will_be_cut_is_said(raw, tmp_path, capsys):
     (raw / "Thumbs.db").touch()
     put(raw, "a/wide.png", picture(70, size=(400, 40)))
     put(raw, "loose.png", picture(71))
-    told = json.loads((prepare(raw, OWN, tmp_path / "out") / "prepared.json").read_text())["remarks"]
-    assert "1 of 21 images are more than twice as long as wide: a square shows less than half of each" in told
+    told = json.loads(
+        (prepare(raw, OWN, tmp_path / "out") / "prepared.json").read_text()
+    )["remarks"]
+    assert (
+        "1 of 21 images are more than twice as long as wide: a square shows less than half of each"
+        in told
+    )
     assert any(x.startswith("3 left out: in no class folder") for x in told), told
     assert any(re.fullmatch("not used: .*1 .md, .*1 table", x) for x in told), told
     assert told[0] in capsys.readouterr().out
@@ -396,12 +495,15 @@ def test_what_was_not_used_and_what_will_be_cut_is_said(raw, tmp_path, capsys):
 
 # Damage
 
+
 def spoilt(path, how):
     b = path.read_bytes()
     if how == "cut":
-        path.write_bytes(b[:len(b) // 2])
+        path.write_bytes(b[: len(b) // 2])
     if how == "flipped":
-        path.write_bytes(b[:len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1:])
+        path.write_bytes(
+            b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :]
+        )
     if how == "empty":
         path.write_bytes(b"")
     if how == "gone":
@@ -414,8 +516,14 @@ def spoilt(path, how):
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty", "gone"])
 def test_damage_is_found_and_mended(raw, done, how):
     want = contents(done)
-    files = [next((done / "train").rglob("*.png")), next((done / "test").rglob("*.png")), done / "train/metadata.csv",
-             done / "manifest.csv", done / "prepared.json", done / "split.json"]
+    files = [
+        next((done / "train").rglob("*.png")),
+        next((done / "test").rglob("*.png")),
+        done / "train/metadata.csv",
+        done / "manifest.csv",
+        done / "prepared.json",
+        done / "split.json",
+    ]
     for f in files:
         spoilt(f, how)
         prepare(raw, OWN, done)
@@ -427,10 +535,14 @@ def test_damage_is_found_and_mended(raw, done, how):
     assert contents(done) == want
 
 
-def test_what_others_put_beside_stays_and_work_is_not_done_again(raw, done, monkeypatch):
+def test_what_others_put_beside_stays_and_work_is_not_done_again(
+    raw, done, monkeypatch
+):
     (done / "train/.DS_Store").write_bytes(b"x")
     put(done, "train/a/mine.png", 5)
-    os.utime(next((done / "test").rglob("*.png")))  # a copy to another disk changes dates
+    os.utime(
+        next((done / "test").rglob("*.png"))
+    )  # a copy to another disk changes dates
     monkeypatch.setattr(data, "_fill", None)
     prepare(raw, OWN, done)
     monkeypatch.undo()
@@ -446,11 +558,15 @@ def test_a_damaged_folder_without_its_sources_is_refused(raw, done, monkeypatch)
     r = recipe("own", scale="tiny", data="out", captions="simple")
     assert len(load_split(r, "test")) == 4
     spoilt(next((done / "train").rglob("*.png")), "flipped")
-    with pytest.raises(ValueError, match="was prepared before, and train/.* is not the image that was stored"):
+    with pytest.raises(
+        ValueError,
+        match="was prepared before, and train/.* is not the image that was stored",
+    ):
         load_split(r, "test")
 
 
 # Kills, and disks that are full
+
 
 def start(raw, out):
     p = get_context("fork").Process(target=prepare, args=(raw, OWN, out))
@@ -458,8 +574,11 @@ def start(raw, out):
     return p
 
 
-def test_killed_at_any_step_and_run_again_gives_the_same_bytes(base, tmp_path, monkeypatch):
+def test_killed_at_any_step_and_run_again_gives_the_same_bytes(
+    base, tmp_path, monkeypatch
+):
     "The process ends at its n-th change to the disk, for every n: what a kill leaves."
+
     class Killed(BaseException):
         pass
 
@@ -471,9 +590,18 @@ def test_killed_at_any_step_and_run_again_gives_the_same_bytes(base, tmp_path, m
             if n[0] == steps[0]:
                 raise Killed
             return f(*a, **k)
+
         return step
 
-    for name in ("_store", "_link", "write_atomic", "write_record", "_write_private", "_remember", "tidy"):
+    for name in (
+        "_store",
+        "_link",
+        "write_atomic",
+        "write_record",
+        "_write_private",
+        "_remember",
+        "tidy",
+    ):
         monkeypatch.setattr(data, name, counted(getattr(data, name)))
     ended = False
     while not ended:
@@ -490,12 +618,16 @@ def test_killed_at_any_step_and_run_again_gives_the_same_bytes(base, tmp_path, m
     assert steps[0] > 40
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed is forked from this one")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="a process that is killed is forked from this one"
+)
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MEDART_KILLS", 3))))
-def test_sigkill_at_a_random_moment_then_two_at_once_give_the_same_bytes(base, tmp_path, seed):
+def test_sigkill_at_a_random_moment_then_two_at_once_give_the_same_bytes(
+    base, tmp_path, seed
+):
     want, g = contents(base / "out"), random.Random(seed)
     p = start(base / "raw", tmp_path / "out")
-    time.sleep(g.uniform(.02, .6))
+    time.sleep(g.uniform(0.02, 0.6))
     p.kill()
     p.join()
     for p in [start(base / "raw", tmp_path / "out") for _ in range(2)]:
@@ -505,7 +637,9 @@ def test_sigkill_at_a_random_moment_then_two_at_once_give_the_same_bytes(base, t
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(base, tmp_path, monkeypatch, code):
+def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(
+    base, tmp_path, monkeypatch, code
+):
     want, n, fails = contents(base / "out"), [0], [0]
 
     def failing(f, half):
@@ -515,14 +649,23 @@ def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(base,
                 half(path, content)
                 raise OSError(code, os.strerror(code))
             return f(path, content, *a, **k)
+
         return write
 
     real = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", failing(real, lambda p, b: real(p, b[:len(b) // 2])))
+    monkeypatch.setattr(
+        Path, "write_bytes", failing(real, lambda p, b: real(p, b[: len(b) // 2]))
+    )
     for name in ("write_atomic", "_write_private"):
-        half = lambda p, s: real(Path(p).with_name(f".{Path(p).name}.1.part"), s.encode()[:9])
+        half = lambda p, s: real(
+            Path(p).with_name(f".{Path(p).name}.1.part"), s.encode()[:9]
+        )
         monkeypatch.setattr(data, name, failing(getattr(data, name), half))
-    monkeypatch.setattr(medart.core, "write_atomic", failing(medart.core.write_atomic, lambda p, s: None))
+    monkeypatch.setattr(
+        medart.core,
+        "write_atomic",
+        failing(medart.core.write_atomic, lambda p, s: None),
+    )
     for step in range(1, 200, 8):
         fails[0], n[0] = step, 0
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
@@ -530,7 +673,11 @@ def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(base,
             prepare(base / "raw", OWN, tmp_path / "out")
             break
         except OSError as e:
-            assert e.errno == code and "Make room" in str(e) and "out was written" in str(e)
+            assert (
+                e.errno == code
+                and "Make room" in str(e)
+                and "out was written" in str(e)
+            )
         assert not (tmp_path / "out/prepared.json").exists()
         fails[0] = 0
         prepare(base / "raw", OWN, tmp_path / "out")
@@ -539,6 +686,7 @@ def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(base,
 
 
 # Other systems
+
 
 def test_nothing_that_only_linux_has_is_needed(base, tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")

@@ -1,4 +1,5 @@
 "What a person sees of long work: one line a bar, in a notebook that is saved as in a terminal."
+
 import io
 import subprocess
 import sys

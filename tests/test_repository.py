@@ -1,4 +1,5 @@
 "The rules of CONTRIBUTING.md, checked: generated files in step, run notebooks thin, imports in order, sizes small."
+
 import ast
 import io
 import json
@@ -17,8 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 NUMBERED = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.stem)]
 LIBRARY = {path.stem[3:]: int(path.stem[:2]) for path in NUMBERED}
-RUNS = [path for path in NOTEBOOKS if not path.stem[0].isdigit() and path.stem != "index"]
-MODULES = sorted(path for path in (ROOT / "medart").glob("*.py") if not path.stem.startswith("_"))
+RUNS = [
+    path for path in NOTEBOOKS if not path.stem[0].isdigit() and path.stem != "index"
+]
+MODULES = sorted(
+    path for path in (ROOT / "medart").glob("*.py") if not path.stem.startswith("_")
+)
 MB = 2**20
 
 
@@ -27,7 +32,11 @@ def code_cells(notebook):
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])
-            source = "" if source.startswith("%%") else re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE)
+            source = (
+                ""
+                if source.startswith("%%")
+                else re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE)
+            )
             yield source, cell["metadata"].get("tags", [])
 
 
@@ -40,11 +49,15 @@ def sources(path):
 
 def imported(path):
     "Dotted names that a file imports, those of `from .x import y` as medart.x.y."
-    for node in (node for source in sources(path) for node in ast.walk(ast.parse(source))):
+    for node in (
+        node for source in sources(path) for node in ast.walk(ast.parse(source))
+    ):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["medart" if node.level else "", node.module]))
+            module = ".".join(
+                filter(None, ["medart" if node.level else "", node.module])
+            )
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
@@ -59,6 +72,7 @@ def test_there_are_notebooks_to_check():
 
 # Generated files
 
+
 @pytest.fixture(scope="module")
 def copy(files, tmp_path_factory):
     "A copy of the repository's files, to run generators in."
@@ -71,17 +85,25 @@ def copy(files, tmp_path_factory):
 
 def snapshot(folder):
     "The bytes of every file that git would not ignore."
-    kept = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc" and path.name != "_modidx.py")
+    kept = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and path.name != "_modidx.py"
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
-@pytest.mark.parametrize("command", ["nbdev_export", "nbdev_clean", "python tools/build_readme.py"])
+@pytest.mark.parametrize(
+    "command", ["nbdev_export", "nbdev_clean", "python tools/build_readme.py"]
+)
 def test_generated_files_are_in_step(command, copy):
     before = snapshot(copy)
     done = subprocess.run(command.split(), cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     after = snapshot(copy)
-    changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+    changed = sorted(
+        name for name in before | after if before.get(name) != after.get(name)
+    )
     assert not changed, f"`{command}` changes these files: run it and commit them"
 
 
@@ -97,6 +119,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 # Run notebooks
 
+
 @pytest.mark.parametrize("run", RUNS, ids=stem)
 def test_run_notebook_has_plain_parameters(run):
     cells = [source for source, tags in code_cells(run) if "parameters" in tags]
@@ -104,36 +127,54 @@ def test_run_notebook_has_plain_parameters(run):
     tokens = tokenize.generate_tokens(io.StringIO(cells[0]).readline)
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     for statement in ast.parse(cells[0]).body:
-        assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name), ast.unparse(statement)
+        assert isinstance(statement, ast.Assign) and isinstance(
+            statement.targets[0], ast.Name
+        ), ast.unparse(statement)
         ast.literal_eval(statement.value)  # raises where the value is not a literal
-        assert statement.end_lineno in commented, f"no comment beside: {ast.unparse(statement)}"
+        assert statement.end_lineno in commented, (
+            f"no comment beside: {ast.unparse(statement)}"
+        )
     names = {statement.targets[0].id for statement in ast.parse(cells[0]).body}
-    assert set(inspect_notebook(str(run))) == names, "papermill does not see every parameter"
+    assert set(inspect_notebook(str(run))) == names, (
+        "papermill does not see every parameter"
+    )
 
 
 @pytest.mark.parametrize("run", RUNS, ids=stem)
 def test_run_notebook_defines_nothing(run):
     for source, _ in code_cells(run):
-        defined = [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        defined = [
+            node.name
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        ]
         assert not defined, "definitions belong in a numbered notebook"
 
 
 # Imports
 
+
 @pytest.mark.parametrize("path", MODULES + NUMBERED, ids=stem)
 def test_imports_point_to_lower_numbers(path):
     own = re.sub(r"^\d\d_", "", path.stem)
     used = {name.split(".")[1] for name in imported(path) if name.startswith("medart.")}
-    later = [name for name in used - {own} if LIBRARY.get(name, -1) >= LIBRARY.get(own, 0)]
+    later = [
+        name for name in used - {own} if LIBRARY.get(name, -1) >= LIBRARY.get(own, 0)
+    ]
     assert not later
 
 
 @pytest.mark.parametrize("path", MODULES + NOTEBOOKS, ids=stem)
 def test_nothing_imports_a_run_notebook(path):
     runs = set(map(stem, RUNS))
-    used = {name.removeprefix("medart.").removeprefix("nbs.").split(".")[0] for name in imported(path)}
+    used = {
+        name.removeprefix("medart.").removeprefix("nbs.").split(".")[0]
+        for name in imported(path)
+    }
     assert not used & runs
-    assert not any("%run" in line for line in path.read_text(encoding="utf-8").splitlines())
+    assert not any(
+        "%run" in line for line in path.read_text(encoding="utf-8").splitlines()
+    )
 
 
 def test_modules_and_runs_have_different_names():
@@ -141,7 +182,12 @@ def test_modules_and_runs_have_different_names():
 
 
 def test_no_module_leans_on_a_notebook_global():
-    done = subprocess.run(["ruff", "check", "--output-format=concise", "medart"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["ruff", "check", "--output-format=concise", "medart"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -165,16 +211,26 @@ for name in sys.argv[1:]:
 
 def test_each_module_imports_alone(tmp_path):
     names = [stem(module) for module in MODULES]
-    done = subprocess.run([sys.executable, "-c", EACH_ALONE, *names], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", EACH_ALONE, *names],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.split() == names, done.stderr
 
 
 # What is committed
 
+
 def test_sizes(files):
     size = {path: (ROOT / path).stat().st_size for path in files}
     tiny = sum(n for path, n in size.items() if path.parts[:2] == ("data", "tiny"))
-    numbered = sum(n for path, n in size.items() if re.match(r"nbs/\d\d_.*\.ipynb$", path.as_posix()))
+    numbered = sum(
+        n
+        for path, n in size.items()
+        if re.match(r"nbs/\d\d_.*\.ipynb$", path.as_posix())
+    )
     assert sum(size.values()) < 48 * MB
     assert tiny < 32 * MB
     assert numbered < 12 * MB
@@ -182,7 +238,9 @@ def test_sizes(files):
 
 def test_no_local_paths(files):
     "Absolute paths of somebody's machine, in code or in a cell's output."
-    local = re.compile(r"(?<![\w.~}$+-])/(?:work|root|home/\w+|Users/\w+|tmp/ipykernel_\d+)/")
+    local = re.compile(
+        r"(?<![\w.~}$+-])/(?:work|root|home/\w+|Users/\w+|tmp/ipykernel_\d+)/"
+    )
     found = {}
     for path in files:
         data = (ROOT / path).read_bytes()
@@ -192,6 +250,7 @@ def test_no_local_paths(files):
 
 
 # How tests run
+
 
 def test_beside_other_workers_a_test_has_one_thread():
     import torch

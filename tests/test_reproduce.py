@@ -1,4 +1,5 @@
 "Many rows by one command: what fails holds up nothing, what is done is not done again, and a stop loses nothing."
+
 import json
 import os
 import re
@@ -25,27 +26,55 @@ from medart.recipes import DATASETS, METHODS, captions_dir, recipe, run_dir, sam
 from medart.simplify import captions_for, captions_key
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(scale="tiny", data="made", epochs=1.0, batch_size=2, interval=2, solver_steps=2, gen_steps=2, captions="simple")
+SMALL = dict(
+    scale="tiny",
+    data="made",
+    epochs=1.0,
+    batch_size=2,
+    interval=2,
+    solver_steps=2,
+    gen_steps=2,
+    captions="simple",
+)
 CLASSES = [*DATASETS["skin"].counts][:2]
 FEW = dict(train=dict.fromkeys(CLASSES, 8), test=dict.fromkeys(CLASSES, 8))
 
 
 def row(method, **changes):
     "A row as the run notebook makes it: what makes it this row stays."
-    return recipe("skin", method, **({k: v for k, v in SMALL.items() if k not in METHODS[method]} | changes))
+    return recipe(
+        "skin",
+        method,
+        **({k: v for k, v in SMALL.items() if k not in METHODS[method]} | changes),
+    )
 
 
 def papermill(out, notebook="reproduce", **parameters):
     yaml = "\n".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
-    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(out), "-y", yaml],
-                          cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(ROOT / f"nbs/{notebook}.ipynb"),
+            str(out),
+            "-y",
+            yaml,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     "Both rows are trained and painted, but one image is damaged."
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     asked = dict(data="few", epochs=0.25, gen_block=8)
-    rows = good, bad, _ = [row(m, **{k: v for k, v in asked.items() if k not in METHODS[m]}) for m in ("base", "no_hldf", "sdxl")]
+    rows = good, bad, _ = [
+        row(m, **{k: v for k, v in asked.items() if k not in METHODS[m]})
+        for m in ("base", "no_hldf", "sdxl")
+    ]
     for r in (good, bad):
         train(r)
         generate(r)
@@ -54,30 +83,71 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     image.write_bytes(whole[:20])
     t = R.reproduce(rows, workers=2).set_index("method")
     assert t.state.to_dict() == dict(base="done", no_hldf="failed", sdxl=R.PAPER_ONLY)
-    assert (t.stage["no_hldf"] == "evaluate" and image.name in t.message["no_hldf"]
-            and "run generate again" in t.message["no_hldf"] and (t.seconds[:2] > 0).all())
+    assert (
+        t.stage["no_hldf"] == "evaluate"
+        and image.name in t.message["no_hldf"]
+        and "run generate again" in t.message["no_hldf"]
+        and (t.seconds[:2] > 0).all()
+    )
     with pytest.raises(RuntimeError, match="1 of 3 rows failed"):
         R.all_done(t.reset_index())
     kept = folders[1] / R.executed(bad, "evaluate")
-    assert any(o.output_type == "error" for c in nbformat.read(kept, 4).cells for o in c.get("outputs", []))
+    assert any(
+        o.output_type == "error"
+        for c in nbformat.read(kept, 4).cells
+        for o in c.get("outputs", [])
+    )
     assert [f.name for f in folders[1].glob("*.log")] == [kept.with_suffix(".log").name]
 
     image.write_bytes(whole)
-    before = {f: f.stat().st_mtime_ns for f in [*run_dir(good).rglob("*"), *folders[1].glob("*base*.ipynb")] if f.is_file()}
-    done = papermill(tmp_path / "done.ipynb", **(SMALL | asked), datasets="skin", methods="base no_hldf sdxl", workers=2, prompts=2)
+    before = {
+        f: f.stat().st_mtime_ns
+        for f in [*run_dir(good).rglob("*"), *folders[1].glob("*base*.ipynb")]
+        if f.is_file()
+    }
+    done = papermill(
+        tmp_path / "done.ipynb",
+        **(SMALL | asked),
+        datasets="skin",
+        methods="base no_hldf sdxl",
+        workers=2,
+        prompts=2,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {f: f.stat().st_mtime_ns for f in before} == before, "what was done is not done again"
+    assert {f: f.stat().st_mtime_ns for f in before} == before, (
+        "what was done is not done again"
+    )
     times = R.read_times()
     assert sorted(map(tuple, times[["method", "stage", "end"]].values)) == [
-        ("base", "evaluate", "done"), ("no_hldf", "evaluate", "done"), ("no_hldf", "evaluate", "failed")]
-    said = "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "")  # the bar is a line that is shown anew
-                   for c in nbformat.read(tmp_path / "done.ipynb", 4).cells for o in c.get("outputs", []))
-    assert (f"{R.PAPER_ONLY}: skin sdxl" in said and "done    evaluate skin no_hldf" in said and "1 of 1 stages" in said
-            and re.search(r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said))
-    assert pd.read_csv(folders[1] / "tables/rows-base-no_hldf-sdxl-tiny.csv").state.tolist() == ["done", "done", R.PAPER_ONLY]
-    assert ({"table2-tiny-skin.md", "table3-tiny-skin.md", "table4-tiny-skin.md"} <= {f.name for f in (folders[1] / "tables").iterdir()}
-            and (folders[1] / "figures/figure2-skin-base-no_hldf-sdxl-tiny.png").exists())
-    assert f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny-skin.md").read_text()
+        ("base", "evaluate", "done"),
+        ("no_hldf", "evaluate", "done"),
+        ("no_hldf", "evaluate", "failed"),
+    ]
+    said = "".join(
+        o.get("text", "")
+        or o.get("data", {}).get(
+            "text/plain", ""
+        )  # the bar is a line that is shown anew
+        for c in nbformat.read(tmp_path / "done.ipynb", 4).cells
+        for o in c.get("outputs", [])
+    )
+    assert (
+        f"{R.PAPER_ONLY}: skin sdxl" in said
+        and "done    evaluate skin no_hldf" in said
+        and "1 of 1 stages" in said
+        and re.search(
+            r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said
+        )
+    )
+    assert pd.read_csv(
+        folders[1] / "tables/rows-base-no_hldf-sdxl-tiny.csv"
+    ).state.tolist() == ["done", "done", R.PAPER_ONLY]
+    assert {"table2-tiny-skin.md", "table3-tiny-skin.md", "table4-tiny-skin.md"} <= {
+        f.name for f in (folders[1] / "tables").iterdir()
+    } and (folders[1] / "figures/figure2-skin-base-no_hldf-sdxl-tiny.png").exists()
+    assert (
+        f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny-skin.md").read_text()
+    )
 
 
 def test_a_stop_lets_training_save_and_loses_nothing(made, folders):
@@ -93,56 +163,136 @@ def test_a_stop_lets_training_save_and_loses_nothing(made, folders):
     Thread(target=stop_when_it_trains).start()
     with pytest.raises(KeyboardInterrupt, match="SIGTERM: stopped.* 3 stages are left"):
         R.reproduce([r])
-    step = re.search(r"SIGINT: stopped after step (\d+) of 2000, checkpoint saved. Run the same command again",
-                     (folders[1] / R.executed(r, "train")).read_text())
-    assert step and [f.name for f in run_dir(r).glob("checkpoints/step-*")] == [f"step-{int(step[1]):07d}"]
-    assert R.read_times().end.tolist() == ["stopped"] and [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"]
+    step = re.search(
+        r"SIGINT: stopped after step (\d+) of 2000, checkpoint saved. Run the same command again",
+        (folders[1] / R.executed(r, "train")).read_text(),
+    )
+    assert step and [f.name for f in run_dir(r).glob("checkpoints/step-*")] == [
+        f"step-{int(step[1]):07d}"
+    ]
+    assert R.read_times().end.tolist() == ["stopped"] and [n for n, _ in R.left(r)] == [
+        "train",
+        "generate",
+        "evaluate",
+    ]
 
 
 def test_names_of_executed_notebooks_do_not_collide(folders):
-    rs = [row("medart"), row("medart", seed=1), row("medart", epochs=2.0), row("dora"), replace(row("medart"), gen_steps=3),
-          recipe("kvasir", scale="tiny")]
-    for stage, many in (("train", 5), ("generate", 6), ("evaluate", 6), ("classify", 6)):
+    rs = [
+        row("medart"),
+        row("medart", seed=1),
+        row("medart", epochs=2.0),
+        row("dora"),
+        replace(row("medart"), gen_steps=3),
+        recipe("kvasir", scale="tiny"),
+    ]
+    for stage, many in (
+        ("train", 5),
+        ("generate", 6),
+        ("evaluate", 6),
+        ("classify", 6),
+    ):
         assert len({R.executed(r, stage) for r in rs}) == many
-    long = row("medart", weight_decay=0.123456, min_snr=3.25, clip=0.75, caption_dropout=0.125, lr=0.00031, rank=12, alpha=13,
-               guidance=3.75, max_tokens=48, checkpoint_every=7, dora_text=True, backprop_last_k=1)
-    assert len(R.executed(long, "train")) < 200 and R.executed(long, "train") != R.executed(replace(long, seed=1), "train")
+    long = row(
+        "medart",
+        weight_decay=0.123456,
+        min_snr=3.25,
+        clip=0.75,
+        caption_dropout=0.125,
+        lr=0.00031,
+        rank=12,
+        alpha=13,
+        guidance=3.75,
+        max_tokens=48,
+        checkpoint_every=7,
+        dora_text=True,
+        backprop_last_k=1,
+    )
+    assert len(R.executed(long, "train")) < 200 and R.executed(
+        long, "train"
+    ) != R.executed(replace(long, seed=1), "train")
     w = R.words(rs[1], "train")
-    assert w[:3] == ["papermill", "nbs/train.ipynb", str(folders[1] / R.executed(rs[1], "train"))] and w[w.index("seed") + 1] == "1"
+    assert (
+        w[:3]
+        == [
+            "papermill",
+            "nbs/train.ipynb",
+            str(folders[1] / R.executed(rs[1], "train")),
+        ]
+        and w[w.index("seed") + 1] == "1"
+    )
     assert shlex.join(w) in R.commands(rs[1], 2), "what is printed is what is run"
 
 
 def test_what_is_left_of_a_row(made, folders):
     r = row("medart", captions="vsg")
-    assert [n for n, _ in R.left(r, ("evaluate", "classify"))] == ["caption", "train", "generate", "evaluate", "generate", "classify"]
+    assert [n for n, _ in R.left(r, ("evaluate", "classify"))] == [
+        "caption",
+        "train",
+        "generate",
+        "evaluate",
+        "generate",
+        "classify",
+    ]
     write_phantoms("skin", folders[0] / "few", counts=FEW)
-    assert [n for n, _ in R.left(row("medart", captions="vsg", data="few"))][0] == "caption", \
-        "what is known of a drawing is not what a describer sees"
+    assert [n for n, _ in R.left(row("medart", captions="vsg", data="few"))][
+        0
+    ] == "caption", "what is known of a drawing is not what a describer sees"
     other = row("medart", captions="vsg", seed=1)
-    assert R.executed(r, "caption") == R.executed(other, "caption") and captions_dir(r) == captions_dir(other)
+    assert R.executed(r, "caption") == R.executed(other, "caption") and captions_dir(
+        r
+    ) == captions_dir(other)
     for split in ("train", "test"):
         t = R.load_split(r, split)
-        write_atomic(captions_dir(r) / split / "metadata.csv", pd.DataFrame(dict(file_name=t.files, text=t.texts)).to_csv(index=False))
+        write_atomic(
+            captions_dir(r) / split / "metadata.csv",
+            pd.DataFrame(dict(file_name=t.files, text=t.texts)).to_csv(index=False),
+        )
     assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"]
     write_record(run_dir(r) / "done.json", {IMAGES: "others"})
-    assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"], "what was trained on other images is trained anew"
-    write_record(run_dir(r) / "done.json", {IMAGES: captions_key(captions_for(r, "train"))})
+    assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"], (
+        "what was trained on other images is trained anew"
+    )
+    write_record(
+        run_dir(r) / "done.json", {IMAGES: captions_key(captions_for(r, "train"))}
+    )
     assert [n for n, _ in R.left(r)] == ["generate", "evaluate"]
     write_atomic(samples_dir(r) / "metadata.csv", "file_name\na.png\n")
     write_atomic(samples_dir(r) / "a.png", "an image")
-    painted = write_record(samples_dir(r) / "key.json", painted_from(r, generation_plan(r)), ["a.png", "metadata.csv"])["key"]
-    write_record(R.results_path(r, "metrics.json"), {"the images": painted}, spaces={"vit-skin": ""})
-    assert R.left(r) == [] and R.left(r, spaces="facebook/dinov2-base") == [("evaluate", r)]
+    painted = write_record(
+        samples_dir(r) / "key.json",
+        painted_from(r, generation_plan(r)),
+        ["a.png", "metadata.csv"],
+    )["key"]
+    write_record(
+        R.results_path(r, "metrics.json"),
+        {"the images": painted},
+        spaces={"vit-skin": ""},
+    )
+    assert R.left(r) == [] and R.left(r, spaces="facebook/dinov2-base") == [
+        ("evaluate", r)
+    ]
     seen = dict(zip(("vit-skin", "dino"), map(stable_hash, (r.extractor, "a/dino"))))
-    write_record(R.results_path(r, "metrics.json"), {"the images": painted}, spaces=dict.fromkeys(seen, ""), extractors=seen)
-    assert R.left(r, spaces="a/dino") == [] and R.left(r, spaces="b/dino, a/dino") == [("evaluate", r)], "another of that name"
+    write_record(
+        R.results_path(r, "metrics.json"),
+        {"the images": painted},
+        spaces=dict.fromkeys(seen, ""),
+        extractors=seen,
+    )
+    assert R.left(r, spaces="a/dino") == [] and R.left(r, spaces="b/dino, a/dino") == [
+        ("evaluate", r)
+    ], "another of that name"
     (samples_dir(r) / "a.png").unlink()
     assert R.left(r) == [("generate", r)], "an image that is gone is painted again"
 
 
 def test_two_never_work_on_the_same_stage(folders, tmp_path):
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(600)")],
-                                  metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("import time; time.sleep(600)")],
+        metadata=dict(
+            kernelspec=dict(name="python3", display_name="python3", language="python")
+        ),
+    )
     nbformat.write(nb, tmp_path / "sleeps.ipynb")
     w = ["papermill", str(tmp_path / "sleeps.ipynb"), str(tmp_path / "out.ipynb")]
     p = R.start(w)
@@ -158,6 +308,7 @@ def test_two_never_work_on_the_same_stage(folders, tmp_path):
 
 def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folders):
     from PIL import Image
+
     for i in range(10):
         path = folders[0] / "one" / "melanoma" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +316,11 @@ def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folder
     r = row("medart", data="one")
     assert R.left(r)[0][0] == "train"
     t = R.reproduce([r], ("classify",))
-    assert t.state.tolist() == ["failed"] and "one class only (melanoma)" in t.message[0] and not run_dir(r).exists()
+    assert (
+        t.state.tolist() == ["failed"]
+        and "one class only (melanoma)" in t.message[0]
+        and not run_dir(r).exists()
+    )
 
 
 @pytest.mark.parametrize("wrong", [5, "two"])
@@ -176,19 +331,43 @@ def test_a_table_that_is_not_there(wrong):
 
 def test_the_colour_loss_is_judged_beside_the_same_model_without_it(folders, tmp_path):
     write_phantoms("skin", folders[0] / "few", counts=FEW)
-    asked, methods = dict(data="few", epochs=0.25, gen_block=8), ["base", "no_hldf", "medart", "sd15", "sd15_hldf"]
-    for r in [row(m, **{k: v for k, v in asked.items() if k not in METHODS[m]}) for m in methods]:
+    asked, methods = (
+        dict(data="few", epochs=0.25, gen_block=8),
+        ["base", "no_hldf", "medart", "sd15", "sd15_hldf"],
+    )
+    for r in [
+        row(m, **{k: v for k, v in asked.items() if k not in METHODS[m]})
+        for m in methods
+    ]:
         train(r)
         generate(r)
         evaluate(r)
-    done = papermill(tmp_path / "effect.ipynb", "effect", **(SMALL | asked), datasets="skin", methods=" ".join(methods),
-                     seeds="0", name="judged")
+    done = papermill(
+        tmp_path / "effect.ipynb",
+        "effect",
+        **(SMALL | asked),
+        datasets="skin",
+        methods=" ".join(methods),
+        seeds="0",
+        name="judged",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    read = lambda name: pd.read_csv(folders[1] / f"tables/judged-tiny{name}.csv").set_index(["method", "measure"])
+    read = lambda name: pd.read_csv(
+        folders[1] / f"tables/judged-tiny{name}.csv"
+    ).set_index(["method", "measure"])
     value, paired = read("").value, read("-paired")["0"]
     for method, without in dict(medart="no_hldf", sd15_hldf="sd15").items():
         assert set(paired[method].index) == set(value[method].index)
-        gap = lambda row: pd.Series({m: find_measure(m).gap(v) for m, v in value[row].items()})
-        assert paired[method].values == pytest.approx((gap(method) - gap(without))[paired[method].index].values, abs=1e-4, nan_ok=True)
+        gap = lambda row: pd.Series(
+            {m: find_measure(m).gap(v) for m, v in value[row].items()}
+        )
+        assert paired[method].values == pytest.approx(
+            (gap(method) - gap(without))[paired[method].index].values,
+            abs=1e-4,
+            nan_ok=True,
+        )
         assert paired[method, "color_gap"] != 0
-    assert {f.name for f in (folders[1] / "figures").glob("judged*")} == {"judged-tiny-paths.png", "judged-tiny-skin.png"}
+    assert {f.name for f in (folders[1] / "figures").glob("judged*")} == {
+        "judged-tiny-paths.png",
+        "judged-tiny-skin.png",
+    }

@@ -1,4 +1,5 @@
 "Beyond training: whatever stage is killed, or refused by the disk, at whatever write, ends in the same bytes when it is run again."
+
 import builtins
 import errno
 import os
@@ -20,7 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from medart import core, hldf, vsg
 from medart.classifier import classify, classified
-from medart.core import file_hash, read_kept, save_figure, save_table, write_atomic, write_kept, write_record
+from medart.core import (
+    file_hash,
+    read_kept,
+    save_figure,
+    save_table,
+    write_atomic,
+    write_kept,
+    write_record,
+)
 from medart.data import load_split
 from medart.generation import generate
 from medart.hldf import train
@@ -33,10 +42,26 @@ from medart.simplify import captions_for, write_captions
 from medart.vsg import append_line, read_lines, validity
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERY = int(os.environ.get("MEDART_EVERY_WRITE", 0))  # 1: every write of every stage fails once, which takes an hour
-SMALL = dict(scale="tiny", data="made", epochs=0.5, batch_size=4, interval=0, sample_every=0, checkpoint_every=1,
-             gen_steps=2, gen_count=0, gen_split="train", gen_block=4, size=64, classifier_epochs=1, caption_block=5,
-             caption_retries=0)
+EVERY = int(
+    os.environ.get("MEDART_EVERY_WRITE", 0)
+)  # 1: every write of every stage fails once, which takes an hour
+SMALL = dict(
+    scale="tiny",
+    data="made",
+    epochs=0.5,
+    batch_size=4,
+    interval=0,
+    sample_every=0,
+    checkpoint_every=1,
+    gen_steps=2,
+    gen_count=0,
+    gen_split="train",
+    gen_block=4,
+    size=64,
+    classifier_epochs=1,
+    caption_block=5,
+    caption_retries=0,
+)
 TIMED = {"timing.csv", "clock.json", "manifest.json", "done.json", "durations.csv"}
 
 
@@ -50,18 +75,34 @@ def caption(r):
 
 def tables(r):
     write_table(2, lambda d, m, s: r, ["skin"], (0,))
-    save_figure(prompts_figure([r], 2), Path(os.environ["MEDART_OUTPUTS"]) / "figures" / "prompts.png")
+    save_figure(
+        prompts_figure([r], 2),
+        Path(os.environ["MEDART_OUTPUTS"]) / "figures" / "prompts.png",
+    )
 
 
-STAGES = dict(caption=caption, train=train, generate=generate, evaluate=evaluate,
-              classify=lambda r: classify(r, (0,)), tables=tables)
+STAGES = dict(
+    caption=caption,
+    train=train,
+    generate=generate,
+    evaluate=evaluate,
+    classify=lambda r: classify(r, (0,)),
+    tables=tables,
+)
 
 
 def draw(folder):
     for i in range(22):
-        to = folder / ("train" if i < 12 else "test") / ("melanoma", "common_nevus")[i % 2] / f"{i}.png"
+        to = (
+            folder
+            / ("train" if i < 12 else "test")
+            / ("melanoma", "common_nevus")[i % 2]
+            / f"{i}.png"
+        )
         to.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(to)
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        ).save(to)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +141,7 @@ def before(chain, tmp_path, monkeypatch):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(at / stage, out)
         return contents(at / after[stage])
+
     return go
 
 
@@ -108,7 +150,11 @@ def contents(folder=None):
     folder = Path(folder or os.environ["MEDART_OUTPUTS"])
     files = [f for f in folder.rglob("*") if f.is_file() and f.name not in TIMED]
     assert not [f for f in files if f.suffix == ".part"], "half-written files are left"
-    return {str(f.relative_to(folder)): file_hash(f) for f in files if f.suffix not in (".lock", ".pid")}
+    return {
+        str(f.relative_to(folder)): file_hash(f)
+        for f in files
+        if f.suffix not in (".lock", ".pid")
+    }
 
 
 def in_child(work):
@@ -136,6 +182,7 @@ def end(pid):
 
 class Disk:
     "Counts every call that writes, and lets one of them fail: a write by half, the others before they begin."
+
     def __init__(self, monkeypatch, at=-1, fault=None):
         self.at, self.fault, self.n, self.where = at, fault, 0, []
         for name in ("fsync", "replace", "mkdir"):
@@ -158,6 +205,7 @@ class Disk:
         def call(*a, **k):
             self.strike(f"{f.__name__} {a[-1]}")
             return f(*a, **k)
+
         return call
 
     def open(self, path, mode="r", **k):
@@ -167,12 +215,21 @@ class Disk:
         write = f.write
 
         class File:
-            def __enter__(s): return s
-            def __exit__(s, *e): f.close()
-            def __getattr__(s, name): return getattr(f, name)
+            def __enter__(s):
+                return s
+
+            def __exit__(s, *e):
+                f.close()
+
+            def __getattr__(s, name):
+                return getattr(f, name)
+
             def write(s, data):
-                self.strike(f"write {path}", lambda: (write(data[:len(data) // 2]), f.flush()))
+                self.strike(
+                    f"write {path}", lambda: (write(data[: len(data) // 2]), f.flush())
+                )
                 return write(data)
+
         return File()
 
 
@@ -197,6 +254,7 @@ def test_killed_at_a_write_and_run_again(chain, before, stage):
         def work():
             Disk(pytest.MonkeyPatch(), at, "kill")
             STAGES[stage](run())
+
         assert end(in_child(work)) == -signal.SIGKILL, at
         in_child_to_the_end(stage)
         assert contents() == want, at
@@ -212,10 +270,15 @@ def test_a_disk_that_is_full_or_fails_is_said(chain, before, stage):
             try:
                 STAGES[stage](run())
             except OSError as e:
-                assert e.errno == fault and re.search("could not be written.*Make room", str(e)), (at, disk.where[at])
+                assert e.errno == fault and re.search(
+                    "could not be written.*Make room", str(e)
+                ), (at, disk.where[at])
                 assert os.strerror(fault) in str(e) and "MEDART_OUTPUTS" in str(e)
             else:
-                assert disk.where[at].startswith("mkdir"), (at, disk.where[at])  # of a folder that was there
+                assert disk.where[at].startswith("mkdir"), (
+                    at,
+                    disk.where[at],
+                )  # of a folder that was there
         STAGES[stage](run())
         assert contents() == want, at
 
@@ -225,11 +288,14 @@ def test_two_at_once(before, stage):
     want = before(stage)
     both = [in_child(lambda: STAGES[stage](run())) for _ in range(2)]
     ends = {end(pid) for pid in both}
-    assert 0 in ends and ends <= {0, 3}, "one that did not end well said that the other is at work"
+    assert 0 in ends and ends <= {0, 3}, (
+        "one that did not end well said that the other is at work"
+    )
     assert contents() == want
 
 
 # What is kept
+
 
 def flip(path, k=None):
     b = bytearray(path.read_bytes())
@@ -254,15 +320,18 @@ def forget(r, *names):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("cache,stage,results", [
-    ("latents/*.safetensors", "train", ("checkpoints", "done.json")),
-    ("features/*.npz", "evaluate", ("metrics*.json",)),
-    ("*/classifiers/*.npz", "classify", ()),
-    ("*/captions/*/test/drafts/*.jsonl", "caption", ()),
-    ("*/captions/*/test/shortened/*.jsonl", "caption", ()),
-    ("*/captions/*/test/metadata.csv", "caption", ()),
-    ("*/captions/*/test/captions.json", "caption", ()),
-])
+@pytest.mark.parametrize(
+    "cache,stage,results",
+    [
+        ("latents/*.safetensors", "train", ("checkpoints", "done.json")),
+        ("features/*.npz", "evaluate", ("metrics*.json",)),
+        ("*/classifiers/*.npz", "classify", ()),
+        ("*/captions/*/test/drafts/*.jsonl", "caption", ()),
+        ("*/captions/*/test/shortened/*.jsonl", "caption", ()),
+        ("*/captions/*/test/metadata.csv", "caption", ()),
+        ("*/captions/*/test/captions.json", "caption", ()),
+    ],
+)
 def test_a_damaged_cache_is_computed_anew(before, cache, stage, results):
     want, out, r = before("end"), Path(os.environ["MEDART_OUTPUTS"]), run()
     files = sorted(out.glob(cache))
@@ -273,7 +342,9 @@ def test_a_damaged_cache_is_computed_anew(before, cache, stage, results):
     STAGES[stage](r)
     got = contents()
     changed = [f for f in want if got.get(f) != want[f]]
-    assert all(f.endswith(".jsonl") for f in changed), "only the store of drafts has another order of lines"
+    assert all(f.endswith(".jsonl") for f in changed), (
+        "only the store of drafts has another order of lines"
+    )
 
 
 def test_no_lost_bit_of_what_is_kept_goes_unnoticed(tmp_path):
@@ -282,7 +353,10 @@ def test_no_lost_bit_of_what_is_kept_goes_unnoticed(tmp_path):
         flip(file, k)
         assert read_kept(file) == b"", k
         flip(file, k)
-    assert read_kept(file) == b"features of images" and read_kept(tmp_path / "none") == read_kept(tmp_path) == b""
+    assert (
+        read_kept(file) == b"features of images"
+        and read_kept(tmp_path / "none") == read_kept(tmp_path) == b""
+    )
     file.write_bytes(file.read_bytes()[:9])
     assert read_kept(file) == b""
 
@@ -290,7 +364,15 @@ def test_no_lost_bit_of_what_is_kept_goes_unnoticed(tmp_path):
 def test_no_lost_bit_of_a_draft_goes_unnoticed(tmp_path):
     file, keys = tmp_path / "0.jsonl", dict(a="1", b="1")
     for name in keys:
-        append_line(file, dict(name=name, key="1", text="It has a border, 5 µm wide.", drafts=[dict(fault="")]))
+        append_line(
+            file,
+            dict(
+                name=name,
+                key="1",
+                text="It has a border, 5 µm wide.",
+                drafts=[dict(fault="")],
+            ),
+        )
     good = read_lines(tmp_path, keys)
     assert set(good) == {"a", "b"}
     for k in range(file.stat().st_size):
@@ -306,12 +388,17 @@ def test_a_line_that_a_full_disk_has_torn_is_written_again(tmp_path, monkeypatch
     for at in (1, 2):  # the write, by half, and seeing it to the disk
         with monkeypatch.context() as m:
             Disk(m, at, errno.ENOSPC)
-            with pytest.raises(OSError, match="0.jsonl could not be written. Make room"):
+            with pytest.raises(
+                OSError, match="0.jsonl could not be written. Make room"
+            ):
                 append_line(file, dict(name="b", key="1"))
         assert "a" in read_lines(tmp_path, keys)
     if "b" not in read_lines(tmp_path, keys):
         append_line(file, dict(name="b", key="1"))
-    assert [line[:11] for line in file.read_text().splitlines()] == ['{"name": "a', '{"name": "b']
+    assert [line[:11] for line in file.read_text().splitlines()] == [
+        '{"name": "a',
+        '{"name": "b',
+    ]
 
 
 @pytest.mark.parametrize("harm", [*HARM, Path.unlink])
@@ -321,9 +408,14 @@ def test_captions_that_are_not_those_written_are_refused(before, harm):
     table = captions_dir(r) / "test" / "metadata.csv"
     texts = captions_for(r, "test").texts
     harm(table)
-    with pytest.raises(ValueError, match="captions in .* are refused: metadata.csv is .*Run caption again.*caption.ipynb"):
+    with pytest.raises(
+        ValueError,
+        match="captions in .* are refused: metadata.csv is .*Run caption again.*caption.ipynb",
+    ):
         captions_for(r, "test")
-    assert lacks_captions(r) and to_run(r) == ["generate", "evaluate"], "reproduce writes them anew"
+    assert lacks_captions(r) and to_run(r) == ["generate", "evaluate"], (
+        "reproduce writes them anew"
+    )
     caption(r)
     assert captions_for(r, "test").texts == texts and not to_run(r)
 
@@ -334,13 +426,18 @@ def test_captions_of_ones_own_need_no_record(before):
     table = captions_dir(r) / "test" / "metadata.csv"
     table.write_text(table.read_text().replace("A dermoscopic", "A sharp dermoscopic"))
     table.with_name("captions.json").unlink()
-    assert all(t.startswith("A sharp dermoscopic") for t in captions_for(r, "test").texts)
+    assert all(
+        t.startswith("A sharp dermoscopic") for t in captions_for(r, "test").texts
+    )
 
 
 def test_no_lost_bit_of_results_is_shown(before):
     before("end")
     r = run()
-    for path, read in ((results_path(r, "metrics.json"), results), (classifier_dir(r) / "classifier.json", classified)):
+    for path, read in (
+        (results_path(r, "metrics.json"), results),
+        (classifier_dir(r) / "classifier.json", classified),
+    ):
         good, size = read(r), path.stat().st_size
         seal = path.read_bytes().index(b'"seal"')
         for k in sorted({*range(seal, size), *range(0, size, size // 60)}):
@@ -372,12 +469,19 @@ def test_phantoms_that_lost_a_bit_are_drawn_again(tmp_path):
 
 # Weights
 
+
 def pickled(path):
     torch.save({k: v.clone() for k, v in load_file(path).items()}, path)
 
 
 def halves(path):
-    save_file({k: v[..., : v.shape[-1] // 2].contiguous() for k, v in load_file(path).items()}, path)
+    save_file(
+        {
+            k: v[..., : v.shape[-1] // 2].contiguous()
+            for k, v in load_file(path).items()
+        },
+        path,
+    )
 
 
 @pytest.mark.parametrize("harm", [pickled, halves, flip])
@@ -387,15 +491,26 @@ def test_adapters_are_refused_by_name_and_written_anew(before, harm):
     path = run_dir(r) / "transformer_lora" / "adapter_model.safetensors"
     harm(path)
     for stage in (generate, evaluate):
-        with pytest.raises(ValueError, match="adapter_model.safetensors is not the file that was written"):
+        with pytest.raises(
+            ValueError,
+            match="adapter_model.safetensors is not the file that was written",
+        ):
             stage(r)
-    with pytest.raises(ValueError, match="transformer_lora is refused|cannot be read") if harm is not flip else nullcontext():
-        load_model(r, adapters=run_dir(r))  # a flipped bit is another number: the record alone knows
+    with (
+        pytest.raises(ValueError, match="transformer_lora is refused|cannot be read")
+        if harm is not flip
+        else nullcontext()
+    ):
+        load_model(
+            r, adapters=run_dir(r)
+        )  # a flipped bit is another number: the record alone knows
     train(r)
     assert {f: h for f, h in contents().items() if "set-aside" not in f} == want
 
 
-def test_what_safetensors_says_of_a_full_disk_is_said_as_of_any_other(before, tmp_path, capfd):
+def test_what_safetensors_says_of_a_full_disk_is_said_as_of_any_other(
+    before, tmp_path, capfd
+):
     "The kernel itself refuses to write more than 20 kB to a file."
     before("train")
     model = load_model(run())
@@ -404,8 +519,11 @@ def test_what_safetensors_says_of_a_full_disk_is_said_as_of_any_other(before, tm
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         model.save(tmp_path / "adapters")
+
     assert end(in_child(work)) == 1
-    assert re.search(r"_lora could not be written. Make room there", capfd.readouterr().err)
+    assert re.search(
+        r"_lora could not be written. Make room there", capfd.readouterr().err
+    )
     assert not list((tmp_path / "adapters").iterdir())
 
 
@@ -416,26 +534,39 @@ def test_a_file_that_cannot_grow_is_said(before, capfd):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
         evaluate(run())
+
     assert end(in_child(work)) == 1
-    assert re.search(r"npz could not be written. Make room there, or set MEDART_OUTPUTS", capfd.readouterr().err)
+    assert re.search(
+        r"npz could not be written. Make room there, or set MEDART_OUTPUTS",
+        capfd.readouterr().err,
+    )
 
 
 # Two at once, and what is left of one
 
-def test_a_run_that_another_process_has_just_finished_is_not_done_again(before, monkeypatch):
+
+def test_a_run_that_another_process_has_just_finished_is_not_done_again(
+    before, monkeypatch
+):
     "It was asked for before the end of the first, and got the lock after it."
     want = before("end")
     true, asked = hldf.finished, iter([False])
-    monkeypatch.setattr(hldf, "finished", lambda *a: next(asked, None) is None and true(*a))
+    monkeypatch.setattr(
+        hldf, "finished", lambda *a: next(asked, None) is None and true(*a)
+    )
     train(run())
     assert contents() == want and next(asked, None) is None
 
 
-def test_the_part_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(tmp_path):
+def test_the_part_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
+    tmp_path,
+):
     dead = in_child(lambda: None)
     end(dead)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    parts = [tmp_path / f".a.csv.{core._MACHINE}-{pid}.part" for pid in (dead, other.pid)] + [tmp_path / ".a.csv.0-1.part"]
+    parts = [
+        tmp_path / f".a.csv.{core._MACHINE}-{pid}.part" for pid in (dead, other.pid)
+    ] + [tmp_path / ".a.csv.0-1.part"]
     for part in parts:
         part.write_text("half")
     write_atomic(tmp_path / "b", "")

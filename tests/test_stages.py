@@ -1,4 +1,5 @@
 "Each stage checks the one before: what was trained, painted and measured is used only while what it was made from is still so."
+
 import json
 import os
 import shutil
@@ -18,12 +19,30 @@ from safetensors.torch import load_file, save_file
 
 from medart import hldf
 from medart import report as R
-from medart.core import alone, file_hash, read_record, record_fault, set_aside, write_atomic, write_record
+from medart.core import (
+    alone,
+    file_hash,
+    read_record,
+    record_fault,
+    set_aside,
+    write_atomic,
+    write_record,
+)
 from medart.classifier import classify
 from medart.data import load_split
 from medart.generation import generate, samples_fault
-from medart.hldf import (Log, check_steps, checkpoint_fault, divergence, finished, load_checkpoint, make_optimizer,
-                         save_checkpoint, set_aside_outdated, train)
+from medart.hldf import (
+    Log,
+    check_steps,
+    checkpoint_fault,
+    divergence,
+    finished,
+    load_checkpoint,
+    make_optimizer,
+    save_checkpoint,
+    set_aside_outdated,
+    train,
+)
 from medart.metrics import evaluate, results_path
 from medart.model import Model, load_model
 from medart.recipes import captions_dir, recipe, run_dir, samples_dir
@@ -31,22 +50,39 @@ from medart.simplify import captions_for, captions_key
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("melanoma", "common_nevus")
-SMALL = dict(scale="tiny", data="made", epochs=0.1, batch_size=4, interval=0, sample_every=0, checkpoint_every=1,
-             gen_steps=2, gen_count=0, gen_block=10, size=64, extractor="data/tiny/vit-skin")
+SMALL = dict(
+    scale="tiny",
+    data="made",
+    epochs=0.1,
+    batch_size=4,
+    interval=0,
+    sample_every=0,
+    checkpoint_every=1,
+    gen_steps=2,
+    gen_count=0,
+    gen_block=10,
+    size=64,
+    extractor="data/tiny/vit-skin",
+)
 
 
 def draw(folder, first, n):
     for k, cls in enumerate(CLASSES):
         (folder / cls).mkdir(parents=True, exist_ok=True)
         for i in range(first, first + n):
-            pixels = np.random.default_rng([k, i]).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            pixels = np.random.default_rng([k, i]).integers(
+                0, 255, (64, 64, 3), dtype=np.uint8
+            )
             Image.fromarray(pixels).save(folder / cls / f"{i}.png")
 
 
 def caption(r, split, word):
     s = load_split(r, split)
     texts = [f"a {word} image of {c}" for c in s.classes]
-    write_atomic(captions_dir(r) / split / "metadata.csv", pd.DataFrame(dict(file_name=s.files, text=texts)).to_csv(index=False))
+    write_atomic(
+        captions_dir(r) / split / "metadata.csv",
+        pd.DataFrame(dict(file_name=s.files, text=texts)).to_csv(index=False),
+    )
 
 
 def run():
@@ -82,8 +118,16 @@ def done(chain, tmp_path, monkeypatch):
 def everything(r):
     "The bytes of what a run leaves, without what is timed and what is set aside."
     out = run_dir(r)
-    kept = [f for f in out.rglob("*") if f.is_file() and "set-aside" not in f.parts and not f.name.startswith(".")]
-    return {str(f.relative_to(out)): file_hash(f) for f in kept if f.name not in ("timing.csv", "clock.json", "manifest.json", "done.json")}
+    kept = [
+        f
+        for f in out.rglob("*")
+        if f.is_file() and "set-aside" not in f.parts and not f.name.startswith(".")
+    ]
+    return {
+        str(f.relative_to(out)): file_hash(f)
+        for f in kept
+        if f.name not in ("timing.csv", "clock.json", "manifest.json", "done.json")
+    }
 
 
 def adapter(r):
@@ -104,8 +148,13 @@ def change(path, f):
 
 # The data change
 
+
 def test_what_is_done_is_not_done_again(done):
-    before = {f: f.stat().st_mtime_ns for f in run_dir(done).rglob("*") if f.is_file() and not f.name.startswith(".")}
+    before = {
+        f: f.stat().st_mtime_ns
+        for f in run_dir(done).rglob("*")
+        if f.is_file() and not f.name.startswith(".")
+    }
     train(done), generate(done), evaluate(done)
     assert {f: f.stat().st_mtime_ns for f in before} == before and R.to_run(done) == []
 
@@ -116,21 +165,43 @@ def added(r):
         caption(r, split, "sharp")
 
 
-@pytest.mark.parametrize("what", [added, lambda r: caption(r, "train", "blurred")], ids=["images added", "captions rewritten"])
+@pytest.mark.parametrize(
+    "what",
+    [added, lambda r: caption(r, "train", "blurred")],
+    ids=["images added", "captions rewritten"],
+)
 def test_other_data_than_were_trained_on(done, what, capsys):
     what(done)
     for stage in (generate, evaluate):
-        with pytest.raises(ValueError, match="the training images or their captions changed since"):
+        with pytest.raises(
+            ValueError, match="the training images or their captions changed since"
+        ):
             stage(done)
     assert generate(done, "a red star").exists(), "prompts of one's own need no data"
     assert R.to_run(done) == ["train", "generate", "evaluate"]
-    was, checkpoints = file_hash(adapter(done)), sorted(p.name for p in (run_dir(done) / "checkpoints").glob("step-*"))
+    was, checkpoints = (
+        file_hash(adapter(done)),
+        sorted(p.name for p in (run_dir(done) / "checkpoints").glob("step-*")),
+    )
     train(done)
     said = capsys.readouterr().out
-    assert "was trained before, but the training images or their captions changed since" in said
-    kept = [f for f in run_dir(done).rglob("transformer_lora/adapter_model.safetensors") if "set-aside" in f.parts]
+    assert (
+        "was trained before, but the training images or their captions changed since"
+        in said
+    )
+    kept = [
+        f
+        for f in run_dir(done).rglob("transformer_lora/adapter_model.safetensors")
+        if "set-aside" in f.parts
+    ]
     assert [file_hash(f) for f in kept] == [was] != [file_hash(adapter(done))]
-    assert sorted(p.name for p in (run_dir(done) / "checkpoints" / "set-aside").rglob("step-*")) == checkpoints
+    assert (
+        sorted(
+            p.name
+            for p in (run_dir(done) / "checkpoints" / "set-aside").rglob("step-*")
+        )
+        == checkpoints
+    )
     old = file_hash(next(samples_dir(done).rglob("*.png")))
     with pytest.raises(ValueError, match="the adapters"):
         evaluate(done)
@@ -143,7 +214,9 @@ def test_other_data_than_were_trained_on(done, what, capsys):
 
 def test_other_test_captions_than_were_painted(done, capsys):
     caption(done, "test", "blurred")
-    with pytest.raises(ValueError, match="the captions or their images changed since.*generate.ipynb"):
+    with pytest.raises(
+        ValueError, match="the captions or their images changed since.*generate.ipynb"
+    ):
         evaluate(done)
     assert R.to_run(done) == ["generate", "evaluate"]
     generate(done)
@@ -155,7 +228,11 @@ def test_the_data_may_be_away_where_only_results_are_read(done):
     shutil.rmtree(Path(os.environ["MEDART_DATA"]) / "made")
     assert R.to_run(done) == []
     r = read_record(samples_dir(done) / "key.json")
-    write_record(samples_dir(done) / "key.json", r["read"] | {"the adapters": "others"}, r["files"])
+    write_record(
+        samples_dir(done) / "key.json",
+        r["read"] | {"the adapters": "others"},
+        r["files"],
+    )
     assert R.to_run(done) == ["generate", "evaluate"]
 
 
@@ -169,6 +246,7 @@ def test_settings_of_another_run(done):
 
 
 # Files change
+
 
 def missing(f):
     f.unlink()
@@ -186,13 +264,23 @@ HARM = [missing, empty, cut, flip]
 
 
 @pytest.mark.parametrize("harm", HARM)
-@pytest.mark.parametrize("name", ["done.json", "transformer_lora/adapter_model.safetensors", "text_encoder_lora/adapter_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "done.json",
+        "transformer_lora/adapter_model.safetensors",
+        "text_encoder_lora/adapter_config.json",
+    ],
+)
 def test_damaged_adapters_are_refused_and_written_anew(done, name, harm):
     want = everything(done)
     harm(run_dir(done) / name)
     with pytest.raises((ValueError, FileNotFoundError), match="[Tt]rain (again|first)"):
         generate(done)
-    with pytest.raises(ValueError, match="is missing|is not the file|is damaged|there is no|changed since"):
+    with pytest.raises(
+        ValueError,
+        match="is missing|is not the file|is damaged|there is no|changed since",
+    ):
         evaluate(done)
     train(done)
     assert everything(done) == want
@@ -216,10 +304,14 @@ def test_damaged_images_are_refused_and_painted_again(done, name, harm):
 def test_an_exchanged_image_is_refused_and_kept(done, capsys):
     want, files = everything(done), sorted(samples_dir(done).rglob("*.png"))
     shutil.copy(files[1], files[0])
-    with pytest.raises(ValueError, match=f"{files[0].name} is not the file that was written"):
+    with pytest.raises(
+        ValueError, match=f"{files[0].name} is not the file that was written"
+    ):
         evaluate(done)
     generate(done)
-    assert "Setting aside 1 images" in capsys.readouterr().out and everything(done) == want
+    assert (
+        "Setting aside 1 images" in capsys.readouterr().out and everything(done) == want
+    )
     kept = run_dir(done) / "set-aside" / files[0].relative_to(run_dir(done))
     assert file_hash(kept) == file_hash(files[1])
 
@@ -258,7 +350,11 @@ def test_a_table_shows_no_stale_number(done):
     cells = R.table_cells(2, made, ["skin"])
     shown = cells.set_index(["method", "measure"]).loc["medart", "FD (vit-skin)"]
     assert pd.isna(shown.ours) and shown.stale and shown.to_run == "generate evaluate"
-    assert R.wide(cells, "ours")[0].loc["Med-Art", ("ours", "skin FD (vit-skin)")].startswith("stale [")
+    assert (
+        R.wide(cells, "ours")[0]
+        .loc["Med-Art", ("ours", "skin FD (vit-skin)")]
+        .startswith("stale [")
+    )
 
 
 def test_classifiers_refuse_images_of_other_adapters(done):
@@ -267,13 +363,16 @@ def test_classifiers_refuse_images_of_other_adapters(done):
     classify(r, (0,))
     assert R.to_run(r, 4) == []
     change(adapter(r), lambda t, k: t.update({k: t[k] + 1}))
-    with pytest.raises(ValueError, match="adapter_model.safetensors is not the file that was written"):
+    with pytest.raises(
+        ValueError, match="adapter_model.safetensors is not the file that was written"
+    ):
         classify(r, (0,))
     caption(r, "train", "blurred")
     assert R.to_run(r, 4) == ["train", "generate", "classify"]
 
 
 # Adapters
+
 
 def nan(t, k):
     t[k][0] = float("nan")
@@ -301,25 +400,39 @@ def saved(tmp_path_factory):
     return r, load_model(r).save(tmp_path_factory.mktemp("adapters"))
 
 
-@pytest.mark.parametrize("harm,says", [(nan, "not finite"), (infinite, "not finite"), (lacking, "1 of its tensors are missing"),
-                                       (extra, "1 of its tensors are too many, another"), (shorter, "does not fit")])
+@pytest.mark.parametrize(
+    "harm,says",
+    [
+        (nan, "not finite"),
+        (infinite, "not finite"),
+        (lacking, "1 of its tensors are missing"),
+        (extra, "1 of its tensors are too many, another"),
+        (shorter, "does not fit"),
+    ],
+)
 def test_adapters_that_do_not_fit_are_refused_by_name(saved, tmp_path, harm, says):
     r, folder = saved
     shutil.copytree(folder, tmp_path / "a")
     change(tmp_path / "a" / "text_encoder_lora" / "adapter_model.safetensors", harm)
-    with pytest.raises(ValueError, match=f"text_encoder_lora is refused.*{says}.*run train again"):
+    with pytest.raises(
+        ValueError, match=f"text_encoder_lora is refused.*{says}.*run train again"
+    ):
         load_model(r, adapters=tmp_path / "a")
 
 
 def test_files_that_are_no_adapters_are_refused_by_name(saved, tmp_path):
     r, folder = saved
-    for k, (harm, says) in enumerate([(empty, "cannot be read"), (cut, "cannot be read"), (missing, "is missing")]):
+    for k, (harm, says) in enumerate(
+        [(empty, "cannot be read"), (cut, "cannot be read"), (missing, "is missing")]
+    ):
         shutil.copytree(folder, tmp_path / str(k))
         harm(tmp_path / str(k) / "transformer_lora" / "adapter_model.safetensors")
         with pytest.raises(ValueError, match=f"transformer_lora is refused.*{says}"):
             load_model(r, adapters=tmp_path / str(k))
     weights = tmp_path / "2" / "transformer_lora" / "adapter_model.bin"
-    torch.save(load_file(folder / "transformer_lora" / "adapter_model.safetensors"), weights)
+    torch.save(
+        load_file(folder / "transformer_lora" / "adapter_model.safetensors"), weights
+    )
     with pytest.raises(ValueError, match="adapter_model.bin is a pickle"):
         load_model(r, adapters=tmp_path / "2")
     shutil.rmtree(tmp_path / "2" / "transformer_lora")
@@ -327,9 +440,16 @@ def test_files_that_are_no_adapters_are_refused_by_name(saved, tmp_path):
         load_model(r, adapters=tmp_path / "2")
 
 
-@pytest.mark.parametrize("changes,says", [(dict(rank=16), "r=8, and the recipe wants 16"), (dict(alpha=16), "lora_alpha=8"),
-                                          (dict(dora_text=True), "use_dora=False"), (dict(lora_text=False), "holds text_encoder_lora"),
-                                          (dict(text_targets=("q",)), "target_modules")])
+@pytest.mark.parametrize(
+    "changes,says",
+    [
+        (dict(rank=16), "r=8, and the recipe wants 16"),
+        (dict(alpha=16), "lora_alpha=8"),
+        (dict(dora_text=True), "use_dora=False"),
+        (dict(lora_text=False), "holds text_encoder_lora"),
+        (dict(text_targets=("q",)), "target_modules"),
+    ],
+)
 def test_adapters_of_another_recipe(saved, changes, says):
     r, folder = saved
     with pytest.raises(ValueError, match=says):
@@ -359,14 +479,19 @@ def test_new_adapters_take_the_place_of_old_ones_together(saved, tmp_path, monke
                 model.save(out)
             except OSError:
                 pass
-        halves = {(out / d / "adapter_model.safetensors").read_bytes() == (folder / d / "adapter_model.safetensors").read_bytes()
-                  for d in ("transformer_lora", "text_encoder_lora") if (out / d).exists()}
+        halves = {
+            (out / d / "adapter_model.safetensors").read_bytes()
+            == (folder / d / "adapter_model.safetensors").read_bytes()
+            for d in ("transformer_lora", "text_encoder_lora")
+            if (out / d).exists()
+        }
         seen.add(frozenset(halves))
         assert len(halves) < 2 and not list(out.glob(".*"))
     assert frozenset({True}) in seen and frozenset({False}) in seen
 
 
 # Checkpoints
+
 
 @pytest.fixture
 def checkpoints(folders):
@@ -384,25 +509,42 @@ def test_the_checkpoint_just_written_stays(checkpoints):
     save_checkpoint(folder, model, opt, 40, Log([], []), r, "old")
     for step in (2, 4):
         new = save_checkpoint(folder, model, opt, step, Log([], []), r, "new")
-        assert checkpoint_fault(new) == "" and load_checkpoint(folder, model, opt, r, "new")[0] == step
+        assert (
+            checkpoint_fault(new) == ""
+            and load_checkpoint(folder, model, opt, r, "new")[0] == step
+        )
     assert names(folder) == ["step-0000004", "step-0000040"]
     set_aside_outdated(folder, r, "new", 50)
-    assert names(folder) == ["step-0000004"] and names(folder / "set-aside" / "old") == ["step-0000040"]
+    assert names(folder) == ["step-0000004"] and names(
+        folder / "set-aside" / "old"
+    ) == ["step-0000040"]
 
 
 def test_a_damaged_checkpoint_stands_in_no_ones_way(checkpoints):
     r, model, opt, folder = checkpoints
-    flip(save_checkpoint(folder, model, opt, 9, Log([], []), r, "k") / "adapters.safetensors")
+    flip(
+        save_checkpoint(folder, model, opt, 9, Log([], []), r, "k")
+        / "adapters.safetensors"
+    )
     for step in (3, 6, 9):
-        assert checkpoint_fault(save_checkpoint(folder, model, opt, step, Log([], []), r, "k")) == ""
-    assert names(folder) == ["step-0000009"] and names(folder / "set-aside" / "replaced") == ["step-0000009"]
+        assert (
+            checkpoint_fault(
+                save_checkpoint(folder, model, opt, step, Log([], []), r, "k")
+            )
+            == ""
+        )
+    assert names(folder) == ["step-0000009"] and names(
+        folder / "set-aside" / "replaced"
+    ) == ["step-0000009"]
 
 
 def test_steps_that_the_run_does_not_have(checkpoints, capsys):
     r, model, opt, folder = checkpoints
     save_checkpoint(folder, model, opt, 9, Log([], []), r, "k")
     set_aside_outdated(folder, r, "k", 8)
-    assert "step-0000009: the run has 8 steps" in capsys.readouterr().out and not names(folder)
+    assert "step-0000009: the run has 8 steps" in capsys.readouterr().out and not names(
+        folder
+    )
 
 
 def test_an_older_checkpoint_of_another_recipe_is_not_rotated_away(checkpoints):
@@ -424,13 +566,18 @@ def test_stopped_after_the_data_changed_there_is_a_checkpoint(done, monkeypatch)
         return update(*a)
 
     monkeypatch.setattr(hldf, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 40, checkpoint saved"):
+    with pytest.raises(
+        KeyboardInterrupt, match="stopped after step 3 of 40, checkpoint saved"
+    ):
         train(r)
     assert names(run_dir(r) / "checkpoints") == ["step-0000003"]
-    assert [p.name for p in (run_dir(r) / "checkpoints" / "set-aside").glob("*/*")] == ["step-0000020"]
+    assert [p.name for p in (run_dir(r) / "checkpoints" / "set-aside").glob("*/*")] == [
+        "step-0000020"
+    ]
 
 
 # Ends that are none
+
 
 def test_a_run_that_diverged_says_so_each_time(done):
     r = replace(done, lr=1e30, clip=0.0, epochs=0.2)
@@ -443,31 +590,52 @@ def test_a_run_that_diverged_says_so_each_time(done):
     assert R.to_run(r)[0] == "train"
 
 
-@pytest.mark.parametrize("rows,weights,says", [
-    ([(0.1, 0)], [float("inf")], "the adapters hold"), ([(0.1, 0), (float("nan"), 1)], [1.0], "loss of the last step is nan"),
-    ([(0.1, 0), (0.1, 1), (0.1, 1)], [1.0], "the last 2 updates"), ([(0.1, 1), (0.1, 0)], [1.0], ""), ([(0.1, 0), (0.1, 1)], [1.0], ""),
-    ([], [1.0], "")])
+@pytest.mark.parametrize(
+    "rows,weights,says",
+    [
+        ([(0.1, 0)], [float("inf")], "the adapters hold"),
+        ([(0.1, 0), (float("nan"), 1)], [1.0], "loss of the last step is nan"),
+        ([(0.1, 0), (0.1, 1), (0.1, 1)], [1.0], "the last 2 updates"),
+        ([(0.1, 1), (0.1, 0)], [1.0], ""),
+        ([(0.1, 0), (0.1, 1)], [1.0], ""),
+        ([], [1.0], ""),
+    ],
+)
 def test_what_counts_as_diverged(rows, weights, says):
-    found = divergence([dict(loss=x, skipped=s) for x, s in rows], [torch.tensor(weights)])
+    found = divergence(
+        [dict(loss=x, skipped=s) for x, s in rows], [torch.tensor(weights)]
+    )
     assert says in found and bool(found) == bool(says)
 
 
 def test_no_update_at_all_is_refused(done):
     r = replace(done, epochs=0.01)
-    with pytest.raises(ValueError, match="epochs=0.01 of 80 training images in updates of 4 make no update.*epochs=0.05 or more"):
+    with pytest.raises(
+        ValueError,
+        match="epochs=0.01 of 80 training images in updates of 4 make no update.*epochs=0.05 or more",
+    ):
         train(r)
     assert not (run_dir(r) / "done.json").exists()
-    assert check_steps(replace(r, epochs=0.05), 80) == 1 and check_steps(replace(r, epochs=0.0), 80) == 0
+    assert (
+        check_steps(replace(r, epochs=0.05), 80) == 1
+        and check_steps(replace(r, epochs=0.0), 80) == 0
+    )
 
 
 # Two at once
 
+
 def test_the_second_says_who_is_at_work_and_a_dead_one_blocks_nobody(tmp_path):
     code = f"import time; from medart.core import alone\nwith alone({str(tmp_path)!r}, 'train'): print('in', flush=True); time.sleep(600)"
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert first.stdout.readline() == "in\n"
-        with pytest.raises(BlockingIOError, match=f"number {first.pid}.*train in .*run the same command again"):
+        with pytest.raises(
+            BlockingIOError,
+            match=f"number {first.pid}.*train in .*run the same command again",
+        ):
             with alone(tmp_path, "train", wait=0.1):
                 pass
         with alone(tmp_path, "generate", wait=0.1):
@@ -483,7 +651,9 @@ def test_stages_take_the_lock(done, monkeypatch):
     with alone(run_dir(done), "train"), alone(run_dir(done), samples_dir(done).name):
         finished_already = time.monotonic()
         train(done)
-        assert time.monotonic() - finished_already < 4, "what is complete waits for nobody"
+        assert time.monotonic() - finished_already < 4, (
+            "what is complete waits for nobody"
+        )
         flip(adapter(done))
         with pytest.raises(BlockingIOError, match="at work: train"):
             train(done)
@@ -492,21 +662,26 @@ def test_stages_take_the_lock(done, monkeypatch):
 
 # Records
 
+
 def test_records_of_every_kind(tmp_path):
     write_atomic(tmp_path / "a", "x")
     at = tmp_path / "r.json"
     write_record(at, dict(x="1", y="2"), ["a"], more=[1, (2, 3), {"4": 0.1}])
-    assert record_fault(at, dict(x="1")) == "" and record_fault(at, dict(z="3")) == "", "what was not read is not asked"
+    assert (
+        record_fault(at, dict(x="1")) == "" and record_fault(at, dict(z="3")) == ""
+    ), "what was not read is not asked"
     assert record_fault(at, dict(x="2", y="3")) == "x and y changed since"
     good = at.read_bytes()
     for k in range(len(good)):
-        at.write_bytes(good[:k] + bytes([good[k] ^ 1]) + good[k + 1:])
+        at.write_bytes(good[:k] + bytes([good[k] ^ 1]) + good[k + 1 :])
         same = json.dumps(json.loads(good), sort_keys=True)
         try:
             blank = json.dumps(json.loads(at.read_bytes()), sort_keys=True) == same
         except ValueError:
             blank = False
-        assert blank or record_fault(at, {}), f"a flipped bit in byte {k} is not noticed"
+        assert blank or record_fault(at, {}), (
+            f"a flipped bit in byte {k} is not noticed"
+        )
     for harm in (empty, cut, missing):
         at.write_bytes(good)
         harm(at)
@@ -516,16 +691,28 @@ def test_records_of_every_kind(tmp_path):
 def test_what_is_set_aside_makes_room_only_for_its_like(tmp_path):
     for k in (1, 2):
         write_atomic(tmp_path / "run" / "a" / "f", str(k))
-        assert (set_aside(tmp_path / "run" / "a", tmp_path / "run") / "f").read_text() == str(k)
+        assert (
+            set_aside(tmp_path / "run" / "a", tmp_path / "run") / "f"
+        ).read_text() == str(k)
     write_atomic(tmp_path / "run" / "a", "a file now")
     assert set_aside(tmp_path / "run" / "a", tmp_path / "run").is_file()
     write_atomic(tmp_path / "run" / "a", "3")
     set_aside(tmp_path / "run" / "a", tmp_path / "run", "other")
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("a")) == ["run/set-aside/a", "run/set-aside/other/a"]
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("a")) == [
+        "run/set-aside/a",
+        "run/set-aside/other/a",
+    ]
 
 
 def test_every_end_of_saving_is_a_model_s_own(saved):
     "Families write by `write_adapters` alone, so that all of them are written together."
     from medart import baselines
-    kinds = [k for k in vars(baselines).values() if isinstance(k, type) and issubclass(k, Model)]
-    assert len(kinds) >= 5 and all("save" not in vars(k) for k in kinds if k is not Model)
+
+    kinds = [
+        k
+        for k in vars(baselines).values()
+        if isinstance(k, type) and issubclass(k, Model)
+    ]
+    assert len(kinds) >= 5 and all(
+        "save" not in vars(k) for k in kinds if k is not Model
+    )

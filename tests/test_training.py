@@ -1,4 +1,5 @@
 "A run that is stopped, killed or damaged ends where an undisturbed one ends, bit for bit; wrong input is named."
+
 import copy
 import json
 import os
@@ -19,289 +20,635 @@ from safetensors.torch import load_file
 
 from medart import sampler
 from medart.core import rng
-from medart.data import load_split,unit,with_names
+from medart.data import load_split, unit, with_names
 from medart.generation import generate
-from medart.hldf import (checkpoint_fault,color_gradients,compile_blocks,deterministic,diffusion_gradients,diffusion_loss,draw_batch,
-                         make_optimizer,recorded,train,training_set,training_step,check_steps,without_color)
+from medart.hldf import (
+    checkpoint_fault,
+    color_gradients,
+    compile_blocks,
+    deterministic,
+    diffusion_gradients,
+    diffusion_loss,
+    draw_batch,
+    make_optimizer,
+    recorded,
+    train,
+    training_set,
+    training_step,
+    check_steps,
+    without_color,
+)
 from medart.losses import color_loss
-from medart.model import load_model,shaken
-from medart.recipes import recipe,run_dir
-from medart.sampler import Graphed,Recomputed,count_calls,dpmpp_step,graphs,schedule
+from medart.model import load_model, shaken
+from medart.recipes import recipe, run_dir
+from medart.sampler import (
+    Graphed,
+    Recomputed,
+    count_calls,
+    dpmpp_step,
+    graphs,
+    schedule,
+)
 from medart.simplify import captions_for
 
-SMALL = dict(scale="tiny",epochs=2.,batch_size=2,interval=3,solver_steps=2,checkpoint_every=1,log_every=1,gen_steps=2,gen_block=2)
+SMALL = dict(
+    scale="tiny",
+    epochs=2.0,
+    batch_size=2,
+    interval=3,
+    solver_steps=2,
+    checkpoint_every=1,
+    log_every=1,
+    gen_steps=2,
+    gen_block=2,
+)
+
 
 @pytest.fixture
 def small(made):
     "Eight steps over two epochs with two colour losses."
-    return lambda **k: recipe("skin",data="made",**(SMALL|k))
+    return lambda **k: recipe("skin", data="made", **(SMALL | k))
+
 
 def result(r):
     "Everything a run leaves that must not depend on how it was interrupted."
     out = run_dir(r)
-    return {str(f.relative_to(out)):f.read_bytes() for f in [*out.glob("*_lora/*"),out/"losses.csv",out/"config.json"]}|{
-        f.name:f.read_bytes() for f in sorted((out/"checkpoints").glob("step-*"))[-1].glob("*.safetensors")}
+    return {
+        str(f.relative_to(out)): f.read_bytes()
+        for f in [*out.glob("*_lora/*"), out / "losses.csv", out / "config.json"]
+    } | {
+        f.name: f.read_bytes()
+        for f in sorted((out / "checkpoints").glob("step-*"))[-1].glob("*.safetensors")
+    }
 
-@pytest.mark.parametrize("change",[dict(),dict(t5_dropout=True,caption_dropout=.3,crop="random"),
-                                   dict(cuda_graphs=True,lean_lora=True,dtype="bfloat16")],
-                         ids=["plain","dropout and random crops","as at full size"])
-def test_stopped_after_any_step_it_ends_the_same(small,change):
-    r = small(**change); train(r); want = result(r); shutil.rmtree(run_dir(r))
-    for k in range(1,8): train(r,stop_after=k)
-    assert not (run_dir(r)/"done.json").exists()
-    train(r); got = result(r)
-    assert len(want)>=7 and got.keys()==want.keys()
-    assert [n for n in want if got[n]!=want[n]]==[]
 
-def wait_for_checkpoint(r,step):
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(),
+        dict(t5_dropout=True, caption_dropout=0.3, crop="random"),
+        dict(cuda_graphs=True, lean_lora=True, dtype="bfloat16"),
+    ],
+    ids=["plain", "dropout and random crops", "as at full size"],
+)
+def test_stopped_after_any_step_it_ends_the_same(small, change):
+    r = small(**change)
+    train(r)
+    want = result(r)
+    shutil.rmtree(run_dir(r))
+    for k in range(1, 8):
+        train(r, stop_after=k)
+    assert not (run_dir(r) / "done.json").exists()
+    train(r)
+    got = result(r)
+    assert len(want) >= 7 and got.keys() == want.keys()
+    assert [n for n in want if got[n] != want[n]] == []
+
+
+def wait_for_checkpoint(r, step):
     for _ in range(4800):
-        if list((run_dir(r)/"checkpoints").glob(f"step-{step:07d}")): return
-        time.sleep(.05)
+        if list((run_dir(r) / "checkpoints").glob(f"step-{step:07d}")):
+            return
+        time.sleep(0.05)
     raise TimeoutError(f"no checkpoint of step {step} in four minutes")
 
-def test_accelerate_launches_and_passes_on_sigterm(small,folders):
-    "Two CPU processes from the shell, told to stop; one process then takes the run up."
-    r = small(epochs=50.)
-    line = [str(Path(sys.executable).parent/"accelerate"),"launch",
-            *"--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split(),
-            *"-m medart.hldf --dataset skin --data made".split()]
-    options = [x for k,v in (SMALL|dict(epochs=50.)).items() for x in (f"--{k}",str(v))]
-    env = os.environ|dict(ACCELERATE_USE_CPU="yes",OMP_NUM_THREADS="1",MASTER_PORT="29517",TORCH_ELASTIC_SHUTDOWN_TIMEOUT="240")
-    p = subprocess.Popen(line+options,env=env,stdout=subprocess.PIPE,stderr=subprocess.STDOUT,text=True)
-    wait_for_checkpoint(r,2); p.send_signal(signal.SIGTERM); text = p.communicate()[0]
-    newest = sorted((run_dir(r)/"checkpoints").glob("step-*"))[-1]; step = int(newest.name[5:])
-    assert checkpoint_fault(newest)==""
-    assert f"SIGTERM: stopped after step {step} of 200, checkpoint saved. Run the same command again" in text
-    train(r,stop_after=step+1)
-    assert (run_dir(r)/"checkpoints"/f"step-{step+1:07d}").exists()
 
-def test_past_a_damaged_checkpoint_the_run_ends_the_same(small,capsys):
-    r = small(); train(r); want = result(r); shutil.rmtree(run_dir(r)); train(r,stop_after=5)
-    newest = sorted((run_dir(r)/"checkpoints").glob("step-*"))[-1]; f = newest/"adapters.safetensors"; b = f.read_bytes()
-    f.write_bytes(b[:len(b)//2]+bytes([b[len(b)//2]^1])+b[len(b)//2+1:])
-    train(r); said = capsys.readouterr().out
+def test_accelerate_launches_and_passes_on_sigterm(small, folders):
+    "Two CPU processes from the shell, told to stop; one process then takes the run up."
+    r = small(epochs=50.0)
+    line = [
+        str(Path(sys.executable).parent / "accelerate"),
+        "launch",
+        *"--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split(),
+        *"-m medart.hldf --dataset skin --data made".split(),
+    ]
+    options = [
+        x for k, v in (SMALL | dict(epochs=50.0)).items() for x in (f"--{k}", str(v))
+    ]
+    env = os.environ | dict(
+        ACCELERATE_USE_CPU="yes",
+        OMP_NUM_THREADS="1",
+        MASTER_PORT="29517",
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT="240",
+    )
+    p = subprocess.Popen(
+        line + options,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_checkpoint(r, 2)
+    p.send_signal(signal.SIGTERM)
+    text = p.communicate()[0]
+    newest = sorted((run_dir(r) / "checkpoints").glob("step-*"))[-1]
+    step = int(newest.name[5:])
+    assert checkpoint_fault(newest) == ""
+    assert (
+        f"SIGTERM: stopped after step {step} of 200, checkpoint saved. Run the same command again"
+        in text
+    )
+    train(r, stop_after=step + 1)
+    assert (run_dir(r) / "checkpoints" / f"step-{step + 1:07d}").exists()
+
+
+def test_past_a_damaged_checkpoint_the_run_ends_the_same(small, capsys):
+    r = small()
+    train(r)
+    want = result(r)
+    shutil.rmtree(run_dir(r))
+    train(r, stop_after=5)
+    newest = sorted((run_dir(r) / "checkpoints").glob("step-*"))[-1]
+    f = newest / "adapters.safetensors"
+    b = f.read_bytes()
+    f.write_bytes(b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :])
+    train(r)
+    said = capsys.readouterr().out
     assert newest.name in said and "Passing over" in said
-    assert result(r)==want
+    assert result(r) == want
+
 
 def test_checkpoint_of_another_recipe_is_refused_and_kept(small):
-    r,other = small(),small(lr=5e-4); train(r,stop_after=3)
-    run_dir(other).parent.mkdir(exist_ok=True); shutil.copytree(run_dir(r),run_dir(other))
-    with pytest.raises(ValueError,match="another recipe"): train(other)
-    assert len(list((run_dir(other)/"checkpoints").glob("step-*")))==2
+    r, other = small(), small(lr=5e-4)
+    train(r, stop_after=3)
+    run_dir(other).parent.mkdir(exist_ok=True)
+    shutil.copytree(run_dir(r), run_dir(other))
+    with pytest.raises(ValueError, match="another recipe"):
+        train(other)
+    assert len(list((run_dir(other) / "checkpoints").glob("step-*"))) == 2
+
 
 def test_finished_work_is_not_done_again(small):
-    r = small(); train(r); before = {f:f.stat().st_mtime_ns for f in run_dir(r).rglob("*")}
-    train(r); assert {f:f.stat().st_mtime_ns for f in run_dir(r).rglob("*")}==before
+    r = small()
+    train(r)
+    before = {f: f.stat().st_mtime_ns for f in run_dir(r).rglob("*")}
+    train(r)
+    assert {f: f.stat().st_mtime_ns for f in run_dir(r).rglob("*")} == before
 
-def test_unreadable_image_is_set_aside_and_named(small,folders,capsys):
-    r = small(); bad = folders[0]/"made/melanoma/1.png"; bad.write_bytes(bad.read_bytes()[:200]); train(r)
-    assert "1 quarantined" in capsys.readouterr().out and (run_dir(r)/"done.json").exists()
-    out = load_split(r,"train").folder.parent
-    assert with_names(out,"quarantine")[["source","reason"]].values.tolist()==[["melanoma/1.png","truncated"]]
+
+def test_unreadable_image_is_set_aside_and_named(small, folders, capsys):
+    r = small()
+    bad = folders[0] / "made/melanoma/1.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    train(r)
+    assert (
+        "1 quarantined" in capsys.readouterr().out
+        and (run_dir(r) / "done.json").exists()
+    )
+    out = load_split(r, "train").folder.parent
+    assert with_names(out, "quarantine")[["source", "reason"]].values.tolist() == [
+        ["melanoma/1.png", "truncated"]
+    ]
     assert not any("melanoma/1.png" in f.read_text() for f in out.rglob("*.csv"))
 
-def test_wrong_input_is_named(small,folders,monkeypatch):
-    with pytest.raises(FileNotFoundError,match="nowhere"): train(recipe("skin",scale="tiny",data="nowhere"))
+
+def test_wrong_input_is_named(small, folders, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(recipe("skin", scale="tiny", data="nowhere"))
     r = small()
-    (folders[0]/"a file").write_text(""); monkeypatch.setenv("MEDART_OUTPUTS",str(folders[0]/"a file"/"outputs"))
-    with pytest.raises(NotADirectoryError,match="MEDART_OUTPUTS.*is a file"): train(r)
-    monkeypatch.setenv("MEDART_OUTPUTS",str(folders[0]/"made/melanoma"/("x"*300)))
-    with pytest.raises(ValueError,match="MEDART_OUTPUTS.*too long"): train(r)
+    (folders[0] / "a file").write_text("")
+    monkeypatch.setenv("MEDART_OUTPUTS", str(folders[0] / "a file" / "outputs"))
+    with pytest.raises(NotADirectoryError, match="MEDART_OUTPUTS.*is a file"):
+        train(r)
+    monkeypatch.setenv(
+        "MEDART_OUTPUTS", str(folders[0] / "made/melanoma" / ("x" * 300))
+    )
+    with pytest.raises(ValueError, match="MEDART_OUTPUTS.*too long"):
+        train(r)
 
-@pytest.mark.skipif(not Path("/proc/self").exists(),reason="needs a folder that nobody can write to, as Linux has")
-def test_outputs_that_cannot_be_written_are_named(small,monkeypatch):
-    r = small(); monkeypatch.setenv("MEDART_OUTPUTS","/proc/self/outputs")
-    with pytest.raises(PermissionError,match="Set MEDART_OUTPUTS to a folder you may write to"): train(r)
 
-def test_a_run_that_ends_before_its_first_color_loss_says_so(small,capsys):
-    train(small(epochs=1,interval=50),stop_after=1); assert "no color loss" in capsys.readouterr().out
-    train(small(epochs=1,interval=2,seed=1),stop_after=1); assert "no color loss" not in capsys.readouterr().out
-    assert not without_color(small(interval=0),4) and not without_color(small(interval=50,color_at_start=True),4)
-    with pytest.raises(ValueError,match="lr=0"): train(small(lr=0))
-    assert check_steps(small(lr=0,lr_text=1e-4),8) and not check_steps(small(lr=0,epochs=0),8)
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(),
+    reason="needs a folder that nobody can write to, as Linux has",
+)
+def test_outputs_that_cannot_be_written_are_named(small, monkeypatch):
+    r = small()
+    monkeypatch.setenv("MEDART_OUTPUTS", "/proc/self/outputs")
+    with pytest.raises(
+        PermissionError, match="Set MEDART_OUTPUTS to a folder you may write to"
+    ):
+        train(r)
+
+
+def test_a_run_that_ends_before_its_first_color_loss_says_so(small, capsys):
+    train(small(epochs=1, interval=50), stop_after=1)
+    assert "no color loss" in capsys.readouterr().out
+    train(small(epochs=1, interval=2, seed=1), stop_after=1)
+    assert "no color loss" not in capsys.readouterr().out
+    assert not without_color(small(interval=0), 4) and not without_color(
+        small(interval=50, color_at_start=True), 4
+    )
+    with pytest.raises(ValueError, match="lr=0"):
+        train(small(lr=0))
+    assert check_steps(small(lr=0, lr_text=1e-4), 8) and not check_steps(
+        small(lr=0, epochs=0), 8
+    )
+
 
 def test_images_are_the_same_bytes_after_an_interruption(small):
     r = small()
-    with pytest.raises(FileNotFoundError,match="Train first"): generate(r)
-    train(r); folder = generate(r); want = {f.relative_to(folder):f.read_bytes() for f in folder.rglob("*.png")}
-    assert len(want)==4
-    for f in list(folder.rglob("*.png"))[:2]: f.unlink()
-    (folder/"metadata.csv").unlink(); generate(r)
-    assert {f.relative_to(folder):f.read_bytes() for f in folder.rglob("*.png")}==want
+    with pytest.raises(FileNotFoundError, match="Train first"):
+        generate(r)
+    train(r)
+    folder = generate(r)
+    want = {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*.png")}
+    assert len(want) == 4
+    for f in list(folder.rglob("*.png"))[:2]:
+        f.unlink()
+    (folder / "metadata.csv").unlink()
+    generate(r)
+    assert {
+        f.relative_to(folder): f.read_bytes() for f in folder.rglob("*.png")
+    } == want
     about = Image.open(next(folder.rglob("*.png"))).text
-    assert "not for diagnosis" in about["note"] and about["caption"] and about["seed"]=="0"
-    assert json.loads((folder/"key.json").read_text())["gen_steps"]==2 and Path(folder/"metadata.csv").exists()
+    assert (
+        "not for diagnosis" in about["note"]
+        and about["caption"]
+        and about["seed"] == "0"
+    )
+    assert (
+        json.loads((folder / "key.json").read_text())["gen_steps"] == 2
+        and Path(folder / "metadata.csv").exists()
+    )
 
-@pytest.mark.parametrize("bits",[8,4])
-def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(small,bits,caplog):
-    r = small(text_bits=bits); train(r); want = result(r); shutil.rmtree(run_dir(r))
-    for k in (3,8): train(r,stop_after=k)
-    assert result(r)==want
-    up = {k:v for k,v in load_file(run_dir(r)/"text_encoder_lora/adapter_model.safetensors").items() if "lora_B" in k}
-    assert up and all(v.abs().max()>0 for v in up.values())
-    assert len(list(generate(r).rglob("*.png")))==4
-    assert not [m for m in caplog.messages if "will be cast" in m], \
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(
+    small, bits, caplog
+):
+    r = small(text_bits=bits)
+    train(r)
+    want = result(r)
+    shutil.rmtree(run_dir(r))
+    for k in (3, 8):
+        train(r, stop_after=k)
+    assert result(r) == want
+    up = {
+        k: v
+        for k, v in load_file(
+            run_dir(r) / "text_encoder_lora/adapter_model.safetensors"
+        ).items()
+        if "lora_B" in k
+    }
+    assert up and all(v.abs().max() > 0 for v in up.values())
+    assert len(list(generate(r).rglob("*.png"))) == 4
+    assert not [m for m in caplog.messages if "will be cast" in m], (
         "each layer of T5 says at each step that it multiplies in half precision"
+    )
 
-def test_few_bits_want_a_package(small,monkeypatch):
-    monkeypatch.setitem(sys.modules,"bitsandbytes",None)
-    with pytest.raises(ImportError,match=r"\.\[small\].*text_bits=16"): load_model(small(text_bits=4))
+
+def test_few_bits_want_a_package(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"\.\[small\].*text_bits=16"):
+        load_model(small(text_bits=4))
+
 
 # What makes a step fast changes nothing but rounding.
 # (Padding: 06_model; recomputing: 07_sampler; offload, no waiting for the device: 09_hldf.)
 
+
 @pytest.fixture
 def ready(small):
-    r = small(solver_steps=3,dtype="float64",t5_dropout=False); model = shaken(load_model(r)); s = captions_for(r,"train")
-    return r,model,training_set(model,r,s)
+    r = small(solver_steps=3, dtype="float64", t5_dropout=False)
+    model = shaken(load_model(r))
+    s = captions_for(r, "train")
+    return r, model, training_set(model, r, s)
 
-def test_latents_from_disk_are_those_of_the_images(ready,folders):
-    r,model,ts = ready; stored = list((folders[1]/"latents").glob("*.safetensors"))
-    again = training_set(model,r,captions_for(r,"train"))
-    assert len(stored)==1 and list((folders[1]/"latents").glob("*.safetensors"))==stored
-    assert torch.equal(again.moments.mean,ts.moments.mean)
-    with torch.no_grad(): m = model.encode_image(unit(ts.pixels[3][None]))
-    assert (m.mean[0]-ts.moments.mean[3]).abs().max()<1e-12 and (m.std[0]-ts.moments.std[3]).abs().max()<1e-12
-    next(model.vae.parameters()).data.mul_(1.01); training_set(model,r,captions_for(r,"train"))
-    assert len(list((folders[1]/"latents").glob("*.safetensors")))==2
+
+def test_latents_from_disk_are_those_of_the_images(ready, folders):
+    r, model, ts = ready
+    stored = list((folders[1] / "latents").glob("*.safetensors"))
+    again = training_set(model, r, captions_for(r, "train"))
+    assert (
+        len(stored) == 1
+        and list((folders[1] / "latents").glob("*.safetensors")) == stored
+    )
+    assert torch.equal(again.moments.mean, ts.moments.mean)
+    with torch.no_grad():
+        m = model.encode_image(unit(ts.pixels[3][None]))
+    assert (m.mean[0] - ts.moments.mean[3]).abs().max() < 1e-12 and (
+        m.std[0] - ts.moments.std[3]
+    ).abs().max() < 1e-12
+    next(model.vae.parameters()).data.mul_(1.01)
+    training_set(model, r, captions_for(r, "train"))
+    assert len(list((folders[1] / "latents").glob("*.safetensors"))) == 2
+
 
 def test_t5_runs_once_in_a_colour_loss(ready):
-    r,model,ts = ready; t5 = model.text_encoder.base_model.model
-    b,params = draw_batch(model,r,ts,2),list(model.trainable().values())
-    assert count_calls(t5,[model.transformer],lambda: color_gradients(model,r,b,params))==(1,3)
-    assert count_calls(t5,[model.transformer],lambda: color_gradients(model,replace(r,offload=True),b,params))==(2,3)
-    each = torch.autograd.grad(color_loss_encoding_at_each_step(model,r,b)/3,params)
+    r, model, ts = ready
+    t5 = model.text_encoder.base_model.model
+    b, params = draw_batch(model, r, ts, 2), list(model.trainable().values())
+    assert count_calls(
+        t5, [model.transformer], lambda: color_gradients(model, r, b, params)
+    ) == (1, 3)
+    assert count_calls(
+        t5,
+        [model.transformer],
+        lambda: color_gradients(model, replace(r, offload=True), b, params),
+    ) == (2, 3)
+    each = torch.autograd.grad(
+        color_loss_encoding_at_each_step(model, r, b) / 3, params
+    )
     # T5's layer norm and softmax round to single precision
-    assert max((x-y).abs().max().item() for x,y in zip(each,color_gradients(model,r,b,params)[1]))<1e-8
+    assert (
+        max(
+            (x - y).abs().max().item()
+            for x, y in zip(each, color_gradients(model, r, b, params)[1])
+        )
+        < 1e-8
+    )
 
-def color_loss_encoding_at_each_step(model,r,b):
+
+def color_loss_encoding_at_each_step(model, r, b):
     "The same chain with T5 run anew, captions padded to the end and guidance in two passes at every step."
-    sch,z,prev,pad = schedule(model.abar,r.solver_steps),b.noise,None,model.pad_to; model.pad_to = model.max_tokens
+    sch, z, prev, pad = (
+        schedule(model.abar, r.solver_steps),
+        b.noise,
+        None,
+        model.pad_to,
+    )
+    model.pad_to = model.max_tokens
     for i in range(r.solver_steps):
-        t = torch.tensor(sch.t[i]); null,eps = (model.predict(z,t,model.encode_text(texts)) for texts in ([""]*len(z),b.texts))
-        z0 = (z-sch.sigma[i]*(null+r.guidance*(eps-null)))/sch.alpha[i]; z,prev = dpmpp_step(z,z0,prev,sch,i),z0
+        t = torch.tensor(sch.t[i])
+        null, eps = (
+            model.predict(z, t, model.encode_text(texts))
+            for texts in ([""] * len(z), b.texts)
+        )
+        z0 = (z - sch.sigma[i] * (null + r.guidance * (eps - null))) / sch.alpha[i]
+        z, prev = dpmpp_step(z, z0, prev, sch, i), z0
     model.pad_to = pad
-    return color_loss(model.decode(z),b.x())
+    return color_loss(model.decode(z), b.x())
+
 
 def test_larger_batches_are_averages_of_small_ones(ready):
-    r,model,ts = ready; b,params = draw_batch(model,r,ts,2),list(model.trainable().values())
-    halves = [draw_batch(model,r,ts,2,rank,2) for rank in range(2)]
-    assert halves[0].texts+halves[1].texts==b.texts and torch.equal(torch.cat([h.noise for h in halves]),b.noise)
-    for grads in (lambda b: torch.autograd.grad(diffusion_loss(model,r,b),params),lambda b: color_gradients(model,r,b,params)[1]):
-        assert max((w-(x+y)/2).abs().max().item() for w,x,y in zip(grads(b),*map(grads,halves)))<1e-8 # as above
+    r, model, ts = ready
+    b, params = draw_batch(model, r, ts, 2), list(model.trainable().values())
+    halves = [draw_batch(model, r, ts, 2, rank, 2) for rank in range(2)]
+    assert halves[0].texts + halves[1].texts == b.texts and torch.equal(
+        torch.cat([h.noise for h in halves]), b.noise
+    )
+    for grads in (
+        lambda b: torch.autograd.grad(diffusion_loss(model, r, b), params),
+        lambda b: color_gradients(model, r, b, params)[1],
+    ):
+        assert (
+            max(
+                (w - (x + y) / 2).abs().max().item()
+                for w, x, y in zip(grads(b), *map(grads, halves))
+            )
+            < 1e-8
+        )  # as above
+
 
 def test_compiled_blocks_give_the_same_gradients(ready):
-    r,model,ts = ready; b,params = draw_batch(model,r,ts,0),[]
-    dit,t5 = (n.base_model.model for n in (model.transformer,model.text_encoder))
-    for net,name in ((dit,"transformer_blocks"),(t5.encoder,"block")): setattr(net,name,getattr(net,name)[:1])  # one of each kind is enough
-    params = list(model.trainable().values()); grads = lambda: torch.autograd.grad(diffusion_loss(model,r,b),params)
-    programs = lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    plain = grads(); torch._dynamo.reset(); compile_blocks(model,"aot_eager"); before = programs(); same = grads()
-    assert programs()>before
-    assert max((x-y).abs().max().item() for x,y in zip(plain,same))<1e-10
-
-@pytest.mark.parametrize("change",[dict(),dict(color_batch=1),dict(backprop_last_k=2),dict(guidance=1.),dict(lora_text=False),
-                                   dict(lora_transformer=False),dict(min_snr=5.),dict(lean_lora=True,alpha=16)],
-                         ids=lambda c: " ".join(c) or "as it is")
-def test_recorded_steps_have_the_same_gradients(small,change):
-    "On a GPU they are recorded; on a CPU the same functions run as they are."
-    r = small(solver_steps=3,dtype="float64",captions="simple",**change); model = shaken(load_model(r))
-    b = draw_batch(model,r,training_set(model,r,captions_for(r,"train")),2)
+    r, model, ts = ready
+    b, params = draw_batch(model, r, ts, 0), []
+    dit, t5 = (n.base_model.model for n in (model.transformer, model.text_encoder))
+    for net, name in ((dit, "transformer_blocks"), (t5.encoder, "block")):
+        setattr(net, name, getattr(net, name)[:1])  # one of each kind is enough
     params = list(model.trainable().values())
-    for grads in (diffusion_gradients,color_gradients):
-        (x,plain),(y,same) = (grads(model,replace(r,cuda_graphs=on),b,params) for on in (False,True))
-        assert abs((x-y).item())<1e-12 and max((p-q).abs().max().item() for p,q in zip(plain,same))<1e-10
-    assert graphs(model) and not {"predict","read"}&set(vars(model))
-    assert not graphs(copy.deepcopy(model)), "a copy would replay what was recorded of the original"
-    assert not graphs(model.to("cpu")), "what was recorded in one place is replayed in another"
+    grads = lambda: torch.autograd.grad(diffusion_loss(model, r, b), params)
+    programs = lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    plain = grads()
+    torch._dynamo.reset()
+    compile_blocks(model, "aot_eager")
+    before = programs()
+    same = grads()
+    assert programs() > before
+    assert max((x - y).abs().max().item() for x, y in zip(plain, same)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(),
+        dict(color_batch=1),
+        dict(backprop_last_k=2),
+        dict(guidance=1.0),
+        dict(lora_text=False),
+        dict(lora_transformer=False),
+        dict(min_snr=5.0),
+        dict(lean_lora=True, alpha=16),
+    ],
+    ids=lambda c: " ".join(c) or "as it is",
+)
+def test_recorded_steps_have_the_same_gradients(small, change):
+    "On a GPU they are recorded; on a CPU the same functions run as they are."
+    r = small(solver_steps=3, dtype="float64", captions="simple", **change)
+    model = shaken(load_model(r))
+    b = draw_batch(model, r, training_set(model, r, captions_for(r, "train")), 2)
+    params = list(model.trainable().values())
+    for grads in (diffusion_gradients, color_gradients):
+        (x, plain), (y, same) = (
+            grads(model, replace(r, cuda_graphs=on), b, params) for on in (False, True)
+        )
+        assert (
+            abs((x - y).item()) < 1e-12
+            and max((p - q).abs().max().item() for p, q in zip(plain, same)) < 1e-10
+        )
+    assert graphs(model) and not {"predict", "read"} & set(vars(model))
+    assert not graphs(copy.deepcopy(model)), (
+        "a copy would replay what was recorded of the original"
+    )
+    assert not graphs(model.to("cpu")), (
+        "what was recorded in one place is replayed in another"
+    )
+
 
 def test_a_recording_reads_its_inputs_anew_and_gives_copies(monkeypatch):
     "How recordings are kept and used, with a function called again in place of a GPU's replay."
     calls = []
-    def again(f,ins):
-        outs = f(*ins)
-        def replay():
-            for o,y in zip(outs,f(*ins)): o.copy_(y)
-        calls.append([x.shape for x in ins]); return outs,replay
-    monkeypatch.setattr(sampler,"capture",again); monkeypatch.setattr(Graphed,"devices",("cpu",))
-    double = Graphed(lambda x,i: [2*x,i+1]); x = torch.ones(3)
-    one,two = double(x,torch.tensor([1])),double(3*x,torch.tensor([2]))
-    assert one[0].tolist()==[2.]*3 and two[0].tolist()==[6.]*3, "a result is overwritten by the next"
-    assert one[1].item()==2 and two[1].item()==3 and len(calls)==1
-    assert double(torch.ones(4),torch.tensor([1]))[0].shape==(4,)
-    assert double(x.double(),torch.tensor([1]))[0].dtype==torch.float64 and len(calls)==3
-    w,x = torch.nn.Parameter(torch.tensor([2.,3.])),torch.tensor([5.,7.],requires_grad=True)
-    f = Recomputed(lambda x,i: [w*x,i],[w])
-    for _ in range(2):
-        y,i = f(x,torch.tensor([4])); z,_ = f(y,i)  # w*w*x, through the same recording twice
-        gx,gw = torch.autograd.grad(z.sum(),[x,w])
-        assert gx.tolist()==[4.,9.] and gw.tolist()==[20.,42.] and i.item()==4 and not i.requires_grad
-        f.weights = None
-    assert len(calls)==5, "once forwards, once backwards"
-    with torch.no_grad(): assert f(x,torch.tensor([4]))[0].tolist()==[10.,21.]
 
-@pytest.mark.parametrize("change",[dict(offload=True),dict(checkpoint_all=True),dict(t5_dropout=True),dict(text_bits=8)],
-                         ids=lambda c: " ".join(c))
-def test_what_must_not_be_recorded_is_not(small,change):
+    def again(f, ins):
+        outs = f(*ins)
+
+        def replay():
+            for o, y in zip(outs, f(*ins)):
+                o.copy_(y)
+
+        calls.append([x.shape for x in ins])
+        return outs, replay
+
+    monkeypatch.setattr(sampler, "capture", again)
+    monkeypatch.setattr(Graphed, "devices", ("cpu",))
+    double = Graphed(lambda x, i: [2 * x, i + 1])
+    x = torch.ones(3)
+    one, two = double(x, torch.tensor([1])), double(3 * x, torch.tensor([2]))
+    assert one[0].tolist() == [2.0] * 3 and two[0].tolist() == [6.0] * 3, (
+        "a result is overwritten by the next"
+    )
+    assert one[1].item() == 2 and two[1].item() == 3 and len(calls) == 1
+    assert double(torch.ones(4), torch.tensor([1]))[0].shape == (4,)
+    assert (
+        double(x.double(), torch.tensor([1]))[0].dtype == torch.float64
+        and len(calls) == 3
+    )
+    w, x = (
+        torch.nn.Parameter(torch.tensor([2.0, 3.0])),
+        torch.tensor([5.0, 7.0], requires_grad=True),
+    )
+    f = Recomputed(lambda x, i: [w * x, i], [w])
+    for _ in range(2):
+        y, i = f(x, torch.tensor([4]))
+        z, _ = f(y, i)  # w*w*x, through the same recording twice
+        gx, gw = torch.autograd.grad(z.sum(), [x, w])
+        assert (
+            gx.tolist() == [4.0, 9.0]
+            and gw.tolist() == [20.0, 42.0]
+            and i.item() == 4
+            and not i.requires_grad
+        )
+        f.weights = None
+    assert len(calls) == 5, "once forwards, once backwards"
+    with torch.no_grad():
+        assert f(x, torch.tensor([4]))[0].tolist() == [10.0, 21.0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(offload=True),
+        dict(checkpoint_all=True),
+        dict(t5_dropout=True),
+        dict(text_bits=8),
+    ],
+    ids=lambda c: " ".join(c),
+)
+def test_what_must_not_be_recorded_is_not(small, change):
     "T5's dropout is off in a colour loss, which may be recorded all the same."
-    r = small(cuda_graphs=True,captions="simple",color_at_start=True,**change); model = load_model(r)
-    ts = training_set(model,r,captions_for(r,"train"))
-    assert not recorded(r) and recorded(r,event=True)==("t5_dropout" in change)
-    assert recorded(small(cuda_graphs=True)) and recorded(small(cuda_graphs=True,offload=True,lora_text=False))
-    training_step(model,r,draw_batch(model,r,ts,0),make_optimizer(model,r),0,Accelerator())
-    assert {k[0] for k in graphs(model)}==({"predict","read"} if "t5_dropout" in change else set())
+    r = small(cuda_graphs=True, captions="simple", color_at_start=True, **change)
+    model = load_model(r)
+    ts = training_set(model, r, captions_for(r, "train"))
+    assert not recorded(r) and recorded(r, event=True) == ("t5_dropout" in change)
+    assert recorded(small(cuda_graphs=True)) and recorded(
+        small(cuda_graphs=True, offload=True, lora_text=False)
+    )
+    training_step(
+        model,
+        r,
+        draw_batch(model, r, ts, 0),
+        make_optimizer(model, r),
+        0,
+        Accelerator(),
+    )
+    assert {k[0] for k in graphs(model)} == (
+        {"predict", "read"} if "t5_dropout" in change else set()
+    )
+
 
 def test_lean_loras_learn_what_peft_s_do(small):
     "One step of either moves the adapters alike, and each reads what the other has written."
     made = {}
-    for lean in (False,True):
-        out = train(small(lean_lora=lean,captions="simple",alpha=16))
-        made[lean] = {k:v for f in sorted(out.glob("*_lora/adapter_model.safetensors")) for k,v in load_file(f).items()}
-    assert len(made[True])==176 and made[True].keys()==made[False].keys()
-    assert all((made[True][k]-made[False][k]).norm()<1e-3*made[False][k].norm() for k in made[True])
-    models = [load_model(small(lean_lora=lean,captions="simple",alpha=16),adapters=out) for lean in (False,True)]
-    z,t = torch.randn(1,*models[0].latent_shape,generator=rng(0,"z")),torch.tensor(500)
-    seen = [m.predict(z,t,m.encode_text(["a star"])) for m in models]
-    assert (seen[0]-seen[1]).abs().max()<1e-5
+    for lean in (False, True):
+        out = train(small(lean_lora=lean, captions="simple", alpha=16))
+        made[lean] = {
+            k: v
+            for f in sorted(out.glob("*_lora/adapter_model.safetensors"))
+            for k, v in load_file(f).items()
+        }
+    assert len(made[True]) == 176 and made[True].keys() == made[False].keys()
+    assert all(
+        (made[True][k] - made[False][k]).norm() < 1e-3 * made[False][k].norm()
+        for k in made[True]
+    )
+    models = [
+        load_model(small(lean_lora=lean, captions="simple", alpha=16), adapters=out)
+        for lean in (False, True)
+    ]
+    z, t = (
+        torch.randn(1, *models[0].latent_shape, generator=rng(0, "z")),
+        torch.tensor(500),
+    )
+    seen = [m.predict(z, t, m.encode_text(["a star"])) for m in models]
+    assert (seen[0] - seen[1]).abs().max() < 1e-5
     made = []
-    for lean in (False,True):  # the gradients themselves, which AdamW would hide a factor of
-        r = small(lean_lora=lean,captions="simple",alpha=16,dtype="float64"); model = shaken(load_model(r))
-        ts = training_set(model,r,captions_for(r,"train"))
-        made.append(diffusion_gradients(model,r,draw_batch(model,r,ts,0),list(model.trainable().values()))[1])
-    assert max(((x-y).norm()/x.norm()).item() for x,y in zip(*made))<1e-8
+    for lean in (
+        False,
+        True,
+    ):  # the gradients themselves, which AdamW would hide a factor of
+        r = small(lean_lora=lean, captions="simple", alpha=16, dtype="float64")
+        model = shaken(load_model(r))
+        ts = training_set(model, r, captions_for(r, "train"))
+        made.append(
+            diffusion_gradients(
+                model, r, draw_batch(model, r, ts, 0), list(model.trainable().values())
+            )[1]
+        )
+    assert max(((x - y).norm() / x.norm()).item() for x, y in zip(*made)) < 1e-8
+
 
 def test_lean_loras_leave_to_peft_what_they_do_not_know(small):
     "Another adapter, two of them, or none switched on."
-    m = shaken(load_model(small(lean_lora=True))); net = m.transformer
-    x = torch.randn(1,*m.latent_shape,generator=rng(0,"x")),torch.tensor(500),m.encode_text(["a star"])
+    m = shaken(load_model(small(lean_lora=True)))
+    net = m.transformer
+    x = (
+        torch.randn(1, *m.latent_shape, generator=rng(0, "x")),
+        torch.tensor(500),
+        m.encode_text(["a star"]),
+    )
     with torch.no_grad():
         lean = m.predict(*x)
-        with net.disable_adapter(): off = m.predict(*x)
-        net.add_adapter("other",LoraConfig(r=2,target_modules=["to_q"],init_lora_weights=True)); net.set_adapter("other")
+        with net.disable_adapter():
+            off = m.predict(*x)
+        net.add_adapter(
+            "other", LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=True)
+        )
+        net.set_adapter("other")
         other = m.predict(*x)
-        net.base_model.set_adapter(["default","other"]); both = m.predict(*x)
+        net.base_model.set_adapter(["default", "other"])
+        both = m.predict(*x)
         merged = copy.deepcopy(net).merge_and_unload()
-        assert torch.equal(other,off) and (both-lean).abs().max()<1e-5 and (lean-off).abs().max()>1e-3
-        m.transformer = merged; assert (m.predict(*x)-lean).abs().max()<1e-4
+        assert (
+            torch.equal(other, off)
+            and (both - lean).abs().max() < 1e-5
+            and (lean - off).abs().max() > 1e-3
+        )
+        m.transformer = merged
+        assert (m.predict(*x) - lean).abs().max() < 1e-4
+
 
 def test_lean_loras_keep_away_from_dora_and_quantized_weights(small):
-    def kinds(net): return {type(m).__name__ for m in net.modules() if type(m).__module__.startswith(("peft.tuners.lora","medart"))}
-    m = load_model(small(lean_lora=True,dora_text=True))
-    assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder)
-    m = load_model(small(lean_lora=True,text_bits=8))
-    assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(m.text_encoder) and "Linear8bitLt" in kinds(m.text_encoder)
+    def kinds(net):
+        return {
+            type(m).__name__
+            for m in net.modules()
+            if type(m).__module__.startswith(("peft.tuners.lora", "medart"))
+        }
+
+    m = load_model(small(lean_lora=True, dora_text=True))
+    assert "LeanLora" in kinds(m.transformer) and "LeanLora" not in kinds(
+        m.text_encoder
+    )
+    m = load_model(small(lean_lora=True, text_bits=8))
+    assert (
+        "LeanLora" in kinds(m.transformer)
+        and "LeanLora" not in kinds(m.text_encoder)
+        and "Linear8bitLt" in kinds(m.text_encoder)
+    )
+
 
 def test_torch_is_left_as_it_was_found(small):
-    def state(): return (torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled(),
-                         torch.utils.deterministic.fill_uninitialized_memory)
+    def state():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        )
+
     before = state()
-    with pytest.raises(KeyError),deterministic(small(),"cuda"):
-        assert state()==(True,False,False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    with pytest.raises(KeyError), deterministic(small(), "cuda"):
+        assert state() == (True, False, False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
         raise KeyError
-    assert state()==before
+    assert state() == before
     said = "some_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'."
-    with pytest.raises(RuntimeError,match="deterministic=False"),deterministic(small(),"cuda"): raise RuntimeError(said)
-    with pytest.raises(RuntimeError,match="^another$"),deterministic(small(),"cuda"): raise RuntimeError("another")
-    assert state()==before
-    for r,device in ((small(),"cpu"),(small(deterministic=False),"cuda")):
-        with deterministic(r,device): assert state()==before
+    with (
+        pytest.raises(RuntimeError, match="deterministic=False"),
+        deterministic(small(), "cuda"),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="^another$"), deterministic(small(), "cuda"):
+        raise RuntimeError("another")
+    assert state() == before
+    for r, device in ((small(), "cpu"), (small(deterministic=False), "cuda")):
+        with deterministic(r, device):
+            assert state() == before

@@ -3,6 +3,7 @@
 The notebook lies in nbs/ and README.md one folder up, so relative links (images/x.png, 00_core.ipynb, ../data/README.md)
 are rewritten to hold from there. Cells that begin with #| hide stay out.
 """
+
 import posixpath
 import re
 from pathlib import Path
@@ -31,16 +32,26 @@ def relink(text):
 def build(notebook):
     "README text of a notebook."
     nb = nbformat.read(notebook, as_version=4)
-    nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean drops it; code fences want it
-    nb.cells = [cell for cell in nb.cells if cell.cell_type != "raw" and not cell.source.startswith("#| hide")]
+    nb.metadata["language_info"] = {
+        "name": "python"
+    }  # nbdev_clean drops it; code fences want it
+    nb.cells = [
+        cell
+        for cell in nb.cells
+        if cell.cell_type != "raw" and not cell.source.startswith("#| hide")
+    ]
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = relink(cell.source)
     text, resources = MarkdownExporter().from_notebook_node(nb)
     if resources["outputs"]:
-        raise SystemExit("index.ipynb draws an image in a cell: save it under nbs/images/ and link to it instead.")
+        raise SystemExit(
+            "index.ipynb draws an image in a cell: save it under nbs/images/ and link to it instead."
+        )
     return NOTE + text.strip() + "\n"
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(build(ROOT / "nbs" / "index.ipynb"), encoding="utf-8")
+    (ROOT / "README.md").write_text(
+        build(ROOT / "nbs" / "index.ipynb"), encoding="utf-8"
+    )

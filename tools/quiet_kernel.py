@@ -1,4 +1,5 @@
 "Keep this environment's kernel from printing warnings about itself below every papermill command; `make setup` calls it."
+
 import json
 import sys
 from pathlib import Path
