@@ -52,9 +52,9 @@ test: $(READY)
 	$(IN_VENV) pytest -n auto --maxprocesses 4
 
 notebooks: $(READY)
-	$(IN_VENV) nbdev_export
+	$(IN_VENV) nbdev-export
 	$(IN_VENV) for nb in nbs/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
-	$(IN_VENV) nbdev_clean
+	$(IN_VENV) nbdev-clean
 
 readme: $(READY)
 	$(IN_VENV) python tools/build_readme.py

@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 root = Path(__file__).parent
 config = ConfigParser()
@@ -20,7 +20,7 @@ setup(
     license=cfg["license"],
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
-    packages=[cfg["lib_name"]],
+    packages=find_packages(include=[cfg["lib_name"], f"{cfg['lib_name']}.*"]),
     install_requires=cfg["requirements"].split(),
     extras_require={
         extra: cfg[f"{extra}_requirements"].split()

@@ -94,7 +94,7 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize(
-    "command", ["nbdev_export", "nbdev_clean", "python tools/build_readme.py"]
+    "command", ["nbdev-export", "nbdev-clean", "python tools/build_readme.py"]
 )
 def test_generated_files_are_in_step(command, copy):
     before = snapshot(copy)
