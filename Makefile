@@ -8,13 +8,14 @@ IN_VENV := . $(VENV)/bin/activate &&
 export JUPYTER_PATH := $(CURDIR)/$(VENV)/share/jupyter
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test notebooks readme reference clean
+.PHONY: help setup demo test notebooks readme docs reference clean
 
 help:
 	@echo "make demo       train, generate, evaluate, classify and tables at tiny scale: outputs/*.ipynb"
 	@echo "make test       lint, then run every test and every numbered notebook"
 	@echo "make notebooks  write medart/ and re-execute the numbered notebooks in place"
 	@echo "make readme     write README.md from nbs/index.ipynb"
+	@echo "make docs       a site of README and all notebooks, to read and search offline: build/docs"
 	@echo "make reference  renew outputs/reference from your own outputs/tables, figures and benchmark"
 	@echo "make setup      only make the environment in $(VENV), as the others do first"
 	@echo "make clean      remove $(VENV) and caches; data/ and outputs/ stay"
@@ -49,15 +50,19 @@ demo: $(READY)
 
 test: $(READY)
 	$(IN_VENV) ruff check --output-format=concise nbs medart tests tools setup.py
+	$(IN_VENV) ruff format --check --quiet nbs tests tools setup.py
 	$(IN_VENV) pytest -n auto --maxprocesses 4
 
 notebooks: $(READY)
 	$(IN_VENV) nbdev-export
-	$(IN_VENV) for nb in nbs/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(IN_VENV) for nb in nbs/*/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
 	$(IN_VENV) nbdev-clean
 
 readme: $(READY)
 	$(IN_VENV) python tools/build_readme.py
+
+docs: $(READY)
+	$(IN_VENV) python tools/build_docs.py
 
 # No run writes to outputs/reference: what is shown there is copied on purpose, file by file of those it holds.
 reference:

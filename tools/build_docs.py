@@ -1,0 +1,114 @@
+"""Builds the documentation site from the notebooks as they are stored: `make docs`, then open build/docs/_build/html/index.html.
+
+Nothing is executed and nothing is downloaded: the site can be read and searched without a network.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "build" / "docs"
+PARTS = {
+    "course": "The course",
+    "method": "The method",
+    "recipes": "The paper's settings",
+    "data": "Images",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "bundled": "The bundled models",
+    "workflows": "What joins the stages",
+    "core": "Files, seeds and figures",
+}
+CONFIG = {
+    "title": "Med-Art",
+    "author": "Med-Art contributors",
+    "copyright": "",
+    "only_build_toc_files": True,
+    "execute": {"execute_notebooks": "off"},
+    "html": {"use_issues_button": False, "use_repository_button": False},
+    "sphinx": {
+        # MathJax comes from a package, not from a server.
+        "extra_extensions": ["sphinx-mathjax-offline"],
+        "config": {
+            "nb_merge_streams": True,
+            "myst_heading_anchors": 3,
+            # Widgets and equations would otherwise be drawn by programs from elsewhere.
+            "nb_ipywidgets_js": {},
+            "mathjax_path": "mathjax/tex-chtml.js",
+            "myst_update_mathjax": False,
+            # Links to tables and licences lead to files of the repository, which are no pages.
+            "suppress_warnings": [
+                "myst.header",
+                "myst.xref_missing",
+                "mystnb.unknown_mime_type",
+            ],
+        },
+    },
+}
+
+
+def is_run(notebook):
+    "A run has a cell tagged `parameters`."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+
+
+def contents():
+    "The table of contents: README first, then runs, then the packages in the order in which one reads them."
+    nbs = ROOT / "nbs"
+    runs = sorted(path.stem for path in nbs.glob("*.ipynb") if is_run(path))
+    parts = [{"caption": "Runs", "chapters": [{"file": f"nbs/{run}"} for run in runs]}]
+    for folder, caption in PARTS.items():
+        files = sorted((nbs / folder).glob("*.ipynb"))
+        chapters = [{"file": f"nbs/{folder}/{path.stem}"} for path in files]
+        if chapters:
+            parts.append({"caption": caption, "chapters": chapters})
+    about = [{"file": name} for name in ("CONTRIBUTING", "CHANGELOG")]
+    parts = (
+        parts[1:3] + parts[:1] + parts[3:] + [{"caption": "About", "chapters": about}]
+    )
+    return {"format": "jb-book", "root": "README", "parts": parts}
+
+
+def copy_sources():
+    "What the site shows: README, notebooks and the pictures that they link to."
+    shutil.rmtree(BOOK, ignore_errors=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    shown = re.compile(
+        r"(README|CONTRIBUTING|CHANGELOG)\.md$|nbs/|outputs/reference/|data/README"
+    )
+    for name in filter(shown.match, tracked):
+        if (ROOT / name).is_file():
+            (BOOK / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, BOOK / name)
+
+
+def main():
+    copy_sources()
+    (BOOK / "_config.yml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    (BOOK / "_toc.yml").write_text(
+        yaml.safe_dump(contents(), sort_keys=False), encoding="utf-8"
+    )
+    program = Path(sys.executable).parent / "jupyter-book"
+    command = [str(program), "build", "--quiet", str(BOOK)]
+    done = subprocess.run(command, cwd=ROOT)
+    page = BOOK / "_build" / "html" / "README.html"
+    if done.returncode or not page.exists():
+        raise SystemExit("The site was not built: see the messages above.")
+    print(f"Open {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
