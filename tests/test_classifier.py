@@ -279,7 +279,7 @@ def test_the_small_vit_is_built_from_shapes_alone(tmp_path):
     net = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
     again = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
     assert (
-        net.vit.classifier.out_features == 8
+        net.network.classifier.out_features == 8
         and net.key
         == again.key
         != C.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
