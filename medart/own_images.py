@@ -37,11 +37,13 @@ from medart.data import (
 from .generation import color_histograms, real_beside_generated
 from .hldf import loss_figure, read_losses
 from medart.metrics import (
+    DRAWN,
     LEAST,
     color_figure,
     copies_figure,
     evaluate,
     generated_images,
+    learned_from,
     metrics_note,
     metrics_table,
     origin,
@@ -59,6 +61,7 @@ from medart.recipes import (
     class_folder,
     data_path,
     dataset_of,
+    is_drawn,
     read_dataset,
     samples_dir,
 )
@@ -696,6 +699,17 @@ def _sample_parts(r, res, sets):
     ]
 
 
+def _extractor_note(r):  # whose eyes the distances are seen with
+    seen = learned_from(r.extractor)
+    said = f"The distances compare what {Path(r.extractor).name} sees, a network that learned from {seen}."
+    if seen in DRAWN and not is_drawn(r.data):
+        said += (
+            " It has never seen a photograph: numbers close to those of real images "
+            "do not mean that images look real."
+        )
+    return said
+
+
 def _distance_parts(r, res):
     t = metrics_table(res)
     notes = t.pop("note") if "note" in t else pd.Series(dtype=str)
@@ -714,14 +728,7 @@ def _distance_parts(r, res):
         ),
     ]
     parts += [Part("text", x) for x in dict.fromkeys(said)]
-    if r.extractor.startswith("data/tiny/vit-") and not r.data.startswith("phantom/"):
-        parts.append(
-            Part(
-                "text",
-                f"The extractor {Path(r.extractor).name} learned from drawn phantoms and has never seen a "
-                "photograph: numbers close to those of real images do not mean that images look real.",
-            )
-        )
+    parts.append(Part("text", _extractor_note(r)))
     parts += [
         Part("heading", "Class by class"),
         Part(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from medart import classifier as C
 from medart import metrics as M
@@ -322,6 +323,61 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
     assert net.side == 32 and C.predict(net, small.byte()).shape == (4, 2)
     with pytest.raises(FileNotFoundError, match="hf download google/none"):
         C.load_vit("google/none", ("a", "b"))
+
+
+# Where it starts
+
+
+def photographs(folder, n=3):
+    "Noisy images in class folders, which nobody calls phantoms."
+    for split in ("train", "test"):
+        x, y = (t.numpy() for t in vars(blobs(2 * n, len(split))).values())
+        for i, (image, k) in enumerate(zip(x.transpose(0, 2, 3, 1), y)):
+            path = folder / split / "ab"[k] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    told = "modality: dermoscopic\nfeatures: color\ncategories: {a: a, b: b}\n"
+    (folder / "dataset.yaml").write_text(told)
+    return folder
+
+
+def test_the_start_follows_from_the_data(folders, tmp_path):
+    photos = str(photographs(tmp_path / "photos"))
+    real = recipe("mine", scale="tiny", data=photos)
+    drawn = recipe("skin", scale="tiny")
+    paper = recipe("mine", scale="paper", data=photos)
+    assert (real.classifier, real.classifier_lr) == ("efficientnet-lite0", 5e-3)
+    assert (drawn.classifier, drawn.classifier_lr) == ("data/tiny/vit-shapes", 5e-4)
+    assert paper.classifier == "google/vit-base-patch16-224-in21k"
+    auto = recipe("mine", scale="tiny", data=photos, classifier="auto")
+    assert auto == real and classifier_dir(auto) == classifier_dir(real)
+    asked = recipe("skin", scale="tiny", classifier="efficientnet-lite0")
+    assert asked.classifier_lr == 5e-3, "the rate belongs to the start"
+    told = recipe("mine", scale="tiny", data=photos, classifier_lr=0.1)
+    assert told.classifier_lr == 0.1
+
+
+def test_photographs_are_learned_from_features(run):
+    "A last layer on features that are computed once, and the results say so."
+    run = replace(run, classifier="efficientnet-lite0", classifier_lr=5e-3)
+    sets, test, net = C.training_sets(run)
+    assert net.side == 224 and sets["both"].x.shape == (64, 1280)
+    assert test.x.dtype == torch.float32 and C.predict(net, test.x).shape == (24, 8)
+    C.classify(run, seeds=(0,))
+    said = C.classified(run)["start"]
+    assert said.startswith("efficientnet-lite0, pretrained on ImageNet photographs")
+    assert "its last layer is trained" in said
+
+
+def test_the_last_layer_learns_and_is_drawn_with_its_own_seed():
+    net, same = (C.load_vit("efficientnet-lite0", ("a", "b"), seed=3) for _ in "12")
+    other = C.load_vit("efficientnet-lite0", ("a", "b"), seed=4)
+    assert net.key == same.key != other.key
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 1280, generator=g)
+    y = (x[:, 0] > x[:, 1]).long()
+    C.train_classifier(net, x[:80], y[:80], epochs=20, lr=5e-3)
+    assert (C.predict(net, x[:80]).argmax(1) == y[:80].numpy()).mean() > 0.9
 
 
 # A run's row
