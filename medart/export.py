@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['HALVES', 'PIXART_LAYERS', 'PIXART_BLOCK_LAYERS', 'T5_BLOCK_LAYERS', 'OWN_FOLDER', 'FREE', 'HUB_LICENCES',
            'comfyui_layers', 'comfyui_state', 'comfyui_strangers', 'comfyui_fault', 'write_comfyui', 'public',
-           'base_name', 'model_terms', 'data_terms', 'hub_licence', 'load_lines', 'paint_line', 'example_caption',
-           'changed_settings', 'model_card', 'export_fault', 'check_shareable', 'export', 'data_card', 'push_to_hub']
+           'base_name', 'model_terms', 'data_terms', 'hub_licence', 'front_matter', 'markdown_table', 'load_lines',
+           'paint_line', 'caption_source', 'example_caption', 'changed_settings', 'licence_section', 'model_card',
+           'export_fault', 'check_shareable', 'export', 'data_card', 'push_to_hub']
 
 # %% ../nbs/19_export.ipynb #6f383d5e
 import json
@@ -94,13 +95,12 @@ def comfyui_layers(
 ) -> set:  # names, as they stand before .lora_A.weight, .lora_B.weight and .alpha
     "The layers that ComfyUI's loader looks for, of PixArt-alpha and of T5."
     image, text = HALVES.values()
-    inner = [
-        f"transformer_blocks.{i}.{x}"
-        for i in range(blocks)
-        for x in PIXART_BLOCK_LAYERS
-    ]
-    t5 = [f"encoder.block.{i}.{x}" for i in range(t5_blocks) for x in T5_BLOCK_LAYERS]
-    return {image + x for x in (*PIXART_LAYERS, *inner)} | {text + x for x in t5}
+    known = {image + x for x in PIXART_LAYERS}
+    for i in range(blocks):
+        known |= {f"{image}transformer_blocks.{i}.{x}" for x in PIXART_BLOCK_LAYERS}
+    for i in range(t5_blocks):
+        known |= {f"{text}encoder.block.{i}.{x}" for x in T5_BLOCK_LAYERS}
+    return known
 
 # %% ../nbs/19_export.ipynb #872f3444
 def comfyui_state(
@@ -110,9 +110,8 @@ def comfyui_state(
     "Both adapters under the names that ComfyUI looks for."
     state = {}
     for name, prefix in HALVES.items():
-        tensors = (
-            read_adapter(Path(folder) / name) if (Path(folder) / name).is_dir() else {}
-        )
+        part = Path(folder) / name
+        tensors = read_adapter(part) if part.is_dir() else {}
         for key, x in tensors.items():
             layer, half = key.removeprefix("base_model.model.").rsplit(".lora_", 1)
             state[f"{prefix}{layer}.lora_{half}"] = x
@@ -124,24 +123,22 @@ def comfyui_strangers(
     state: dict,  # of `comfyui_state`
 ) -> list:  # names that its loader would pass over
     "What ComfyUI would not read."
-    endings = (".lora_A.weight", ".lora_B.weight", ".alpha")
-    layers = {
-        k: next((k.removesuffix(e) for e in endings if k.endswith(e)), "")
-        for k in state
-    }
-    known = comfyui_layers(
-        *(
-            1 + max(_numbers(state, x), default=-1)
-            for x in ("transformer_blocks", "encoder.block")
-        )
-    )
-    return [k for k, layer in layers.items() if layer not in known]
+    blocks = 1 + max(_numbers(state, "transformer_blocks"), default=-1)
+    t5_blocks = 1 + max(_numbers(state, "encoder.block"), default=-1)
+    known = comfyui_layers(blocks, t5_blocks)
+    return [k for k in state if _layer(k) not in known]
 
 
 def _numbers(names, where):  # of the blocks that names speak of
-    return [
-        int(k.split(f"{where}.")[1].split(".")[0]) for k in names if f"{where}." in k
-    ]
+    behind = [k.split(f"{where}.")[1] for k in names if f"{where}." in k]
+    return [int(x.split(".")[0]) for x in behind]
+
+
+def _layer(name):  # without its ending; empty for an ending that nobody reads
+    for ending in (".lora_A.weight", ".lora_B.weight", ".alpha"):
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return ""
 
 # %% ../nbs/19_export.ipynb #828ab7a5
 def comfyui_fault(
@@ -151,7 +148,10 @@ def comfyui_fault(
     if r.family != "pixart":
         return f"its names for models of family {r.family} have not been checked"
     if r.dora_transformer or r.dora_text:
-        return "it computes DoRA in another way than PEFT (merged=True writes weights that need none)"
+        return (
+            "it computes DoRA in another way than PEFT "
+            "(merged=True writes weights that need none)"
+        )
     return ""
 
 
@@ -167,10 +167,9 @@ def write_comfyui(
             "Leave these layers out of text_targets, or pass comfyui=False."
         )
     about = dict(base=base_name(r), rank=r.rank, alpha=r.alpha, dataset=r.dataset)
+    notes = dict(medart=json.dumps(about, sort_keys=True))
     path = Path(folder) / f"medart-{r.dataset}-comfyui.safetensors"
-    return write_atomic(
-        path, save(state, dict(medart=json.dumps(about, sort_keys=True)))
-    )
+    return write_atomic(path, save(state, notes))
 
 # %% ../nbs/19_export.ipynb #11cf12bd
 OWN_FOLDER = "a folder of one's own"
@@ -181,10 +180,11 @@ def public(
     told: dict,  # settings
 ) -> dict:  # the same, paths on this machine left out
     "Settings as a card may show them."
-    return {
-        k: OWN_FOLDER if k in PATHS and Path(str(v)).is_absolute() else v
-        for k, v in told.items()
-    }
+    return {k: OWN_FOLDER if _is_local(k, v) else v for k, v in told.items()}
+
+
+def _is_local(setting, value):
+    return setting in PATHS and Path(str(value)).is_absolute()
 
 
 def base_name(
@@ -195,24 +195,28 @@ def base_name(
 
 # %% ../nbs/19_export.ipynb #9530b1e0
 FREE = "Apache-2.0"
-"The licence of this project, of its small models and of the phantoms it draws."
+"The license of this project, of its small models and of the phantoms it draws."
 HUB_LICENCES = {
     "CreativeML Open RAIL++-M": "openrail++",
     "CreativeML Open RAIL-M": "creativeml-openrail-m",
 }
-"How the hub abbreviates licences."
+"How the hub abbreviates licenses."
 
 
 def model_terms(
     r: Recipe,  # names a model
 ) -> str:  # a sentence's worth
     "What the base model asks of those who use adapters for it."
-    published = FAMILIES[r.family]["paper"]
-    if base_name(r) in TERMS:
-        return TERMS[base_name(r)]
-    if base_name(r) == FAMILIES[r.family]["tiny"]:
+    name = base_name(r)
+    if name in TERMS:
+        return TERMS[name]
+    if name == FAMILIES[r.family]["tiny"]:
         return FREE
-    return f"those of your base model; the published one of its kind, {published}, is under {TERMS[published]}"
+    published = FAMILIES[r.family]["paper"]
+    return (
+        f"those of your base model; the published one of its kind, {published}, "
+        f"is under {TERMS[published]}"
+    )
 
 # %% ../nbs/19_export.ipynb #41a9b330
 def data_terms(
@@ -226,37 +230,43 @@ def data_terms(
         return f"{FREE}; the images are drawn phantoms and show no patient"
     if r.data != r.dataset:
         return ""
-    said = SOURCES.get(r.dataset, {}).get("text", "").splitlines()
-    return " Or: ".join(x.split(":", 1)[1].strip() for x in said if "Licence:" in x)
+    lines = SOURCES.get(r.dataset, {}).get("text", "").splitlines()
+    said = [x.split(":", 1)[1].strip() for x in lines if "Licence:" in x]
+    return " Or: ".join(said)
 
 
 def hub_licence(
     r: Recipe,  # a run
     licence: str = "",  # of its images
 ) -> str:  # openrail++, apache-2.0, ... or other
-    "The abbreviation of both licences together, where there is one."
+    "The abbreviation of both licenses together, where there is one."
     if not data_terms(r, licence).startswith(FREE):
         return "other"
     terms = model_terms(r)
-    return (
-        FREE.lower()
-        if terms == FREE
-        else HUB_LICENCES.get(terms.split(":")[0], "other")
-    )
+    if terms == FREE:
+        return FREE.lower()
+    return HUB_LICENCES.get(terms.split(":")[0], "other")
 
 # %% ../nbs/19_export.ipynb #f0d5c124
-def _front(about):  # the block of settings at the head of a card, as the hub reads it
-    return (
-        "---\n"
-        + "".join(f"{k}: {json.dumps(v)}\n" for k, v in about.items() if v)
-        + "---\n"
-    )
+def front_matter(
+    about: dict,  # name -> value; empty values are left out
+) -> str:
+    "The block of settings at the head of a card, as the hub reads it."
+    lines = [f"{k}: {json.dumps(v)}\n" for k, v in about.items() if v]
+    return "---\n" + "".join(lines) + "---\n"
 
 
-def _table(head, rows):  # in markdown
+def markdown_table(
+    head: tuple,  # titles of columns
+    rows,  # of cells
+) -> str:
+    "A table, with cells that cannot break it."
     lines = [head, ["---"] * len(head), *rows]
-    clean = lambda x: str(x).replace("|", "/").replace("\n", " ")
-    return "\n".join("| " + " | ".join(map(clean, row)) + " |" for row in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(_cell, x)) + " |" for x in lines) + "\n"
+
+
+def _cell(x):
+    return str(x).replace("|", "/").replace("\n", " ")
 
 
 def _number(x):  # three digits, or nothing
@@ -268,46 +278,47 @@ def load_lines(
     files,  # names of what the folder holds
 ) -> list:  # of Python
     "How the adapters are loaded, without this project."
-    kind = kind_of(r).pipeline
-    if kind is None:
+    where = 'folder = "."  # this folder'
+    if kind_of(r).pipeline is None:
+        net = "DiTTransformer2DModel"
         return [
-            "from diffusers import DiTTransformer2DModel",
-            'folder = "."  # this folder',
-            'net = DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer")',
+            f"from diffusers import {net}",
+            where,
+            f'net = {net}.from_pretrained(folder, subfolder="transformer")',
         ]
+    kind = kind_of(r).pipeline.__name__
     base = base_name(r) if base_name(r) != OWN_FOLDER else "FOLDER-OF-YOUR-BASE-MODEL"
-    head = ["import torch", f"from diffusers import {kind.__name__}"]
-    pipe = [
-        'folder = "."  # this folder',
-        f'pipe = {kind.__name__}.from_pretrained("{base}", dtype=torch.{r.dtype})',
-    ]
+    head = ["import torch", f"from diffusers import {kind}"]
+    pipe = f'pipe = {kind}.from_pretrained("{base}", dtype=torch.{r.dtype})'
     if "pytorch_lora_weights.safetensors" in files:
-        return [*head, *pipe, "pipe.load_lora_weights(folder)"]
-    parts = [
-        (p, n)
-        for p, n in kind_of(r).parts.items()
-        if f"{n}/adapter_config.json" in files
-    ]
+        return [*head, where, pipe, "pipe.load_lora_weights(folder)"]
     puts = [
-        f'pipe.{p} = PeftModel.from_pretrained(pipe.{p}, f"{{folder}}/{n}")'
-        for p, n in parts
+        f'pipe.{part} = PeftModel.from_pretrained(pipe.{part}, f"{{folder}}/{name}")'
+        for part, name in kind_of(r).parts.items()
+        if f"{name}/adapter_config.json" in files
     ]
-    return [*head, "from peft import PeftModel", *pipe, *puts]
+    return [*head, "from peft import PeftModel", where, pipe, *puts]
 
 
 def paint_line(
     r: Recipe,  # a run of a family with a pipeline
 ) -> str:
-    "How an image is painted then."
-    more = f", max_sequence_length={r.max_tokens}, use_resolution_binning=False"
-    return (
-        f"image = pipe(caption, num_inference_steps={r.gen_steps}, "
-        f"guidance_scale={r.gen_guidance:g}, height={r.size}, width={r.size}"
-        f"{more + ', clean_caption=False' if r.family == 'pixart' else ''}).images[0]"
+    "How an image is generated then."
+    how = (
+        f"num_inference_steps={r.gen_steps}, guidance_scale={r.gen_guidance:g}, "
+        f"height={r.size}, width={r.size}"
     )
+    if r.family == "pixart":
+        how += f", max_sequence_length={r.max_tokens}, use_resolution_binning=False"
+        how += ", clean_caption=False"
+    return f"image = pipe(caption, {how}).images[0]"
 
 # %% ../nbs/19_export.ipynb #f7fa7f2c
-def _whose(r, split):  # captions are read
+def caption_source(
+    r: Recipe,  # a run
+    split: str,  # train or test
+) -> str:
+    "Whose captions are read, in words that name no folder of this machine."
     whose = dict(captions_used(r)[["split", "whose"]].values)[split]
     return whose.replace(r.vlm, public(dict(vlm=r.vlm))["vlm"]) if r.vlm else whose
 
@@ -317,7 +328,7 @@ def example_caption(
 ) -> str:
     "A caption as the run was trained on, that may be shown."
     s = captions_for(r, "test")
-    own = _whose(r, "test").endswith("the data set's own")
+    own = caption_source(r, "test").endswith("the data set's own")
     if own and not r.data.startswith("phantom/"):
         return simple_caption(dataset_of(r).modality, category(s.classes[0]))
     return s.texts[0]
@@ -344,37 +355,28 @@ def _loading(r, files):  # the section on loading
     used = ", ".join(f"{p} {version(p)}" for p in ("diffusers", "transformers", "peft"))
     code = "\n".join(lines)
     text = f"## How to load it\n\n```python\n{code}\n```\n\nWritten with {used}.\n"
-    comfy = [f for f in files if f.endswith("-comfyui.safetensors")]
-    return (
-        text
-        + "".join(_COMFY.format(file=f) for f in comfy)
-        + (
-            _MERGED.format(kind=kind.__name__)
-            if "merged/model_index.json" in files
-            else ""
-        )
-    )
+    for file in files:
+        if file.endswith("-comfyui.safetensors"):
+            text += _COMFY.format(file=file)
+    if "merged/model_index.json" in files:
+        text += _MERGED.format(kind=kind.__name__)
+    return text
 
 # %% ../nbs/19_export.ipynb #6ccb8b1d
 def _data_section(r, licence):  # what it learned from
     train, test = (Counter(captions_for(r, s).classes) for s in ("train", "test"))
-    classes = dict.fromkeys([*train, *test])
-    rows = [
-        *((c, train[c], test[c]) for c in classes),
-        ("all", train.total(), test.total()),
-    ]
-    terms = data_terms(r, licence)
-    kind = (
-        "drawn phantoms, no images of patients"
-        if r.data.startswith("phantom/")
-        else f"{dataset_of(r).modality} images"
-    )
+    rows = [(c, train[c], test[c]) for c in dict.fromkeys([*train, *test])]
+    rows.append(("all", train.total(), test.total()))
+    kind = f"{dataset_of(r).modality} images"
+    if r.data.startswith("phantom/"):
+        kind = "drawn phantoms, no images of patients"
     lacking = "not stated; whoever passes this folder on has to state them first"
+    terms = data_terms(r, licence) or lacking
+    table = markdown_table(("class", "training images", "test images"), rows)
     return (
-        f"## What it was trained on\n\nData set {r.dataset}: {kind}. Terms of the "
-        f"images: {terms or lacking}.\n\n"
-        + _table(("class", "training images", "test images"), rows)
-        + f"\nCaptions: {_whose(r, 'train')}.\n"
+        f"## What it was trained on\n\nData set {r.dataset}: {kind}. "
+        f"Terms of the images: {terms}.\n\n{table}"
+        f"\nCaptions: {caption_source(r, 'train')}.\n"
     )
 
 # %% ../nbs/19_export.ipynb #9aac18bc
@@ -385,10 +387,9 @@ def changed_settings(
     own = {} if r.dataset in DATASETS else dict(data=r.data)
     paper = recipe(r.dataset, "medart", "paper", **own)
     here, there = (public(settings(x, "train", "caption")) for x in (r, paper))
-    apart = ("dataset", "data", "seed", "method")
-    return {
-        k: (v, there[k]) for k, v in here.items() if v != there[k] and k not in apart
-    }
+    for name in ("dataset", "data", "seed", "method"):  # said elsewhere
+        del here[name]
+    return {k: (v, there[k]) for k, v in here.items() if v != there[k]}
 
 # %% ../nbs/19_export.ipynb #ae0e6105
 def _settings_section(r, steps):  # how it was trained
@@ -405,14 +406,14 @@ def _settings_section(r, steps):  # how it was trained
     )
     if not rows:
         return text + "All settings are the paper's.\n"
-    return text + (
-        "Settings that differ from the paper's:\n\n"
-        + _table(("setting", "here", "paper"), rows)
-    )
+    table = markdown_table(("setting", "here", "paper"), rows)
+    return text + f"Settings that differ from the paper's:\n\n{table}"
 
 
 def _shown(v):  # a setting in a table
-    return ", ".join(v) if isinstance(v, tuple) else "none" if v in ("", None) else v
+    if isinstance(v, tuple):
+        return ", ".join(v)
+    return "none" if v in ("", None) else v
 
 # %% ../nbs/19_export.ipynb #22415e1b
 _RESULTS = """{about}. {n} generated images against {n_real} real test images. Real
@@ -425,6 +426,15 @@ Spaces:
 Copies of training images: {flagged} of {looked_at} generated images were flagged,
 where {rate:.0%} of independent images would be.
 """
+_COLUMNS = (
+    "measure",
+    "space",
+    "value",
+    "95% interval",
+    "real against real",
+    "untouched base",
+    "note",
+)
 
 
 def _results_section(r):  # how good it is, and beside what
@@ -433,24 +443,15 @@ def _results_section(r):  # how good it is, and beside what
     if fault:
         return f"## How good it is\n\nThere are no numbers that hold: {fault}.\n"
     res = read_record(path)
-    head = (
-        "measure",
-        "space",
-        "value",
-        "95% interval",
-        "real against real",
-        "untouched base",
-        "note",
-    )
-    told = dict(
+    copies = res["copies"]
+    return "## How good it is\n\n" + _RESULTS.format(
         about=res["about"].capitalize(),
-        looked_at=res["copies"]["n"],
-        table=_table(head, map(_result_row, res["rows"])),
+        table=markdown_table(_COLUMNS, map(_result_row, res["rows"])),
         spaces="".join(f"- `{k}`: {v}\n" for k, v in res["spaces"].items()),
+        looked_at=copies["n"],
+        **{k: res[k] for k in ("n", "n_real", "n_floor", "floor")},
+        **{k: copies[k] for k in ("flagged", "rate")},
     )
-    same = {k: res[k] for k in ("n", "n_real", "n_floor", "floor")}
-    copies = {k: res["copies"][k] for k in ("flagged", "rate")}
-    return "## How good it is\n\n" + _RESULTS.format(**told, **same, **copies)
 
 
 def _result_row(x):  # of the table
@@ -492,32 +493,32 @@ passes the files on passes these restrictions on.
 """
 
 
-def _licence_section(r, licence):  # who allows what
+def licence_section(
+    r: Recipe,  # a run
+    licence: str = "",  # of the training images
+) -> str:
+    "Who allows what."
     model, data = model_terms(r), data_terms(r, licence) or "not stated"
     text = _LICENCE.format(base=base_name(r), model=model, data=data)
     return text + (_RAIL if "RAIL" in model else "")
 
 # %% ../nbs/19_export.ipynb #42ca2c4b
 def _front_of(r, licence):  # what the hub reads
-    hub = base_name(r) == FAMILIES[r.family]["paper"]
-    tags = ["medart", "lora", "synthetic-data", "medical", "not-for-diagnosis"]
-    return _front(
-        dict(
-            license=hub_licence(r, licence),
-            base_model=base_name(r) if hub else "",
-            library_name="peft" if kind_of(r).pipeline else "diffusers",
-            pipeline_tag="text-to-image",
-            tags=tags,
-        )
+    published = base_name(r) == FAMILIES[r.family]["paper"]
+    about = dict(
+        license=hub_licence(r, licence),
+        base_model=base_name(r) if published else "",
+        library_name="peft" if kind_of(r).pipeline else "diffusers",
+        pipeline_tag="text-to-image",
+        tags=["medart", "lora", "synthetic-data", "medical", "not-for-diagnosis"],
     )
+    return front_matter(about)
 
 
 def _title(r):
-    what = (
-        f"LoRA adapters for {base_name(r)} (family {r.family})"
-        if kind_of(r).pipeline
-        else "A diffusion transformer"
-    )
+    what = "A diffusion transformer"
+    if kind_of(r).pipeline:
+        what = f"LoRA adapters for {base_name(r)} (family {r.family})"
     return (
         f"# Med-Art: {r.dataset}\n\n{what}, trained with Med-Art's method `{r.method}` "
         f"to paint {dataset_of(r).modality} images from captions.\n"
@@ -531,18 +532,16 @@ def model_card(
 ) -> str:  # markdown
     "What others should know of a run's adapters."
     steps = read_record(run_dir(r) / "done.json").get("steps", 0)
-    use = _USE.format(modality=dataset_of(r).modality)
-    return "\n".join(
-        (
-            _front_of(r, licence) + _title(r),
-            _loading(r, files),
-            _data_section(r, licence),
-            _settings_section(r, steps),
-            _results_section(r),
-            use,
-            _licence_section(r, licence),
-        )
+    sections = (
+        _front_of(r, licence) + _title(r),
+        _loading(r, files),
+        _data_section(r, licence),
+        _settings_section(r, steps),
+        _results_section(r),
+        _USE.format(modality=dataset_of(r).modality),
+        licence_section(r, licence),
     )
+    return "\n".join(sections)
 
 # %% ../nbs/19_export.ipynb #1f39a1ed
 def export_fault(
@@ -572,10 +571,9 @@ def _refuse_foreign(folder):
 
 # %% ../nbs/19_export.ipynb #62e5f2a1
 @contextmanager
-def _in_place(
-    folder, tag
-):  # yields an empty folder that takes this one's place when it is complete
-    part, old = (folder.with_name(f".{folder.name}.{tag}.{x}") for x in ("part", "old"))
+def _in_place(folder, tag):  # yields an empty folder that takes this one's place
+    part = folder.with_name(f".{folder.name}.{tag}.part")
+    old = folder.with_name(f".{folder.name}.{tag}.old")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -592,12 +590,11 @@ def _in_place(
 
 # %% ../nbs/19_export.ipynb #59e59e08
 def _forget_origin(folder):  # in every configuration below
+    names = {"_name_or_path", "name_or_path"}
     for f in Path(folder).rglob("*.json"):
         c = json.loads(f.read_text(encoding="utf-8"))
-        if isinstance(c, dict) and c.keys() & {"_name_or_path", "name_or_path"}:
-            c = {
-                k: v for k, v in c.items() if k not in ("_name_or_path", "name_or_path")
-            }
+        if isinstance(c, dict) and c.keys() & names:
+            c = {k: v for k, v in c.items() if k not in names}
             write_atomic(f, json.dumps(c, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -607,16 +604,13 @@ def _write_merged(r, folder):
     _forget_origin(folder)
 
 
-def _copy_adapters(
-    r, to
-):  # the files that training wrote and noted; the base model's name goes into PEFT's description
+def _copy_adapters(r, to):
     for name in read_record(run_dir(r) / "done.json")["files"]:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run_dir(r) / name, to / name)
         if Path(name).name == "adapter_config.json" and base_name(r) != OWN_FOLDER:
-            c = json.loads((to / name).read_text()) | dict(
-                base_model_name_or_path=base_name(r)
-            )
+            c = json.loads((to / name).read_text())
+            c["base_model_name_or_path"] = base_name(r)
             write_atomic(to / name, json.dumps(c, indent=1, sort_keys=True) + "\n")
 
 # %% ../nbs/19_export.ipynb #c6043980
@@ -626,8 +620,8 @@ def check_shareable(
     "Refuse a run that there is nothing to share of."
     if not r.epochs:
         raise ValueError(
-            f"method={r.method} is the untouched model: there is nothing that training changed. "
-            "Share another method's run."
+            f"method={r.method} is the untouched model: there is nothing that training "
+            "changed. Share another method's run."
         )
     check_trained(r, captions_key(captions_for(r, "train")))
 
@@ -643,29 +637,30 @@ def export(
     check_shareable(r)
     folder = Path(folder or run_dir(r) / "share").expanduser().resolve()
     _refuse_foreign(folder)
-    with (
-        alone(run_dir(r), "export"),
-        _in_place(folder, stable_hash(str(run_dir(r)))[:12]) as new,
-    ):
+    tag = stable_hash(str(run_dir(r)))[:12]
+    with alone(run_dir(r), "export"), _in_place(folder, tag) as new:
         _copy_adapters(r, new)
         if comfyui and not comfyui_fault(r):
             write_comfyui(r, new)
         if merged:
             _write_merged(r, new / "merged")
         write_atomic(new / "README.md", model_card(r, files_below(new), licence))
-        read = {"the adapters": read_record(run_dir(r) / "done.json")["key"]}
-        write_record(
-            new / "export.json",
-            read,
-            sorted(files_below(new)),
-            dataset=r.dataset,
-            method=r.method,
-            base_model=base_name(r),
-            rank=r.rank,
-            alpha=r.alpha,
-            data_licence=data_terms(r, licence),
-        )
+        _write_export_record(r, new, licence)
     return folder
+
+
+def _write_export_record(r, folder, licence):
+    write_record(
+        folder / "export.json",
+        {"the adapters": read_record(run_dir(r) / "done.json")["key"]},
+        sorted(files_below(folder)),
+        dataset=r.dataset,
+        method=r.method,
+        base_model=base_name(r),
+        rank=r.rank,
+        alpha=r.alpha,
+        data_licence=data_terms(r, licence),
+    )
 
 # %% ../nbs/19_export.ipynb #164b0c43
 def _painted(folder):  # the record of a finished set of images, or an error
@@ -673,7 +668,8 @@ def _painted(folder):  # the record of a finished set of images, or an error
     fault = record_fault(folder / "key.json", {})
     if fault or "metadata.csv" not in record["files"]:
         raise ValueError(
-            f"{folder} cannot be described: {fault or 'painting was not finished'}. Run generate again."
+            f"{folder} cannot be described: {fault or 'painting was not finished'}. "
+            "Run generate again."
         )
     return record
 
@@ -702,7 +698,7 @@ def _whose_captions(r, table):  # of a set
     if set(table["class"]) == {"prompt"}:
         return "prompts of one's own"
     split = "test" if r.gen_split == "test" else "train"
-    return f"gen_split={r.gen_split}; {_whose(r, split)}"
+    return f"gen_split={r.gen_split}; {caption_source(r, split)}"
 
 
 def _set_facts(r, record, table, said):  # one line each
@@ -723,35 +719,33 @@ def _set_facts(r, record, table, said):  # one line each
 
 
 def _set_card(r, record, table, said, licence):  # of a finished set
-    front = _front(
-        dict(
-            license=hub_licence(r, licence),
-            pretty_name=f"Med-Art: synthetic {r.dataset}",
-            task_categories=["text-to-image", "image-classification"],
-            tags=["synthetic", "medical", "not-for-diagnosis"],
-        )
+    front = dict(
+        license=hub_licence(r, licence),
+        pretty_name=f"Med-Art: synthetic {r.dataset}",
+        task_categories=["text-to-image", "image-classification"],
+        tags=["synthetic", "medical", "not-for-diagnosis"],
     )
     facts = _set_facts(r, record, table, said).items()
     counts = Counter(table["class"]).items()
     body = _SET.format(
         modality=dataset_of(r).modality,
-        facts=_table(("", ""), facts),
-        counts=_table(("class", "images"), counts),
+        facts=markdown_table(("", ""), facts),
+        counts=markdown_table(("class", "images"), counts),
     )
-    return front + body + _licence_section(r, licence)
+    return front_matter(front) + body + licence_section(r, licence)
 
 # %% ../nbs/19_export.ipynb #a362c2ba
 def data_card(
     folder,  # of generated images, as `generate` leaves it below its run
-    licence: str = "",  # of the images that the model was trained on, where they are your own
+    licence: str = "",  # of the training images, where they are your own
 ) -> Path:  # README.md
     "Write a card beside the images' metadata.csv; another README.md is set aside."
     folder = Path(folder)
     record = _painted(folder)
     if not (folder.parent / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder.parent.name} holds no config.json: a set of images is described where generate "
-            "wrote it, below its run. Copy the folder afterwards."
+            f"{folder.parent.name} holds no config.json: a set of images is described "
+            "where generate wrote it, below its run. Copy the folder afterwards."
         )
     r = load_recipe(folder.parent)
     r = replace(r, **{k: v for k, v in record.items() if k in settings(r, "generate")})
@@ -759,9 +753,8 @@ def data_card(
     text = _set_card(r, record, table, _says(folder, table.file_name[0]), licence)
     card = folder / "README.md"
     if card.exists() and card.read_text(encoding="utf-8") != text:
-        print(
-            f"Another README.md was there; it is kept as {shareable(set_aside(card, folder))}."
-        )
+        kept = shareable(set_aside(card, folder))
+        print(f"Another README.md was there; it is kept as {kept}.")
     return write_atomic(card, text)
 
 # %% ../nbs/19_export.ipynb #c0e64ca4
@@ -783,8 +776,9 @@ def push_to_hub(
         )
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(
-            f"HF_HUB_OFFLINE forbids to reach the Hugging Face hub, so {name} is not uploaded. Unset it, "
-            "or copy the folder to a machine with a network and run `hf upload` there."
+            f"HF_HUB_OFFLINE forbids to reach the Hugging Face hub, so {name} is not "
+            "uploaded. Unset it, or copy the folder to a machine with a network and run "
+            "`hf upload` there."
         )
     return _upload(folder, name, private)
 
@@ -806,10 +800,10 @@ def _upload_error(name, error):
         )
     if isinstance(error, HfHubHTTPError):
         return PermissionError(
-            f"The Hugging Face hub refused {name}: run `hf auth login` with a token that may write, "
-            f"and check the account's name. {said}"
+            f"The Hugging Face hub refused {name}: run `hf auth login` with a token that "
+            f"may write, and check the account's name. {said}"
         )
     return ConnectionError(
-        f"{name} was not uploaded. The folder itself is complete: try again later, or run `hf upload` "
-        f"on another machine. {said}"
+        f"{name} was not uploaded. The folder itself is complete: try again later, or "
+        f"run `hf upload` on another machine. {said}"
     )

@@ -326,7 +326,7 @@ def test_the_card_says_what_others_must_know(shared):
         'license: "other"',
     ):
         assert words in card, words
-    paper = E._licence_section(recipe("kvasir", scale="paper"), "")
+    paper = E.licence_section(recipe("kvasir", scale="paper"), "")
     assert (
         "Open RAIL++-M" in paper
         and "use restrictions" in paper
