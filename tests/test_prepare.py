@@ -594,12 +594,12 @@ def test_killed_at_any_step_and_run_again_gives_the_same_bytes(
         return step
 
     for name in (
-        "_store",
-        "_link",
+        "store_file",
+        "link_file",
         "write_atomic",
         "write_record",
-        "_write_private",
-        "_remember",
+        "write_private",
+        "remember_sides",
         "tidy",
     ):
         monkeypatch.setattr(data, name, counted(getattr(data, name)))
@@ -656,7 +656,7 @@ def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(
     monkeypatch.setattr(
         Path, "write_bytes", failing(real, lambda p, b: real(p, b[: len(b) // 2]))
     )
-    for name in ("write_atomic", "_write_private"):
+    for name in ("write_atomic", "write_private"):
         half = lambda p, s: real(
             Path(p).with_name(f".{Path(p).name}.1.part"), s.encode()[:9]
         )
