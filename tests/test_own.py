@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from PIL import Image
 
+from medart import own_images
 from medart.own_images import (
     captions_note,
     cropping,
@@ -20,7 +22,7 @@ from medart.own_images import (
     limits_of,
     own_command,
     own_name,
-    Part,
+    ReportPart,
     proposal,
     write_html,
     write_pdf,
@@ -186,8 +188,6 @@ def test_the_report_is_a_pdf_too_where_that_can_be_made(done):
 
 
 def test_too_few_images_for_a_number_still_end_in_a_report(done, monkeypatch):
-    from medart import own_images
-
     r = the_run(done)
     monkeypatch.setattr(own_images, "LEAST", 13)
     assert "12 images, and 13 are needed" in own_images.evaluate_own(r).measured[0]
@@ -350,8 +350,8 @@ def test_simple_captions_are_explained(tmp_path):
 
 def test_a_report_escapes_and_hides(tmp_path):
     parts = [
-        Part("title", "a <b>"),
-        Part(
+        ReportPart("title", "a <b>"),
+        ReportPart(
             "table",
             pd.DataFrame(
                 dict(x=["<script>", f"{tmp_path}/secret/a.png"], y=[0.5, None])
@@ -369,8 +369,80 @@ def test_a_report_escapes_and_hides(tmp_path):
 
 def test_without_the_library_that_sets_pdf_it_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fpdf", None)
-    assert write_pdf([Part("title", "x")], tmp_path / "a.pdf") is None
+    assert write_pdf([ReportPart("title", "x")], tmp_path / "a.pdf") is None
     assert "fpdf2" in capsys.readouterr().out and not (tmp_path / "a.pdf").exists()
+
+
+def a_font(path, signs):
+    "A font that has these signs alone, each a square."
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    for move, at in zip(("moveTo", "lineTo", "lineTo"), ((0, 0), (0, 700), (700, 700))):
+        getattr(pen, move)(at)
+    pen.closePath()
+    names = [".notdef", *(f"u{ord(c):X}" for c in signs)]
+    font = FontBuilder(1000)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(c): f"u{ord(c):X}" for c in signs})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (800, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable(dict(familyName="Signs", styleName="Regular"))
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+    return str(path)
+
+
+SKIN_CANCER = "皮膚癌"
+
+
+def chart():
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots()
+    ax.barh([SKIN_CANCER, "nevus"], [1, 2])
+    ax.set_title(SKIN_CANCER)
+    return fig
+
+
+def test_signs_that_no_font_has_are_spelled_out_and_it_is_said(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(own_images, "findSystemFonts", lambda **_: [])
+    fig = chart()
+    picture = own_images.png_bytes(fig)
+    labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert labels == ["[U+76AE][U+819A][U+764C]", "nevus"]
+    assert fig.axes[0].get_title() == labels[0]
+    parts = [
+        ReportPart("title", SKIN_CANCER),
+        ReportPart("table", pd.DataFrame({SKIN_CANCER: ["x"]})),
+        ReportPart("figure", picture, SKIN_CANCER),
+    ]
+    with warnings.catch_warnings(record=True) as warned:
+        assert write_pdf(parts, tmp_path / "a.pdf").is_file()
+    assert not [w for w in warned if "glyph" in str(w.message).lower()]
+    assert "Noto Sans CJK" in capsys.readouterr().out
+    assert SKIN_CANCER in write_html(parts, tmp_path / "a.html").read_text("utf-8")
+
+
+def test_a_font_that_has_the_signs_is_used(tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "a.ttf"
+    broken.write_bytes(b"no font")
+    fonts = [str(broken), a_font(tmp_path / "b.ttf", SKIN_CANCER)]
+    monkeypatch.setattr(own_images, "findSystemFonts", lambda **_: fonts)
+    assert own_images.font_for(set(SKIN_CANCER)) == fonts[1]
+    assert own_images.font_for(set(SKIN_CANCER + "肺")) == ""
+    fig = chart()
+    with warnings.catch_warnings(record=True) as warned:
+        own_images.png_bytes(fig)
+    assert not [w for w in warned if "missing from font" in str(w.message)]
+    assert fig.axes[0].get_title() == SKIN_CANCER
+    write_pdf([ReportPart("text", SKIN_CANCER)], tmp_path / "a.pdf")
+    assert capsys.readouterr().out == ""
 
 
 def test_the_command_holds_no_folder_of_this_machine(folders, tmp_path):
