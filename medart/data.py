@@ -310,7 +310,7 @@ def unpack(
     return folder
 
 # %% ../nbs/03_data.ipynb #3adb6cf5
-SOURCES = dict(
+SOURCES = dict(  # where images can be had, and under which terms
     kvasir=dict(
         url="https://datasets.simula.no/downloads/kvasir/kvasir-dataset-v2.zip",
         text="Kvasir v2 (8,000 endoscopic images, 2.3 GB): download {url}\n"
@@ -333,7 +333,6 @@ SOURCES = dict(
         "(2018).",
     ),
 )
-"Where images can be had, and under which terms."
 
 # %% ../nbs/03_data.ipynb #3bbe5cd4
 def how_to_get(
@@ -370,14 +369,10 @@ def get_source(
 
 # %% ../nbs/03_data.ipynb #2955d229
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-"What counts as an image file."
 TABLES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson", ".json", ".txt")
-"What may be a table."
-SHEETS = (".xls", ".xlsx", ".xlsm", ".ods")
-"Tables that must be saved as text first."
+SHEETS = (".xls", ".xlsx", ".xlsm", ".ods")  # to be saved as text first
 _NOTES = tuple(".md .yaml .yml .zip .html .pdf .db .ini .lock .part".split())
-BESIDE = (*TABLES, *SHEETS, *_NOTES)
-"What may lie beside images and is none."
+BESIDE = (*TABLES, *SHEETS, *_NOTES)  # what lies beside images and is none
 
 # %% ../nbs/03_data.ipynb #9d5f1108
 def _closed(e):  # a folder that may not be opened can hold a whole class
@@ -519,7 +514,7 @@ def _column(name):
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-CALLED = dict(
+CALLED = dict(  # kind of column -> its usual names
     file="file_name file filename path image_id isic_id image image_name img img_id "
     "id_code image_file image_path img_path file_path image_index video_file "
     "img_name".split(),
@@ -533,8 +528,6 @@ CALLED = dict(
     kind=["image_type"],
     split=["split", "partition"],
 )
-"What columns are called."
-
 _KNOWN = {_column(name) for names in CALLED.values() for name in names}
 
 # %% ../nbs/03_data.ipynb #bb976028
@@ -726,7 +719,7 @@ def ties_of(
     return ["\n".join(x) for x in ties], told
 
 # %% ../nbs/03_data.ipynb #cc4757d8
-SPLITS = dict(
+SPLITS = dict(  # what the parts of a split are called
     train="train",
     training="train",
     test="test",
@@ -736,7 +729,6 @@ SPLITS = dict(
     validation="val",
     dev="val",
 )
-"What the parts of a split are called."
 
 # %% ../nbs/03_data.ipynb #9ef723c1
 def split_column(
@@ -778,7 +770,7 @@ def _names(names, cls):
     return {label_key(n): cls for n in names.split(", ")}
 
 # %% ../nbs/03_data.ipynb #484fbbd4
-LABELS = dict(
+LABELS = dict(  # what the ISIC Archive and HAM10000 call the paper's classes
     skin=_names(
         "nv, nevus, melanocytic nevus, nevus nos junctional, nevus nos compound, "
         "nevus nos dermal",
@@ -802,16 +794,14 @@ LABELS = dict(
     | _names("ak, akiec, solar or actinic keratosis", "actinic_keratosis")
     | _names("bkl, pigmented benign keratosis", "benign_keratosis")
 )
-"What the ISIC Archive and HAM10000 call the paper's classes."
 
 # %% ../nbs/03_data.ipynb #4a871153
-STAND_INS = dict(
+STAND_INS = dict(  # labels that do not quite mean what the paper's class means
     bkl="HAM10000's bkl mixes seborrheic keratoses, solar lentigines and "
     "lichen-planus-like keratoses: kept as benign_keratosis, not a class of the paper",
     akiec="HAM10000's akiec mixes actinic keratoses and Bowen's disease: taken as "
     "actinic_keratosis",
 )
-"Labels that do not quite mean what the paper's class means."
 
 # %% ../nbs/03_data.ipynb #e3330bd0
 def known_labels(
@@ -920,12 +910,15 @@ _NO_CLASS = re.compile(
 def _informative(paths):  # tuples of folders -> the same without what says nothing
     while min(map(len, paths)) > 1 and len({p[0] for p in paths}) == 1:
         paths = [p[1:] for p in paths]
-    bare = [tuple(x for x in p if x.lower() not in _WRAPPERS) or p[-1:] for p in paths]
+    bare = []
+    for p in paths:
+        telling = tuple(x for x in p if x.lower() not in _WRAPPERS)
+        bare.append(telling or p[-1:])
     depth = set(map(len, bare))
     if depth == {1} or len(depth) > 1:
         return bare
-    keep = [i for i in range(min(depth)) if len({p[i] for p in bare}) > 1]
-    return [tuple(p[i] for i in keep) for p in bare]
+    varied = [names for names in zip(*bare) if len(set(names)) > 1]
+    return list(zip(*varied)) if varied else [p[-1:] for p in bare]
 
 # %% ../nbs/03_data.ipynb #c25705d9
 def _several_levels(left):  # the error where the class could be any of them
@@ -1934,14 +1927,16 @@ def copies_in(
     near: int,  # bits in which copies may differ
 ) -> list:  # (i, j, bits): rows that show the same
     "Pairs of copies, exact ones with 0 bits first."
-    first = {}
+    first, exact = {}, []
     for i, c in enumerate(t.content):
+        if c in first:
+            exact.append((first[c], i, 0))
         first.setdefault(c, i)
-    exact = [(first[c], i, 0) for i, c in enumerate(t.content) if first[c] != i]
     single = [i for i in first.values() if t["print"].iloc[i]]
     marks = bytes.fromhex("".join(t["print"].iloc[single]))
     prints = np.frombuffer(marks, np.uint64).reshape(-1, 8, 4)
-    return exact + [(single[i], single[j], b) for i, j, b in near_pairs(prints, near)]
+    looks = near_pairs(prints, near)
+    return exact + [(single[i], single[j], bits) for i, j, bits in looks]
 
 # %% ../nbs/03_data.ipynb #d57c74c0
 def bytes_hash(
@@ -1951,8 +1946,7 @@ def bytes_hash(
     return hashlib.sha256(data).hexdigest()
 
 # %% ../nbs/03_data.ipynb #ce950691
-STORED = 946_684_800
-"The date of every stored file, 1 January 2000, in seconds since 1970."
+STORED = 946_684_800  # 1 January 2000, in seconds since 1970
 
 
 def intact(
@@ -1995,13 +1989,11 @@ def link_file(
 
 # %% ../nbs/03_data.ipynb #db22dbc5
 LOCAL = "local-source-names.jsonl"
-"The one file of a prepared folder that names the files it was made from."
 
-WARNING = dict(
+WARNING = dict(  # its first line
     local="The names of your own files and patients are in this file and in no other "
     "of this folder. Keep it to yourself: the images can be used without it."
 )
-"Its first line."
 
 
 def open_private(path, flags) -> int:  # a file descriptor
@@ -2047,7 +2039,7 @@ def write_private(
 # %% ../nbs/03_data.ipynb #e75728ec
 CHECKS = 2  # counts changes to what follows; a new number looks at everything again
 
-FINDING = dict(
+FINDING = dict(  # of one file; nothing found yet
     file="",
     checks=CHECKS,
     bytes=-1,
@@ -2063,7 +2055,6 @@ FINDING = dict(
     stored=0,
     kept="",
 )
-"What is noted of a file; `stored` and `kept` are bytes and SHA-256 of the clean image."
 
 # %% ../nbs/03_data.ipynb #2d110025
 def _told(e):  # an error without the path that its text may hold
@@ -2331,8 +2322,8 @@ def split_groups(
     return ["test" if g in test else "train" for g in groups]
 
 # %% ../nbs/03_data.ipynb #4ab6965b
+# what images are called in train/ and test/
 PLACED = re.compile(r"([0-9a-f]{16})(-\d+)?\.(jpg|png)")
-"What images are called in train/ and test/."
 
 
 def known_sides(
@@ -2381,14 +2372,18 @@ def past_images(
     t: pd.DataFrame,  # images that are there now
 ) -> pd.DataFrame:  # `content`, `print`, `group`, `side`
     "Images that had a side and are not there now."
-    log = [x for x in read_log(out / LOCAL) if x.get("group") and x.get("sha256")]
-    tied = {x["sha256"][:16]: x["group"] for x in log}
-    gone = sorted(set(sides) - set(t.content))
-    rows = [(c, prints.get(c, ""), tied.get(c, ""), sides[c]) for c in gone]
-    return pd.DataFrame(rows, columns=["content", "print", "group", "side"], dtype=str)
+    tied = {}
+    for x in read_log(out / LOCAL):
+        if x.get("group") and x.get("sha256"):
+            tied[x["sha256"][:16]] = x["group"]
+    rows = []
+    for c in sorted(set(sides) - set(t.content)):
+        rows.append((c, prints.get(c, ""), tied.get(c, ""), sides[c]))
+    columns = ["content", "print", "group", "side"]
+    return pd.DataFrame(rows, columns=columns, dtype=str)
 
 # %% ../nbs/03_data.ipynb #35441f94
-LEFT_OUT = dict(
+LEFT_OUT = dict(  # why images that are fine are not used: reason and detail
     given=(
         "in test too",
         "a copy of a test image, or of the same lesion or patient, in a split that "
@@ -2404,7 +2399,6 @@ LEFT_OUT = dict(
         "on either side the test would see what was trained on",
     ),
 )
-"Why images that are fine are not used: reason and detail."
 
 # %% ../nbs/03_data.ipynb #5b8deff7
 def _grouped(rows, ties, pairs):  # row -> its group's number, with these rows only
