@@ -70,7 +70,9 @@ from medart.model import (
     LeanLora,
     Model,
     Moments,
+    add_loras,
     cat_cond,
+    fuse_loras,
     shaken,
     vae_batch,
 )
@@ -140,7 +142,11 @@ def bench_model(
     tokenizer = AutoTokenizer.from_pretrained(
         locate("data/tiny/pixart"), subfolder="tokenizer"
     )
-    return Model(*nets, tokenizer, ABAR, r.max_tokens, r.pad_to).adapt(r).to(device)
+    model = Model(*nets, tokenizer, ABAR, r.max_tokens, r.pad_to)
+    add_loras(model, r)
+    if r.lean_lora:
+        fuse_loras(model)
+    return model.to(device)
 
 # %% ../nbs/17_benchmarks.ipynb #430b29b4
 def bench_set(

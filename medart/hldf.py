@@ -76,6 +76,7 @@ from medart.model import (
     kind_of,
     load_model,
     put,
+    save_adapters,
     unflat,
     vae_batch,
 )
@@ -1248,7 +1249,7 @@ def _finish(out, model, r, log, steps, key):
     )
     why = divergence(log.rows, model.trainable().values())
     if not why:
-        model.save(out)
+        save_adapters(model, out)
     device = (
         torch.cuda.get_device_name(model.device)
         if model.device.type == "cuda"

@@ -24,7 +24,7 @@ from medart.hldf import (
     train,
     training_set,
 )
-from medart.model import Moments, load_base, load_model, shaken
+from medart.model import Moments, load_base, load_model, save_adapters, shaken
 from medart.recipes import FAMILIES, METHODS, locate, recipe, run_dir
 from medart.simplify import captions_for
 
@@ -103,7 +103,7 @@ def test_stopped_and_continued_it_ends_the_same_and_paints(made, weights, method
 def adapted(r, folder):
     "A model whose LoRAs change something, saved to a folder."
     model = shaken(load_model(r), 0.05)
-    return model, model.save(folder)
+    return model, save_adapters(model, folder)
 
 
 def seen(net, run):

@@ -32,7 +32,15 @@ from medart.export import (
 from medart.generation import generate, paint
 from medart.hldf import train
 from medart.metrics import evaluate, results_path
-from medart.model import PIXART_512, T5_XXL, load_base, load_model, lora_config, shaken
+from medart.model import (
+    PIXART_512,
+    T5_XXL,
+    load_base,
+    load_model,
+    lora_config,
+    save_adapters,
+    shaken,
+)
 from medart.recipes import DIT_TARGETS, METHODS, locate, recipe, run_dir
 from medart.simplify import captions_for, captions_key
 from medart.weights import files_below
@@ -58,7 +66,7 @@ def trained(r):
     train(r)
     key = captions_key(captions_for(r, "train"))
     model = shaken(load_model(r), 0.03)
-    model.save(run_dir(r))
+    save_adapters(model, run_dir(r))
     old = read_record(run_dir(r) / "done.json")
     write_record(
         run_dir(r) / "done.json", old["read"], sorted(old["files"]), steps=old["steps"]

@@ -19,7 +19,7 @@ from medart import generation as G
 from medart.core import file_hash, read_record, rng, write_record
 from medart.data import load_split
 from medart.hldf import train
-from medart.model import load_model
+from medart.model import load_model, save_adapters
 from medart.phantom import write_phantoms
 from medart.recipes import DATASETS, METHODS, recipe, run_dir, samples_dir
 from medart.simplify import captions_for
@@ -36,7 +36,7 @@ def adapted(r):
     model = load_model(r, adapters=run_dir(r))
     for name, p in model.trainable().items():
         p.data.normal_(0, 0.05, generator=rng(0, name))
-    model.save(run_dir(r))
+    save_adapters(model, run_dir(r))
     done = read_record(run_dir(r) / "done.json")
     about = {k: v for k, v in done.items() if k not in ("read", "files", "key", "seal")}
     write_record(run_dir(r) / "done.json", done["read"], done["files"], **about)

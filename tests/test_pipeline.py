@@ -7,7 +7,7 @@ from peft import PeftModel
 
 from medart.core import rng
 from medart.generation import paint
-from medart.model import load_model, merge_and_save, shaken
+from medart.model import load_model, merge_and_save, save_adapters, shaken
 from medart.recipes import locate, recipe
 
 R = recipe("skin", scale="tiny", gen_steps=8)
@@ -21,7 +21,7 @@ CAPTIONS = [
 def adapted(tmp_path_factory):
     "A model whose LoRAs change something, and the folder they were saved to."
     model = shaken(load_model(R), 0.03)
-    return model, model.save(tmp_path_factory.mktemp("run"))
+    return model, save_adapters(model, tmp_path_factory.mktemp("run"))
 
 
 def stock(pipe, z):
@@ -102,7 +102,7 @@ def test_merged_pipeline_paints_the_same(adapted, tmp_path):
 
 def test_saved_adapters_are_the_same_bytes_and_name_no_folder(adapted, tmp_path):
     model, folder = adapted
-    again = load_model(R, adapters=folder).save(tmp_path)
+    again = save_adapters(load_model(R, adapters=folder), tmp_path)
     for f in ("transformer_lora", "text_encoder_lora"):
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             assert (again / f / name).read_bytes() == (folder / f / name).read_bytes()
