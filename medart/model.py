@@ -117,6 +117,12 @@ class Moments:
     def sample(self, noise: Tensor):
         return self.mean + self.std * noise
 
+# %% ../nbs/06_model.ipynb #26c5459f
+# transformers is renaming what we do not use by name; nothing follows from it
+warnings.filterwarnings(
+    "ignore", message=".*gradient_checkpointing.*", category=FutureWarning
+)
+
 # %% ../nbs/06_model.ipynb #7b10ac14
 class Model:
     "PixArt-alpha: a transformer, an autoencoder, a T5 encoder and its tokenizer. https://arxiv.org/abs/2310.00426"
