@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASIDE_WORDS', 'PHRASES', 'SAID', 'Whole', 'SayAll', 'findings', 'asides', 'full_caption', 'cased_unigram',
-           'vlm_processor', 'tiny_vlm', 'views_of', 'turned', 'ticks', 'sharpen', 'Eye', 'see', 'lesson', 'prompt_ids',
-           'train_vlm', 'save_vlm', 'said', 'truth_table', 'truth_figure', 'truthfulness', 'build_vlm',
+           'vlm_processor', 'tiny_vlm', 'views_of', 'turned', 'prompt_ids', 'said', 'truth_table', 'truth_figure',
+           'truthfulness', 'ticks', 'sharpen', 'Eye', 'see', 'lesson', 'train_vlm', 'save_vlm', 'build_vlm',
            'simplifier_tokenizer', 'tiny_simplifier', 'shortened', 'simplifier_pairs', 'swapped', 'train_simplifier',
            'faithfulness', 'build_simplifier']
 
@@ -328,104 +328,6 @@ def turned(
         1,
     )
 
-# %% ../nbs/16_describers.ipynb #75400f6b
-def ticks(
-    people: list,  # Phantoms
-) -> tuple:  # names of attribute values, and a (n,k) table of zeros and ones
-    "Which attribute values each phantom has."
-    has = [
-        {f"{k}={v}" for k, v in asdict(p).items() if k != "modality"} for p in people
-    ]
-    names = sorted({t for h in has for t in h})
-    return names, torch.tensor([[float(t in h) for t in names] for h in has])
-
-# %% ../nbs/16_describers.ipynb #008db92d
-@torch.no_grad()
-def sharpen(
-    vlm,  # its patch embedding is set in place
-    views: torch.Tensor,  # uint8 (n,5,3,32,32)
-    floor: float = 1e-3,  # variance below which a direction counts as noise
-) -> None:
-    "Let each channel of the patch embedding start as one principal component of patches, all of them equally loud."
-    e = vlm.model.vision_tower.embeddings
-    side = e.patch_size
-    x = (
-        F.unfold(views.flatten(0, 1)[::7] / 127.5 - 1, side, stride=side)
-        .transpose(1, 2)
-        .flatten(0, 1)
-    )
-    variance, axes = torch.linalg.eigh(x.T.cov())
-    w = (axes / (variance + floor).sqrt()).T.flip(0)[: e.embed_dim]
-    e.patch_embedding.weight.copy_(w.view_as(e.patch_embedding.weight))
-    e.position_embedding.weight[1:] -= w @ x.mean(0)
-
-# %% ../nbs/16_describers.ipynb #b32d6f0b
-class Eye(torch.nn.Module):
-    "The vision tower and a layer that reads attributes from its patches."
-
-    def __init__(self, vlm, n):
-        super().__init__()
-        self.tower, self.read = (
-            vlm.model.vision_tower,
-            torch.nn.Linear(vlm.config.vision_config.hidden_size * 2, n),
-        )
-
-    def forward(self, views):  # (n,5,3,32,32) in -1..1 -> (n,k)
-        h = (
-            self.tower(views.flatten(0, 1), output_hidden_states=True)
-            .hidden_states[-1][:, 1:]
-            .mean(1)
-            .unflatten(0, views.shape[:2])
-        )
-        return self.read(torch.cat([h[:, 0], h[:, 1:].mean(1)], -1))
-
-# %% ../nbs/16_describers.ipynb #e5ef657a
-def see(
-    vlm,  # its tower is trained in place
-    views: torch.Tensor,  # uint8 (n,5,3,32,32)
-    people: list,  # n Phantoms
-    steps: int,  # updates
-    batch: int = 64,  # pictures each
-    seed: int = 0,  # of everything drawn
-) -> list:  # losses
-    "First lesson: tick attributes."
-    names, table = ticks(people)
-    eye = Eye(vlm, len(names))
-
-    def loss_of(step):
-        g = rng(seed, "see", step)
-        i = torch.randint(len(views), (batch,), generator=g)
-        k = torch.randint(8, (1,), generator=g).item()
-        return F.binary_cross_entropy_with_logits(
-            eye(turned(views[i] / 127.5 - 1, k % 4, k > 3)), table[i]
-        )
-
-    return fit(eye, loss_of, steps, lr=1e-3, warmup=50, ema=0.99, desc="eyes")
-
-# %% ../nbs/16_describers.ipynb #494cc147
-def lesson(
-    processor,  # LlavaNextProcessor
-    prompts: dict,  # (dataset, class) -> token ids of the question, image tokens among them
-    who: list,  # n pairs (dataset, class)
-    captions: list,  # n texts
-) -> dict:  # input_ids, attention_mask, labels, padded on the left
-    "A batch of conversations, the caption's tokens being the labels."
-    tok = processor.tokenizer
-    answers = [
-        ids + [tok.eos_token_id]
-        for ids in tok(captions, add_special_tokens=False).input_ids
-    ]
-    rows = [
-        (prompts[w] + a, [-100] * len(prompts[w]) + a) for w, a in zip(who, answers)
-    ]
-    n = max(len(r) for r, _ in rows)
-    pad = lambda xs, v: torch.tensor([[v] * (n - len(x)) + x for x in xs])
-    return dict(
-        input_ids=pad([r for r, _ in rows], tok.pad_token_id),
-        attention_mask=pad([[1] * len(r) for r, _ in rows], 0),
-        labels=pad([l for _, l in rows], -100),
-    )
-
 # %% ../nbs/16_describers.ipynb #3caaa27f
 def prompt_ids(
     processor,  # LlavaNextProcessor
@@ -440,100 +342,6 @@ def prompt_ids(
         tokenize=True,
         return_dict=True,
     )["input_ids"][0]
-
-# %% ../nbs/16_describers.ipynb #8b56f695
-def train_vlm(
-    each: int = 600,  # phantoms of each of the sixteen classes
-    see_steps: int = 900,  # updates of the first lesson
-    steps: int = 900,  # updates of the second, on brief captions
-    more: tuple = (500, 500),  # updates of the third, on full ones, in rounds
-    batch: int = 48,  # pictures each
-    wordy: float = 0.5,  # share of lessons whose captions have asides
-    seed: int = 0,  # of everything drawn
-) -> tuple:  # LlavaNextForConditionalGeneration, its processor, losses of the lessons
-    "Train the small VLM from nothing."
-    torch.manual_seed(seed)
-    processor = vlm_processor()
-    vlm = tiny_vlm(processor)
-    study = feature_phantoms(DATASETS, each)
-    views, people = (
-        views_of(processor, [x for _, _, x, _ in study]),
-        [p for *_, p in study],
-    )
-    sharpen(vlm, views)
-    seen = see(vlm, views, people, see_steps, seed=seed)
-    prompts = {(d, c): prompt_ids(processor, d, c) for d, c in {s[:2] for s in study}}
-    size, often = (
-        torch.full((batch, 2), 64),
-        torch.tensor(
-            [2.0 if p.feature in ("bump", "bed", "streaks") else 1.0 for p in people]
-        ),
-    )
-
-    def loss_of(step, brief):
-        g = rng(seed, "vlm" if brief else "vlm, full", step)
-        i = (
-            torch.randint(len(study), (batch,), generator=g)
-            if brief
-            else torch.multinomial(often, batch, True, generator=g)
-        ).tolist()
-        k = torch.randint(8, (1,), generator=g).item()
-        talk = (
-            torch.rand(1, generator=g).item() < wordy
-        )  # the same for all, so that none is mostly padding
-        told = lesson(
-            processor,
-            prompts,
-            [study[j][:2] for j in i],
-            [full_caption(people[j], talk, brief) for j in i],
-        )
-        return vlm(
-            **told,
-            pixel_values=turned(views[i] / 127.5 - 1, k % 4, k > 3),
-            image_sizes=size,
-            use_cache=False,
-        ).loss
-
-    losses = fit(
-        vlm,
-        lambda step: loss_of(step, True),
-        steps,
-        lr=1.5e-3,
-        warmup=100,
-        ema=0.99,
-        desc="small VLM",
-    )
-    last = [
-        l
-        for k, n in enumerate(more)
-        for l in fit(
-            vlm,
-            lambda step: loss_of(sum(more[:k]) + step, False),
-            n,
-            lr=1e-3,
-            warmup=50,
-            ema=0.99,
-            desc=f"small VLM, full captions {k}",
-        )
-    ]
-    return (
-        vlm.eval(),
-        processor,
-        {"eyes": seen, "brief captions": losses, "full captions": last},
-    )
-
-# %% ../nbs/16_describers.ipynb #821ed1bc
-def save_vlm(
-    vlm,
-    processor,  # of `train_vlm`
-    folder,  # where to write
-) -> Path:
-    "Write the VLM in half precision, as a Hugging Face folder."
-    unmark(folder)
-    save_pretrained(vlm.half(), folder)
-    vlm.float()
-    save_pretrained(processor, folder)
-    return Path(folder)
 
 # %% ../nbs/16_describers.ipynb #74c82422
 _COLOR = r"((?:dark |pale )?(?:" + "|".join(BRIGHT) + "))"
@@ -715,6 +523,198 @@ def truthfulness(
         [exam[j][:2] for j in good],
     )
     return table, len(left) / len(exam), texts
+
+# %% ../nbs/16_describers.ipynb #75400f6b
+def ticks(
+    people: list,  # Phantoms
+) -> tuple:  # names of attribute values, and a (n,k) table of zeros and ones
+    "Which attribute values each phantom has."
+    has = [
+        {f"{k}={v}" for k, v in asdict(p).items() if k != "modality"} for p in people
+    ]
+    names = sorted({t for h in has for t in h})
+    return names, torch.tensor([[float(t in h) for t in names] for h in has])
+
+# %% ../nbs/16_describers.ipynb #008db92d
+@torch.no_grad()
+def sharpen(
+    vlm,  # its patch embedding is set in place
+    views: torch.Tensor,  # uint8 (n,5,3,32,32)
+    floor: float = 1e-3,  # variance below which a direction counts as noise
+) -> None:
+    "Let each channel of the patch embedding start as one principal component of patches, all of them equally loud."
+    e = vlm.model.vision_tower.embeddings
+    side = e.patch_size
+    x = (
+        F.unfold(views.flatten(0, 1)[::7] / 127.5 - 1, side, stride=side)
+        .transpose(1, 2)
+        .flatten(0, 1)
+    )
+    variance, axes = torch.linalg.eigh(x.T.cov())
+    w = (axes / (variance + floor).sqrt()).T.flip(0)[: e.embed_dim]
+    e.patch_embedding.weight.copy_(w.view_as(e.patch_embedding.weight))
+    e.position_embedding.weight[1:] -= w @ x.mean(0)
+
+# %% ../nbs/16_describers.ipynb #b32d6f0b
+class Eye(torch.nn.Module):
+    "The vision tower and a layer that reads attributes from its patches."
+
+    def __init__(self, vlm, n):
+        super().__init__()
+        self.tower, self.read = (
+            vlm.model.vision_tower,
+            torch.nn.Linear(vlm.config.vision_config.hidden_size * 2, n),
+        )
+
+    def forward(self, views):  # (n,5,3,32,32) in -1..1 -> (n,k)
+        h = (
+            self.tower(views.flatten(0, 1), output_hidden_states=True)
+            .hidden_states[-1][:, 1:]
+            .mean(1)
+            .unflatten(0, views.shape[:2])
+        )
+        return self.read(torch.cat([h[:, 0], h[:, 1:].mean(1)], -1))
+
+# %% ../nbs/16_describers.ipynb #e5ef657a
+def see(
+    vlm,  # its tower is trained in place
+    views: torch.Tensor,  # uint8 (n,5,3,32,32)
+    people: list,  # n Phantoms
+    steps: int,  # updates
+    batch: int = 64,  # pictures each
+    seed: int = 0,  # of everything drawn
+) -> list:  # losses
+    "First lesson: tick attributes."
+    names, table = ticks(people)
+    eye = Eye(vlm, len(names))
+
+    def loss_of(step):
+        g = rng(seed, "see", step)
+        i = torch.randint(len(views), (batch,), generator=g)
+        k = torch.randint(8, (1,), generator=g).item()
+        return F.binary_cross_entropy_with_logits(
+            eye(turned(views[i] / 127.5 - 1, k % 4, k > 3)), table[i]
+        )
+
+    return fit(eye, loss_of, steps, lr=1e-3, warmup=50, ema=0.99, desc="eyes")
+
+# %% ../nbs/16_describers.ipynb #494cc147
+def lesson(
+    processor,  # LlavaNextProcessor
+    prompts: dict,  # (dataset, class) -> token ids of the question, image tokens among them
+    who: list,  # n pairs (dataset, class)
+    captions: list,  # n texts
+) -> dict:  # input_ids, attention_mask, labels, padded on the left
+    "A batch of conversations, the caption's tokens being the labels."
+    tok = processor.tokenizer
+    answers = [
+        ids + [tok.eos_token_id]
+        for ids in tok(captions, add_special_tokens=False).input_ids
+    ]
+    rows = [
+        (prompts[w] + a, [-100] * len(prompts[w]) + a) for w, a in zip(who, answers)
+    ]
+    n = max(len(r) for r, _ in rows)
+    pad = lambda xs, v: torch.tensor([[v] * (n - len(x)) + x for x in xs])
+    return dict(
+        input_ids=pad([r for r, _ in rows], tok.pad_token_id),
+        attention_mask=pad([[1] * len(r) for r, _ in rows], 0),
+        labels=pad([l for _, l in rows], -100),
+    )
+
+# %% ../nbs/16_describers.ipynb #8b56f695
+def train_vlm(
+    each: int = 600,  # phantoms of each of the sixteen classes
+    see_steps: int = 900,  # updates of the first lesson
+    steps: int = 900,  # updates of the second, on brief captions
+    more: tuple = (500, 500),  # updates of the third, on full ones, in rounds
+    batch: int = 48,  # pictures each
+    wordy: float = 0.5,  # share of lessons whose captions have asides
+    seed: int = 0,  # of everything drawn
+) -> tuple:  # LlavaNextForConditionalGeneration, its processor, losses of the lessons
+    "Train the small VLM from nothing."
+    torch.manual_seed(seed)
+    processor = vlm_processor()
+    vlm = tiny_vlm(processor)
+    study = feature_phantoms(DATASETS, each)
+    views, people = (
+        views_of(processor, [x for _, _, x, _ in study]),
+        [p for *_, p in study],
+    )
+    sharpen(vlm, views)
+    seen = see(vlm, views, people, see_steps, seed=seed)
+    prompts = {(d, c): prompt_ids(processor, d, c) for d, c in {s[:2] for s in study}}
+    size, often = (
+        torch.full((batch, 2), 64),
+        torch.tensor(
+            [2.0 if p.feature in ("bump", "bed", "streaks") else 1.0 for p in people]
+        ),
+    )
+
+    def loss_of(step, brief):
+        g = rng(seed, "vlm" if brief else "vlm, full", step)
+        i = (
+            torch.randint(len(study), (batch,), generator=g)
+            if brief
+            else torch.multinomial(often, batch, True, generator=g)
+        ).tolist()
+        k = torch.randint(8, (1,), generator=g).item()
+        talk = (
+            torch.rand(1, generator=g).item() < wordy
+        )  # the same for all, so that none is mostly padding
+        told = lesson(
+            processor,
+            prompts,
+            [study[j][:2] for j in i],
+            [full_caption(people[j], talk, brief) for j in i],
+        )
+        return vlm(
+            **told,
+            pixel_values=turned(views[i] / 127.5 - 1, k % 4, k > 3),
+            image_sizes=size,
+            use_cache=False,
+        ).loss
+
+    losses = fit(
+        vlm,
+        lambda step: loss_of(step, True),
+        steps,
+        lr=1.5e-3,
+        warmup=100,
+        ema=0.99,
+        desc="small VLM",
+    )
+    last = [
+        l
+        for k, n in enumerate(more)
+        for l in fit(
+            vlm,
+            lambda step: loss_of(sum(more[:k]) + step, False),
+            n,
+            lr=1e-3,
+            warmup=50,
+            ema=0.99,
+            desc=f"small VLM, full captions {k}",
+        )
+    ]
+    return (
+        vlm.eval(),
+        processor,
+        {"eyes": seen, "brief captions": losses, "full captions": last},
+    )
+
+# %% ../nbs/16_describers.ipynb #821ed1bc
+def save_vlm(
+    vlm,
+    processor,  # of `train_vlm`
+    folder,  # where to write
+) -> Path:
+    "Write the VLM in half precision, as a Hugging Face folder."
+    unmark(folder)
+    save_pretrained(vlm.half(), folder)
+    vlm.float()
+    save_pretrained(processor, folder)
+    return Path(folder)
 
 # %% ../nbs/16_describers.ipynb #001930e9
 def build_vlm(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'PROMPT_FILES', 'PROMPT_COLUMNS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'token_limit',
            'text_limits', 'check_limit', 'reading', 'unknown_words', 'check_known', 'limits', 'cut_at_sentence',
-           'cut_to_fit', 'Simplifier', 'load_simplifier', 'shortening_fault', 'shorten_captions', 'write_captions',
-           'captions_fault', 'read_captions', 'looked_at_once', 'captions_for', 'only_simple', 'captions_used',
-           'captions_key', 'main', 'length_figure', 'paths', 'samples_figure', 'looks_like_path', 'read_prompts',
+           'cut_to_fit', 'Simplifier', 'load_simplifier', 'shortening_fault', 'length_figure', 'captions_fault',
+           'read_captions', 'looked_at_once', 'captions_for', 'only_simple', 'captions_used', 'captions_key',
+           'shorten_captions', 'write_captions', 'main', 'paths', 'samples_figure', 'looks_like_path', 'read_prompts',
            'told_prompts']
 
 # %% ../nbs/05_simplify.ipynb #966789c2
@@ -323,67 +323,33 @@ def shortening_fault(
         return "invents"
     return "short" if tokens < least else "long" if tokens > most else ""
 
-# %% ../nbs/05_simplify.ipynb #158db4b2
-def shorten_captions(
-    r: Recipe,  # limits and T5
-    table: pd.DataFrame,  # file_name, class, simple, text
-    store,  # folder that keeps what is done
-) -> (
-    pd.DataFrame
-):  # text within the limit; new columns vsg, path, fault, tokens_before, tokens
-    "Bring every caption within the limit and record how."
-    before = reading(r, table.text)
-    t = table.assign(
-        vsg=table.text, path="kept", fault="", tokens_before=before.tokens.values
-    )
-    long = t[(before.cut > 0).values].set_index("file_name")
-    base = weights_key(r.simplifier) if len(long) else ""
-    keys = {
-        f: stable_hash([base, r.dtype, limits(r), text, simple])
-        for f, text, simple in zip(long.index, long.text, long.simple)
-    }
-    done = fill_store(
-        store,
-        keys,
-        r.caption_block,
-        lambda device: load_simplifier(r, device),
-        lambda t5, names: [
-            dict(text=x) for x in t5.shorten([long.text[n] for n in names])
-        ],
-        f"shortening {r.dataset}",
-    )
-    short = {f: d["text"] for f, d in done.items()}
-    n = dict(zip(short, reading(r, short.values()).tokens))
-    fault = {
-        f: shortening_fault(short[f], long.text[f], long.simple[f], n[f], r)
-        for f in short
-    }
-    final = {f: cut_to_fit(r, long.text[f]) if fault[f] else short[f] for f in short}
-    t = t.assign(
-        text=[final.get(f, x) for f, x in zip(t.file_name, t.text)],
-        fault=[fault.get(f, "") for f in t.file_name],
-        path=[
-            p if f not in fault else "cut" if fault[f] else "t5"
-            for f, p in zip(t.file_name, t.path)
-        ],
-    )
-    return t.assign(tokens=reading(r, t.text).tokens.values)
+# %% ../nbs/05_simplify.ipynb #c85c5c58
+def length_figure(
+    tables: dict,  # name -> table of finished captions
+    r: Recipe,  # for the limit
+):  # figure
+    "How many tokens captions have, before and after, against the limit."
+    import matplotlib.pyplot as plt
+    import seaborn as sns
 
-# %% ../nbs/05_simplify.ipynb #238b5cd1
-def write_captions(
-    r: Recipe,  # everything
-    split: str,  # train or test
-) -> pd.DataFrame:  # the split's captions
-    "Caption the images of a split, bring the captions within the limit, and write metadata.csv. Run again to continue, or to find the work done."
-    r, state = captions_recipe(r), processes()
-    folder = captions_dir(r) / split
-    with alone(folder, "caption") if state.is_main_process else nullcontext():
-        table = shorten_captions(r, caption_images(r, split), folder / "shortened")
-        if state.is_main_process:
-            write_atomic(folder / "metadata.csv", table.to_csv(index=False))
-            write_record(folder / "captions.json", {}, ["metadata.csv"])
-        state.wait_for_everyone()
-    return table
+    d, most = pd.concat(tables.values()), captions_recipe(r).max_tokens
+    bins = range((most + 1) % 2, int(max(d.tokens_before.max(), most)) + 4, 2)
+    fig, axs = plt.subplots(
+        2, 1, figsize=(5, 3.2), layout="constrained", sharex=True, sharey=True
+    )
+    for ax, n, word, color in zip(
+        axs,
+        (d.tokens_before, d.tokens),
+        ("as the VLM wrote them", "after simplification"),
+        ("#d55e00", "#0072b2"),
+    ):
+        sns.histplot(x=n, bins=bins, ax=ax, color=color, lw=0)
+        ax.axvline(most + 1, c="k", ls="--", lw=1)
+        ax.set(ylabel="captions", xlabel="T5 tokens")
+        ax.set_title(f"{word}: {(n > most).mean():.1%} beyond {most}", fontsize=9)
+    sns.despine(fig)
+    plt.close(fig)
+    return fig
 
 # %% ../nbs/05_simplify.ipynb #6dcba96e
 def captions_fault(
@@ -510,6 +476,68 @@ def captions_key(
     "Changes when an image is added, or a caption reads otherwise."
     return stable_hash([s.files, s.texts])
 
+# %% ../nbs/05_simplify.ipynb #158db4b2
+def shorten_captions(
+    r: Recipe,  # limits and T5
+    table: pd.DataFrame,  # file_name, class, simple, text
+    store,  # folder that keeps what is done
+) -> (
+    pd.DataFrame
+):  # text within the limit; new columns vsg, path, fault, tokens_before, tokens
+    "Bring every caption within the limit and record how."
+    before = reading(r, table.text)
+    t = table.assign(
+        vsg=table.text, path="kept", fault="", tokens_before=before.tokens.values
+    )
+    long = t[(before.cut > 0).values].set_index("file_name")
+    base = weights_key(r.simplifier) if len(long) else ""
+    keys = {
+        f: stable_hash([base, r.dtype, limits(r), text, simple])
+        for f, text, simple in zip(long.index, long.text, long.simple)
+    }
+    done = fill_store(
+        store,
+        keys,
+        r.caption_block,
+        lambda device: load_simplifier(r, device),
+        lambda t5, names: [
+            dict(text=x) for x in t5.shorten([long.text[n] for n in names])
+        ],
+        f"shortening {r.dataset}",
+    )
+    short = {f: d["text"] for f, d in done.items()}
+    n = dict(zip(short, reading(r, short.values()).tokens))
+    fault = {
+        f: shortening_fault(short[f], long.text[f], long.simple[f], n[f], r)
+        for f in short
+    }
+    final = {f: cut_to_fit(r, long.text[f]) if fault[f] else short[f] for f in short}
+    t = t.assign(
+        text=[final.get(f, x) for f, x in zip(t.file_name, t.text)],
+        fault=[fault.get(f, "") for f in t.file_name],
+        path=[
+            p if f not in fault else "cut" if fault[f] else "t5"
+            for f, p in zip(t.file_name, t.path)
+        ],
+    )
+    return t.assign(tokens=reading(r, t.text).tokens.values)
+
+# %% ../nbs/05_simplify.ipynb #238b5cd1
+def write_captions(
+    r: Recipe,  # everything
+    split: str,  # train or test
+) -> pd.DataFrame:  # the split's captions
+    "Caption the images of a split, bring the captions within the limit, and write metadata.csv. Run again to continue, or to find the work done."
+    r, state = captions_recipe(r), processes()
+    folder = captions_dir(r) / split
+    with alone(folder, "caption") if state.is_main_process else nullcontext():
+        table = shorten_captions(r, caption_images(r, split), folder / "shortened")
+        if state.is_main_process:
+            write_atomic(folder / "metadata.csv", table.to_csv(index=False))
+            write_record(folder / "captions.json", {}, ["metadata.csv"])
+        state.wait_for_everyone()
+    return table
+
 # %% ../nbs/05_simplify.ipynb #6bd95f42
 def main(
     args=None,  # of the command line
@@ -526,34 +554,6 @@ def main(
 
 if __name__ == "__main__" and "__file__" in globals():
     main()
-
-# %% ../nbs/05_simplify.ipynb #c85c5c58
-def length_figure(
-    tables: dict,  # name -> table of finished captions
-    r: Recipe,  # for the limit
-):  # figure
-    "How many tokens captions have, before and after, against the limit."
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    d, most = pd.concat(tables.values()), captions_recipe(r).max_tokens
-    bins = range((most + 1) % 2, int(max(d.tokens_before.max(), most)) + 4, 2)
-    fig, axs = plt.subplots(
-        2, 1, figsize=(5, 3.2), layout="constrained", sharex=True, sharey=True
-    )
-    for ax, n, word, color in zip(
-        axs,
-        (d.tokens_before, d.tokens),
-        ("as the VLM wrote them", "after simplification"),
-        ("#d55e00", "#0072b2"),
-    ):
-        sns.histplot(x=n, bins=bins, ax=ax, color=color, lw=0)
-        ax.axvline(most + 1, c="k", ls="--", lw=1)
-        ax.set(ylabel="captions", xlabel="T5 tokens")
-        ax.set_title(f"{word}: {(n > most).mean():.1%} beyond {most}", fontsize=9)
-    sns.despine(fig)
-    plt.close(fig)
-    return fig
 
 # %% ../nbs/05_simplify.ipynb #0454a3c8
 def paths(
