@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'PROMPT_FILES', 'PROMPT_COLUMNS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'token_limit',
            'text_limits', 'check_limit', 'reading', 'unknown_words', 'check_known', 'limits', 'cut_at_sentence',
-           'cut_to_fit', 'Simplifier', 'load_simplifier', 'shortening_fault', 'length_figure', 'captions_fault',
-           'read_captions', 'looked_at_once', 'captions_for', 'only_simple', 'captions_used', 'captions_key',
-           'shorten_captions', 'write_captions', 'main', 'paths', 'samples_figure', 'looks_like_path', 'read_prompts',
+           'cut_to_fit', 'Simplifier', 'load_simplifier', 'shortening_fault', 'captions_fault', 'read_captions',
+           'looked_at_once', 'captions_for', 'only_simple', 'captions_used', 'captions_key', 'shorten_captions',
+           'write_captions', 'main', 'paths', 'length_figure', 'samples_figure', 'looks_like_path', 'read_prompts',
            'told_prompts']
 
 # %% ../nbs/05_simplify.ipynb #966789c2
@@ -323,34 +323,6 @@ def shortening_fault(
         return "invents"
     return "short" if tokens < least else "long" if tokens > most else ""
 
-# %% ../nbs/05_simplify.ipynb #c85c5c58
-def length_figure(
-    tables: dict,  # name -> table of finished captions
-    r: Recipe,  # for the limit
-):  # figure
-    "How many tokens captions have, before and after, against the limit."
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    d, most = pd.concat(tables.values()), captions_recipe(r).max_tokens
-    bins = range((most + 1) % 2, int(max(d.tokens_before.max(), most)) + 4, 2)
-    fig, axs = plt.subplots(
-        2, 1, figsize=(5, 3.2), layout="constrained", sharex=True, sharey=True
-    )
-    for ax, n, word, color in zip(
-        axs,
-        (d.tokens_before, d.tokens),
-        ("as the VLM wrote them", "after simplification"),
-        ("#d55e00", "#0072b2"),
-    ):
-        sns.histplot(x=n, bins=bins, ax=ax, color=color, lw=0)
-        ax.axvline(most + 1, c="k", ls="--", lw=1)
-        ax.set(ylabel="captions", xlabel="T5 tokens")
-        ax.set_title(f"{word}: {(n > most).mean():.1%} beyond {most}", fontsize=9)
-    sns.despine(fig)
-    plt.close(fig)
-    return fig
-
 # %% ../nbs/05_simplify.ipynb #6dcba96e
 def captions_fault(
     r: Recipe,  # names the captions
@@ -577,6 +549,34 @@ def paths(
         for k, t in tables.items()
     ]
     return pd.DataFrame(rows)
+
+# %% ../nbs/05_simplify.ipynb #c85c5c58
+def length_figure(
+    tables: dict,  # name -> table of finished captions
+    r: Recipe,  # for the limit
+):  # figure
+    "How many tokens captions have, before and after, against the limit."
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    d, most = pd.concat(tables.values()), captions_recipe(r).max_tokens
+    bins = range((most + 1) % 2, int(max(d.tokens_before.max(), most)) + 4, 2)
+    fig, axs = plt.subplots(
+        2, 1, figsize=(5, 3.2), layout="constrained", sharex=True, sharey=True
+    )
+    for ax, n, word, color in zip(
+        axs,
+        (d.tokens_before, d.tokens),
+        ("as the VLM wrote them", "after simplification"),
+        ("#d55e00", "#0072b2"),
+    ):
+        sns.histplot(x=n, bins=bins, ax=ax, color=color, lw=0)
+        ax.axvline(most + 1, c="k", ls="--", lw=1)
+        ax.set(ylabel="captions", xlabel="T5 tokens")
+        ax.set_title(f"{word}: {(n > most).mean():.1%} beyond {most}", fontsize=9)
+    sns.despine(fig)
+    plt.close(fig)
+    return fig
 
 # %% ../nbs/05_simplify.ipynb #eb47e8b0
 def samples_figure(

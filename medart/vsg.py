@@ -6,9 +6,9 @@
 __all__ = ['TEMPLATE', 'NO_LIMIT', 'SYSTEM_PROMPT', 'ENDS', 'LABEL', 'MIN_WORDS', 'REFUSALS', 'ECHO', 'QUESTION', 'RULES', 'LOOP',
            'DEBRIS', 'ENGLISH', 'OTHERS', 'END_OF_TURN', 'FILLERS', 'question', 'tidy', 'unfinished', 'debris', 'opens',
            'with_article', 'foreign', 'caption_fault', 'gumbel', 'SeededSampler', 'chat', 'stop_tokens', 'until_stop',
-           'Vlm', 'load_processor', 'load_vlm', 'caption_block', 'captions_table', 'open_image', 'processes', 'VllmVlm',
-           'load_vllm', 'weights_key', 'append_line', 'read_lines', 'fill_store', 'caption_images', 'validity',
-           'fault_counts', 'telling_words', 'words_figure']
+           'Vlm', 'load_processor', 'sampling_settings', 'load_vlm', 'caption_block', 'captions_table', 'open_image',
+           'processes', 'VllmVlm', 'load_vllm', 'load_captioner', 'weights_key', 'append_line', 'read_lines',
+           'fill_store', 'caption_images', 'validity', 'fault_counts', 'telling_words', 'words_figure']
 
 # %% ../nbs/04_vsg.ipynb #0a1d1e5d
 import json, os, re
@@ -397,21 +397,25 @@ def load_processor(
         )
     return processor
 
-# %% ../nbs/04_vsg.ipynb #d477f673
-def load_vlm(
-    r: Recipe,  # names the model, its precision and its sampling
-    device="cpu",  # where to
-):  # something that can `write`
-    "The VLM that a recipe asks for."
-    how = dict(
+# %% ../nbs/04_vsg.ipynb #d477f670
+def sampling_settings(
+    r: Recipe,  # what a VLM is told
+) -> dict:  # tokens, temperature, top_k, top_p, system
+    "How a vision-language model is to sample."
+    return dict(
         tokens=r.caption_tokens,
         temperature=r.temperature,
         top_k=r.top_k,
         top_p=r.top_p,
         system=SYSTEM_PROMPT if r.caption_prompt == "official" else "",
     )
-    if r.caption_backend == "vllm":
-        return load_vllm(r.vlm, r.dtype, how)
+
+# %% ../nbs/04_vsg.ipynb #d477f673
+def load_vlm(
+    r: Recipe,  # names the model, its precision and its sampling
+    device="cpu",  # where to
+):  # something that can `write`
+    "The VLM that a recipe asks for."
     from transformers import AutoModelForImageTextToText
 
     with loading(
@@ -424,7 +428,7 @@ def load_vlm(
         model = load_network(
             AutoModelForImageTextToText, locate(r.vlm), dtype=getattr(torch, r.dtype)
         )
-    return Vlm(model.to(device).eval(), processor, **how)
+    return Vlm(model.to(device).eval(), processor, **sampling_settings(r))
 
 # %% ../nbs/04_vsg.ipynb #bfa73141
 def caption_block(
@@ -594,6 +598,16 @@ def _unknown_stops(name, tokenizer):  # vLLM stops at the model's own ends, no o
     known = {*_ids(tokenizer.eos_token_id), *_ids(getattr(own, "eos_token_id", None))}
     return tuple(t for t in stop_tokens(tokenizer, own) if t not in known)
 
+# %% ../nbs/04_vsg.ipynb #da610080
+def load_captioner(
+    r: Recipe,  # names the model, its precision, its sampling and the engine
+    device="cpu",  # where to
+):  # something that can `write`
+    "The captioner that a recipe asks for, behind the engine that it asks for."
+    if r.caption_backend == "vllm":
+        return load_vllm(r.vlm, r.dtype, sampling_settings(r))
+    return load_vlm(r, device)
+
 # %% ../nbs/04_vsg.ipynb #4f1d2207
 @cache
 def _hash_of_large(path, *stamp):  # of a file that still has this size and these times
@@ -736,7 +750,7 @@ def caption_images(
         captions_dir(r) / split / "drafts",
         keys,
         r.caption_block,
-        lambda device: load_vlm(r, device),
+        lambda device: load_captioner(r, device),
         lambda vlm, names: caption_block(vlm, r, s[[at[n] for n in names]], split),
         f"captioning {r.dataset} {split}",
     )

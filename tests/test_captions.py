@@ -37,6 +37,7 @@ from medart.vsg import (
     caption_fault,
     caption_images,
     gumbel,
+    load_captioner,
     load_vlm,
     question,
     read_lines,
@@ -811,7 +812,7 @@ def test_vllm_gets_prompts_images_and_one_seed_each(images, llama, monkeypatch):
     fake = types.ModuleType("vllm")
     fake.LLM, fake.SamplingParams = LLM, lambda **how: types.SimpleNamespace(**how)
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    vlm = load_vlm(few(caption_backend="vllm"))
+    vlm = load_captioner(few(caption_backend="vllm"))
     image = Image.new("RGB", (64, 64))
     assert (
         len(
@@ -832,7 +833,7 @@ def test_vllm_gets_prompts_images_and_one_seed_each(images, llama, monkeypatch):
         top_p=r.top_p,
         seed=6,
     )
-    other = load_vlm(few(caption_backend="vllm", vlm=str(llama)))
+    other = load_captioner(few(caption_backend="vllm", vlm=str(llama)))
     other.write([image], [question(DATASETS["skin"], "melanoma")], [5])
     assert asked_for["params"][0].stop_token_ids == [
         other.processor.tokenizer.get_vocab()["<|eot_id|>"]
