@@ -1002,9 +1002,11 @@ def lab(
 ) -> np.ndarray:  # (...,3): lightness 0..100, green to red, blue to yellow
     "sRGB to CIELAB of a D65 screen (IEC 61966-2-1, CIE 15)."
     c = np.asarray(rgb, np.float64) / 255
-    c = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    xyz = c @ _TO_XYZ.T / _WHITE
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    curve = ((c + 0.055) / 1.055) ** 2.4
+    linear = np.where(c <= 0.04045, c / 12.92, curve)
+    xyz = linear @ _TO_XYZ.T / _WHITE
+    dark = (24389 / 27 * xyz + 16) / 116
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), dark)
     L = 116 * f[..., 1] - 16
     a = 500 * (f[..., 0] - f[..., 1])
     b = 200 * (f[..., 1] - f[..., 2])
@@ -1212,9 +1214,10 @@ def wilson(
 ) -> tuple:  # low, high
     "Interval of a share (Wilson 1927): sensible at 0 and at 1 too."
     p, c = k / n, z * z / n
-    mid = (p + c / 2) / (1 + c)
-    half = z * np.sqrt(p * (1 - p) / n + c / n / 4) / (1 + c)
-    return float(mid - half), float(mid + half)
+    center = (p + c / 2) / (1 + c)
+    variance = p * (1 - p) / n + c / n / 4
+    half = z * np.sqrt(variance) / (1 + c)
+    return float(center - half), float(center + half)
 
 # %% ../nbs/11_metrics.ipynb #6b2d6a99
 def interval(

@@ -488,6 +488,17 @@ def test_a_turned_test_image_is_known_for_one(many):
     assert (s.thumbnails > 10).all() and list(s["thumbnails test"]) == list(range(40))
 
 
+def test_a_threshold_of_zero_divides_nothing(shared, run):
+    "Test images that lie in the training set set a threshold of zero; images equal to them are ranked all the same."
+    test = images(run, "test")
+    sets = dict(gen=test, test=test, train=test)
+    with np.errstate(all="raise"):
+        found = M.find_copies(sets, M.load_extractor(run.extractor), 0.01)
+    assert set(found["limits"].values()) == {0.0}
+    assert found["flagged"] == 0 and len(found["closest"]) == 10
+    assert all(np.isfinite(c["score"]) for c in found["closest"])
+
+
 def test_too_few_test_images_set_no_threshold():
     with pytest.raises(ValueError, match="cannot set a threshold"):
         M.copy_thresholds(
