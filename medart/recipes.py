@@ -451,20 +451,19 @@ def _read_yaml(path):  # a dataset.yaml -> dict, all scalars as text
     return y
 
 # %% ../nbs/01_recipes.ipynb #34a86488
-def _number(value, kind):  # text as a number from 0 on
+def _number(value, kind):  # of a text
     whole = isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value)
-    number = int(value) if whole else kind(value)
-    if not 0 <= number < float("inf"):  # NaN neither
-        raise ValueError
-    return number
+    return int(value) if whole else kind(value)
 
 
 def _checked_value(path, key, value):  # what stands under a key, as what it must be
     want = YAML_KEYS[_oneof(f"key in {path}:", key, YAML_KEYS)]
     try:
         if want in (int, float):
-            return _number(value, want)
-        if not isinstance(value, want) or not value:
+            value = _number(value, want)
+            if not 0 <= value < float("inf"):  # NaN neither
+                raise ValueError
+        elif not isinstance(value, want) or not value:
             raise ValueError
     except (TypeError, ValueError):
         fault = f"{key}={value!r} has the wrong type or is empty."
@@ -852,8 +851,8 @@ def _row(
 
 # %% ../nbs/01_recipes.ipynb #93560de9
 DIT_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0"),
-    *("ff.net.0.proj", "ff.net.2", "proj_out", "proj"),
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_out"),
+    *("ff.net.0.proj", "ff.net.2", "proj"),
     *("linear", "linear_1", "linear_2"),
 )
 "Modules of the transformer that get a LoRA."
