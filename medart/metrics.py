@@ -55,7 +55,7 @@ from medart.core import (
     write_record,
 )
 from .data import Split, crop, load_split, read_pixels, unit
-from .generation import check_painted, samples_fault, samples_table
+from .generation import check_painted, samples_fault, samples_key, samples_table
 from .losses import channel_stats
 from medart.recipes import (
     PHOTOGRAPHS,
@@ -2009,15 +2009,11 @@ def measured_from(
     data: bool = True,  # with the data set; a table needs only results
 ) -> dict:  # name -> key
     "All that an evaluation depends on."
-
-    def key(q):
-        return read_record(samples_dir(q) / "key.json").get("key", "")
-
     now = {
         "the settings": recipe_hash(r, "train", "caption", "generate", "evaluate"),
-        "the images": key(r),
+        "the images": samples_key(r),
     }
-    if base := key(base_recipe(r)):
+    if base := samples_key(base_recipe(r)):
         now["the untouched model's images"] = base
     if data:
         splits = [captions_key(captions_for(r, s)) for s in ("train", "test")]
