@@ -673,10 +673,10 @@ def save_table(
     return df
 
 # %% ../nbs/00_core.ipynb #de33b91c
+# Columns that hold what somebody has named.
 NAMES = dict.fromkeys(
     ("file_name", "file", "class", "category", "source", "text", "name"), str
 )
-"Columns that hold what somebody has named."
 
 
 def read_names(

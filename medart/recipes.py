@@ -52,6 +52,7 @@ def _columns(text):  # "kvasir FID, skin HFD" -> [("kvasir", "FID"), ("skin", "H
     return [tuple(column.split()) for column in text.split(", ")]
 
 
+# Tables 2, 3 and 4: columns of (data set, measure), and values for each method.
 PAPER = {
     2: dict(
         columns=_columns(
@@ -94,9 +95,9 @@ PAPER = {
         ),
     ),
 }
-"Tables 2, 3 and 4: columns of (data set, measure), and values for each method."
 
 # %% ../nbs/01_recipes.ipynb #fadab359
+# What methods are called in tables: the paper's first, ours after `real`.
 ROW_TITLES = dict(
     fast_dit="Fast-DiT",
     sd14="SD1.4",
@@ -118,7 +119,6 @@ ROW_TITLES = dict(
     mean_color="HLDF, mean over channels",
     base="Before fine-tuning",
 )
-"What methods are called in tables: the paper's first, ours after `real`."
 
 # %% ../nbs/01_recipes.ipynb #c38abc79
 def _oneof(
@@ -260,6 +260,7 @@ def count_of(
     raise ValueError(f"{what}={told!r} must be a whole number from {least} on.")
 
 # %% ../nbs/01_recipes.ipynb #1cda4e2b
+# How signs are written in names.
 SIGNS = {
     "+/-": "plus minus",
     "±": "plus minus",
@@ -275,7 +276,6 @@ SIGNS = {
     "%": "percent",
     "&": "and",
 }
-"How signs are written in names."
 
 # %% ../nbs/01_recipes.ipynb #9a458980
 def visible_text(
@@ -365,6 +365,7 @@ _KVASIR_CLASSES = (
     "ulcerative-colitis",
 )
 
+# The paper's two data sets.
 DATASETS = dict(
     kvasir=Dataset(
         name="kvasir",
@@ -398,7 +399,6 @@ DATASETS = dict(
         distance="HFD",
     ),
 )
-"The paper's two data sets."
 
 # %% ../nbs/01_recipes.ipynb #92336936
 def test_count(
@@ -408,6 +408,7 @@ def test_count(
     return ceil(0.2 * n)
 
 # %% ../nbs/01_recipes.ipynb #71868b6d
+# What a dataset.yaml may say.
 YAML_KEYS = dict(
     modality=str,
     features=str,
@@ -416,7 +417,6 @@ YAML_KEYS = dict(
     interval=int,
     classifier=str,
 )
-"What a dataset.yaml may say."
 
 # %% ../nbs/01_recipes.ipynb #933fd71c
 class _Text(yaml.BaseLoader):
@@ -636,6 +636,7 @@ def model_path(
     return name if name.count("/") > 1 else f"./{name}"
 
 # %% ../nbs/01_recipes.ipynb #0fdda310
+# How large the pictures are, and where the helping models come from.
 SCALES = dict(
     paper=dict(
         size=512,
@@ -682,13 +683,12 @@ SCALES = dict(
         classifier_epochs=8,
     ),
 )
-"How large the pictures are, and where the helping models come from."
 
 # %% ../nbs/01_recipes.ipynb #eb1fa2d6
+# A small network of photographs: the name of an extractor or a classifier, no folder's.
 PHOTOGRAPHS = "efficientnet-lite0"
-"A small network of photographs: the name of an extractor or a classifier, no folder's."
+# The rate at which a new last layer learns from its features.
 PHOTOGRAPHS_LR = 5e-3
-"The rate at which a new last layer learns from its features."
 
 
 def is_drawn(
@@ -711,6 +711,7 @@ def _small_networks(
 # %% ../nbs/01_recipes.ipynb #dd1dbb00
 _PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
 
+# Kinds of models that can be trained; Fast-DiT takes PixArt's autoencoder alone.
 FAMILIES = dict(
     pixart=dict(
         code="medart.model:Model",
@@ -749,7 +750,6 @@ FAMILIES = dict(
         reads={},
     ),
 )
-"Kinds of models that can be trained; Fast-DiT takes PixArt's autoencoder alone."
 
 # %% ../nbs/01_recipes.ipynb #7e11a90c
 def kind_of(
@@ -759,8 +759,8 @@ def kind_of(
     return pkgutil.resolve_name(FAMILIES[r.family]["code"])
 
 # %% ../nbs/01_recipes.ipynb #c185b289
+# Bytes of the smallest GPU for the paper's models, sold as 24 GB.
 LARGE = 23e9
-"Bytes of the smallest GPU for the paper's models, sold as 24 GB."
 
 
 def _driver_has(least):  # does NVIDIA's driver know of a card of so many bytes?
@@ -807,6 +807,7 @@ def _scale(
     return detect_scale() if scale == "auto" else _oneof("scale", scale, SCALES)
 
 # %% ../nbs/01_recipes.ipynb #2cea7735
+# Methods of Tables 2 and 3, and some of ours, as the settings they change.
 METHODS = dict(
     medart=dict(),
     medart_k5=dict(backprop_last_k=5),
@@ -837,7 +838,6 @@ METHODS = dict(
     mean_color=dict(color_reduction="mean"),
     base=dict(epochs=0, interval=0),
 )
-"Methods of Tables 2 and 3, and some of ours, as the settings they change."
 
 # %% ../nbs/01_recipes.ipynb #9da691e5
 def _row(
@@ -850,14 +850,15 @@ def _row(
     return {k: v[scale] if isinstance(v, dict) else v for k, v in here.items()}
 
 # %% ../nbs/01_recipes.ipynb #93560de9
+# Modules of the transformer that get a LoRA.
 DIT_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_out"),
     *("ff.net.0.proj", "ff.net.2", "proj"),
     *("linear", "linear_1", "linear_2"),
 )
-"Modules of the transformer that get a LoRA."
 
 # %% ../nbs/01_recipes.ipynb #aad7aa7a
+# What is known of the authors' program, and the settings that carry it.
 OFFICIAL = (
     (
         "LoRA on T5's attention and on its feed-forward's output alone: the suffix "
@@ -888,9 +889,9 @@ OFFICIAL = (
         dict(caption_prompt="official"),
     ),
 )
-"What is known of the authors' program, and the settings that carry it."
 
 # %% ../nbs/01_recipes.ipynb #61c0fe3a
+# `paper` follows the text, `official` the authors' program.
 PROFILES = dict(
     paper=dict(
         text_targets=("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
@@ -908,9 +909,9 @@ PROFILES = dict(
     ),
     official={k: v for _, settings in OFFICIAL for k, v in settings.items()},
 )
-"`paper` follows the text, `official` the authors' program."
 
 # %% ../nbs/01_recipes.ipynb #a4e8d2c7
+# What `official` leaves as it is in `paper`, and why.
 NOT_REPRODUCED = (
     (
         "AdamW with 8-bit moments",
@@ -933,7 +934,6 @@ NOT_REPRODUCED = (
         "ours are bounded by caption_retries",
     ),
 )
-"What `official` leaves as it is in `paper`, and why."
 
 # %% ../nbs/01_recipes.ipynb #375e52f2
 def _f(default, stage="train"):  # a setting that is a field of a dataclass
@@ -1068,10 +1068,10 @@ class Recipe(_Captioning):
     tracker: str = _f("", "runtime")  # "tensorboard", or nothing
 
 # %% ../nbs/01_recipes.ipynb #82587518
+# Settings that name a folder, or a model of the hub.
 PATHS = ("data", "model", "extractor", "vlm", "simplifier", "classifier")
-"Settings that name a folder, or a model of the hub."
+# Settings that may name a file of one's own, as written.
 FILES = ("validation_prompts",)
-"Settings that may name a file of one's own, as written."
 
 # %% ../nbs/01_recipes.ipynb #c86ec692
 def settings(
@@ -1134,8 +1134,8 @@ def _check_ranges(r):  # each setting by itself
             _check_number(f.name, v)
 
 # %% ../nbs/01_recipes.ipynb #41fe808f
+# T, the diffusion times of every family; a model of fewer says so when it is loaded.
 TIMES = 1000
-"T, the diffusion times of every family; a model of fewer says so when it is loaded."
 
 
 def _check_limits(r):
@@ -1622,11 +1622,11 @@ def recipe_from_line(
     return recipe(**{k: v for k, v in vars(told).items() if v is not None})
 
 # %% ../nbs/01_recipes.ipynb #96b322bb
+# The settings that decide most.
 FIRST = (
     *("data", "model", "captions", "size", "epochs"),
     *("batch_size", "lr", "rank", "interval", "solver_steps"),
 )
-"The settings that decide most."
 
 
 def settings_table(
