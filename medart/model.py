@@ -183,15 +183,15 @@ def dtype(self: Model):
 # %% ../nbs/06_model.ipynb #7d3107ee
 @patch
 def forget(self: Model) -> Model:
-    "Drop what `07_sampler` has recorded of this model."
-    if vars(self).pop("graphs", None):
+    "Drop what others derived from the networks as they were."
+    if vars(self).pop("derived", None):
         gc.collect()
     return self
 
 
 @patch
 def __getstate__(self: Model):
-    return {k: v for k, v in vars(self).items() if k != "graphs"}
+    return {k: v for k, v in vars(self).items() if k != "derived"}
 
 
 @patch
