@@ -7,7 +7,7 @@ __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'SCHEDULE', 'SD_SCHEDULE', 'word_tokeni
            'save_card', 'save_losses', 'millions', 'machine', 'feature_phantoms', 'tiny_vae', 'recolor', 'vae_loss',
            'encode_all', 'train_vae', 'nearest_color', 'obeyed', 'color_prompts', 'guess_errors', 'tiny_t5',
            'tiny_clip', 'captions_only', 'Reader', 'learn_to_read', 'read_colors', 'share_read', 'noise_weights',
-           'pixart_noise', 'pretrain', 'few_words', 'tiny_transformer', 'assemble', 'build_pixart', 'tiny_unet',
+           'pixart_noise', 'tiny_transformer', 'pretrain', 'few_words', 'assemble', 'build_pixart', 'tiny_unet',
            'sd_noise', 'build_sd', 'tiny_vit', 'vit_phantoms', 'turn_and_shift', 'vit_accuracy', 'train_vit',
            'save_vit', 'build_vit']
 
@@ -626,6 +626,15 @@ SCHEDULE = dict(
 )
 "PixArt-alpha's noise schedule."
 
+# %% ../nbs/15_embedded.ipynb #0c8e70e5
+SD_SCHEDULE = dict(
+    num_train_timesteps=1000,
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+)
+"Stable Diffusion's noise schedule."
+
 # %% ../nbs/15_embedded.ipynb #0bf65362
 def noise_weights(
     abar: torch.Tensor,  # signal left, (T,)
@@ -658,6 +667,22 @@ def pixart_noise(
         added_cond_kwargs=dict(resolution=None, aspect_ratio=None),
     ).sample
     return out.chunk(2, dim=1)[0]
+
+# %% ../nbs/15_embedded.ipynb #c95289a7
+def tiny_transformer() -> PixArtTransformer2DModel:
+    "An untrained PixArt-alpha transformer for latents of (4,16,16)."
+    return PixArtTransformer2DModel(
+        num_attention_heads=5,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=8,
+        num_layers=6,
+        cross_attention_dim=160,
+        sample_size=16,
+        patch_size=2,
+        caption_channels=128,
+        use_additional_conditions=False,
+    )
 
 # %% ../nbs/15_embedded.ipynb #122c6761
 def pretrain(
@@ -733,22 +758,6 @@ def few_words(
         and "background" in c
         and not any(w in c for w in ("ring", "spots", "center", "lines"))
     ]
-
-# %% ../nbs/15_embedded.ipynb #c95289a7
-def tiny_transformer() -> PixArtTransformer2DModel:
-    "An untrained PixArt-alpha transformer for latents of (4,16,16)."
-    return PixArtTransformer2DModel(
-        num_attention_heads=5,
-        attention_head_dim=32,
-        in_channels=4,
-        out_channels=8,
-        num_layers=6,
-        cross_attention_dim=160,
-        sample_size=16,
-        patch_size=2,
-        caption_channels=128,
-        use_additional_conditions=False,
-    )
 
 # %% ../nbs/15_embedded.ipynb #ed7d0610
 def assemble(
@@ -885,15 +894,6 @@ def build_pixart(
     )
     mark_built(folder, wanted)
     return folder
-
-# %% ../nbs/15_embedded.ipynb #0c8e70e5
-SD_SCHEDULE = dict(
-    num_train_timesteps=1000,
-    beta_schedule="scaled_linear",
-    beta_start=0.00085,
-    beta_end=0.012,
-)
-"Stable Diffusion's noise schedule."
 
 # %% ../nbs/15_embedded.ipynb #e788fab9
 def tiny_unet() -> UNet2DConditionModel:

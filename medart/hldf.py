@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IMAGES', 'Batch', 'diffusion_loss', 'hldf_cond', 'hldf_loss', 'diffusion_value_and_grad', 'color_value_and_grad',
            'clip_to_norm', 'clip_and_step', 'hldf_step', 'set_dropout', 'fine_tune', 'min_snr_weight', 'cached_moments',
-           'TrainingSet', 'training_set', 'per_update', 'permutation', 'order', 'draw_batch', 'noise_gradients',
-           'accumulated', 'in_shares', 'offloaded', 'in_the_way', 'recorded', 'recorded_gradients', 'mark', 'between',
-           'with_clock', 'deterministic', 'Waits', 'compile_blocks', 'peak_memory', 'across', 'averaged',
-           'stop_signals', 'Votes', 'diffusion_gradients', 'chain_recomputed', 'color_gradients', 'training_step',
-           'update', 'make_optimizer', 'Log', 'read_log', 'shown', 'read_losses', 'loss_figure', 'run_summary',
+           'TrainingSet', 'training_set', 'per_update', 'permutation', 'order', 'draw_batch', 'accumulated',
+           'in_shares', 'offloaded', 'in_the_way', 'recorded', 'recorded_gradients', 'mark', 'between', 'with_clock',
+           'deterministic', 'Waits', 'compile_blocks', 'peak_memory', 'across', 'averaged', 'stop_signals', 'Votes',
+           'diffusion_gradients', 'noise_gradients', 'chain_recomputed', 'color_gradients', 'training_step', 'update',
+           'make_optimizer', 'Log', 'read_log', 'shown', 'read_losses', 'loss_figure', 'run_summary',
            'checkpoint_files', 'save_checkpoint', 'checkpoint_fault', 'checkpoint_outdated', 'set_aside_outdated',
            'load_checkpoint', 'sample_grid', 'Window', 'track_picture', 'taken_in_turn', 'held_out', 'validation_loss',
            'total_steps', 'training_fault', 'finished', 'check_trained', 'check_steps', 'without_color', 'divergence',
@@ -470,24 +470,6 @@ def _cropped(model, ts, ids, corners, batch):  # crops, and their latents' momen
         parts.append(model.encode_image(x))
     mean = torch.cat([m.mean for m in parts])
     return crops, Moments(mean, torch.cat([m.std for m in parts]))
-
-# %% ../nbs/09_hldf.ipynb #7569ca6b
-def noise_gradients(
-    model: Model,  # the four verbs
-    r: Recipe,  # everything
-    b: Batch,  # what the update sees
-    params: list,  # the denoiser's, then the text encoders'
-) -> tuple:  # noise loss, its gradients: means over `accumulate` batches
-    "Eq. 3 over all that one update sees, a batch at a time."
-    if r.accumulate == 1:
-        return diffusion_gradients(model, r, b, params)
-    n, loss, total = len(b.texts) // r.accumulate, 0.0, None
-    for k in range(0, len(b.texts), n):
-        one, grads = diffusion_gradients(model, r, b[k : k + n], params)
-        loss = loss + one / r.accumulate
-        grads = torch._foreach_div(list(grads), r.accumulate)
-        total = grads if total is None else torch._foreach_add(total, grads)
-    return loss, total
 
 # %% ../nbs/09_hldf.ipynb #a0900031
 def accumulated(
