@@ -12,21 +12,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
-from medart import sampler
-from medart.baselines import HunyuanDiT, SDXL, StableDiffusion, random_pipeline
-from medart.benchmarks import known_times
-from medart.core import rng
-from medart.generation import generate
-from medart.hldf import (
-    color_gradients,
-    diffusion_gradients,
-    draw_batch,
-    train,
-    training_set,
-)
-from medart.model import Moments, load_base, load_model, save_adapters, shaken
-from medart.recipes import FAMILIES, METHODS, locate, recipe, run_dir
-from medart.simplify import captions_for
+from medart.training import cuda_graphs as cuda_graphs_room
+from medart.bundled.random_pipelines import random_pipeline
+from medart.method.baselines import SDXL, StableDiffusion
+from medart.method.dit_baselines import HunyuanDiT
+from medart.bundled.benchmark_models import known_times
+from medart.core.randomness import rng
+from medart.training.sampling_runs import generate
+from medart.training.batches import draw_batch, training_set
+from medart.training.step import color_gradients, diffusion_gradients
+from medart.training.trainer import train
+from medart.method.embeddings import Moments
+from medart.method.lora import shaken
+from medart.training.adapters import save_adapters
+from medart.training.models import load_base, load_model
+from medart.core.locations import locate
+from medart.recipes.methods import METHODS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import run_dir
+from medart.recipes.scales import FAMILIES
+from medart.method.caption_files import captions_for
 
 CAPTIONS = ["a red circle on a blue background", "a dermoscopic image of melanoma"]
 SMALL = dict(
@@ -265,8 +270,8 @@ def test_what_is_recorded_stays_on_the_device(method, made, weights, monkeypatch
 
     # transformers asks whether a stream is being recorded, and looks into masks only where none is
     monkeypatch.setattr(masking_utils, "is_tracing", lambda *a: True)
-    monkeypatch.setattr(sampler, "capture", capture)
-    monkeypatch.setattr(sampler.Graphed, "devices", ("meta",))
+    monkeypatch.setattr(cuda_graphs_room, "capture", capture)
+    monkeypatch.setattr(cuda_graphs_room.Graphed, "devices", ("meta",))
     params = list(model.trainable().values())
     diffusion_gradients(model, r, b, params)
     with known_times(model):

@@ -15,36 +15,29 @@ import pytest
 import torch
 from PIL import Image
 
-from medart.core import rng, stable_hash
-from medart.data import load_split, with_names
-from medart.hldf import train
-from medart.phantom import phantom, simple_caption
-from medart.recipes import DATASETS, captions_dir, recipe, run_dir
-from medart.simplify import (
+from medart.core.randomness import rng, stable_hash
+from medart.data.loading import load_split
+from medart.data.reports import with_names
+from medart.training.trainer import train
+from medart.data.phantoms import phantom
+from medart.data.phrases import simple_caption
+from medart.recipes.datasets import DATASETS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import captions_dir, run_dir
+from medart.method.caption_files import (
     captions_for,
     captions_key,
     captions_used,
-    count_tokens,
-    limits,
-    load_tokenizer,
     read_captions,
-    write_captions,
 )
-from medart.vsg import (
-    SeededSampler,
-    Vlm,
-    append_line,
-    caption_fault,
-    caption_images,
-    gumbel,
-    load_captioner,
-    load_vlm,
-    question,
-    read_lines,
-    stop_tokens,
-    tidy,
-    unfinished,
-)
+from medart.method.simplify import limits
+from medart.method.tokens import count_tokens, load_tokenizer
+from medart.training.captioning import write_captions
+from medart.method.captioner import gumbel, load_vlm, SeededSampler, stop_tokens, Vlm
+from medart.method.captions import caption_fault, question, tidy, unfinished
+from medart.training.caption_engines import load_captioner
+from medart.training.caption_store import append_line, read_lines
+from medart.training.captioning import caption_images
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("melanoma", "common_nevus", "carcinoma")
@@ -72,12 +65,12 @@ def few(**changes):
 
 SCRIPT = """
 import sys, time
-import medart.vsg as vsg
-from medart.recipes import recipe
-from medart.simplify import write_captions
+from medart.training import caption_store
+from medart.recipes.recipe.recipe import recipe
+from medart.training.captioning import write_captions
 slow = float(sys.argv[1])
-append = vsg.append_line
-vsg.append_line = lambda *a: (append(*a), time.sleep(slow))
+append = caption_store.append_line
+caption_store.append_line = lambda *a: (append(*a), time.sleep(slow))
 write_captions(recipe("skin", scale="tiny", data="few", caption_block=4), "train")
 """
 

@@ -10,11 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from medart import classifier as C
-from medart import metrics as M
-from medart.data import Split
-from medart.phantom import write_phantoms
-from medart.recipes import DATASETS, classifier_dir, recipe, samples_dir
+from medart.bundled import shapes_vit
+from medart.core import locations
+from medart.data import loading
+from medart.evaluation import classification
+from medart.evaluation import classifier as classifier_room
+from medart.evaluation import classifier_results
+from medart.evaluation import corruptions
+from medart.evaluation import image_sets
+
+from medart.data.images import Split
+from medart.data.phantoms import write_phantoms
+from medart.recipes.datasets import DATASETS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import classifier_dir, samples_dir
 
 CLASSES = list(DATASETS["skin"].counts)
 FEW = dict(train=dict.fromkeys(CLASSES, 4), test=dict.fromkeys(CLASSES, 3))
@@ -25,9 +34,10 @@ def run(folders):
     "A recipe on a few phantoms; its synthetic images are the training images, recoloured."
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe("skin", scale="tiny", data="few", classifier_epochs=1)
-    train = M.real_images(r, "train")
-    M.write_samples(
-        samples_dir(C.synthetic_recipe(r)), replace(train, x=M.saturate(train.x, 1.3))
+    train = image_sets.real_images(r, "train")
+    image_sets.write_samples(
+        samples_dir(classification.synthetic_recipe(r)),
+        replace(train, x=corruptions.saturate(train.x, 1.3)),
     )
     return r
 
@@ -39,7 +49,7 @@ def blobs(n, seed, dim=0.0):
     x = 110 + 40 * torch.randn(n, 3, 64, 64, generator=g)
     x[y == 0, 0] += 60 - dim
     x[y == 1, 2] += 60 - dim
-    return C.Labelled(x.clamp(0, 255).byte(), y)
+    return classification.Labelled(x.clamp(0, 255).byte(), y)
 
 
 # Scores
@@ -48,8 +58,10 @@ def blobs(n, seed, dim=0.0):
 def test_scores_of_known_answers():
     y = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     right, blind = np.eye(3)[y], np.tile([0.5, 0.25, 0.25], (8, 1))
-    assert C.scores(y, right) == dict.fromkeys(C.SCORES, 1.0)
-    got = C.scores(y, blind)
+    assert classifier_room.scores(y, right) == dict.fromkeys(
+        classifier_room.SCORES, 1.0
+    )
+    got = classifier_room.scores(y, blind)
     f0 = 2 * 0.5 * 1 / 1.5  # precision 1/2, recall 1
     assert got == pytest.approx(
         dict(weighted_f1=f0 / 2, macro_f1=f0 / 3, bacc=1 / 3, auc=0.5)
@@ -61,7 +73,10 @@ def test_auc_asks_for_order_alone():
         np.array([0, 0, 1, 1]),
         np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]),
     )
-    assert C.scores(y, p)["auc"] == 1 and C.scores(y, p)["bacc"] == 0.5
+    assert (
+        classifier_room.scores(y, p)["auc"] == 1
+        and classifier_room.scores(y, p)["bacc"] == 0.5
+    )
 
 
 def test_scores_by_hand():
@@ -87,24 +102,27 @@ def test_scores_by_hand():
         bacc=(hit / n).mean(),
         auc=np.mean(auc),
     )
-    assert C.scores(y, p) == pytest.approx(want)
+    assert classifier_room.scores(y, p) == pytest.approx(want)
 
 
 def test_a_class_without_test_images_is_refused():
     with pytest.raises(ValueError, match="no test image of class 2 of 3"):
-        C.scores(np.array([0, 1, 0]), np.eye(3)[[0, 1, 0]])
+        classifier_room.scores(np.array([0, 1, 0]), np.eye(3)[[0, 1, 0]])
 
 
 def three(p=None, y=(0, 1, 2)):
-    return lambda: C.scores(np.array(y), np.eye(3) if p is None else p)
+    return lambda: classifier_room.scores(np.array(y), np.eye(3) if p is None else p)
 
 
 @pytest.mark.parametrize(
     "wrong,says",
     [
-        (lambda: C.scores(np.zeros(5, int), np.ones((5, 1))), "one class only"),
         (
-            lambda: C.scores(np.zeros(0, int), np.ones((0, 2))),
+            lambda: classifier_room.scores(np.zeros(5, int), np.ones((5, 1))),
+            "one class only",
+        ),
+        (
+            lambda: classifier_room.scores(np.zeros(0, int), np.ones((0, 2))),
             "no test image of class 0, 1 of 2",
         ),
         (
@@ -122,9 +140,9 @@ def test_what_has_no_scores_is_refused(wrong, says):
 
 
 def test_two_classes_have_scores():
-    assert C.scores(np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]) == dict.fromkeys(
-        C.SCORES, 1.0
-    )
+    assert classifier_room.scores(
+        np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]
+    ) == dict.fromkeys(classifier_room.SCORES, 1.0)
 
 
 # Training
@@ -133,30 +151,34 @@ def test_two_classes_have_scores():
 def test_all_training_sets_have_the_same_number_of_updates(run, monkeypatch):
     "Twice the images for the same epochs would be twice the updates, which help by themselves."
     run, seen = replace(run, classifier_epochs=3), []
-    fit = C.train_classifier
+    fit = classifier_room.train_classifier
 
     def counted(net, x, y, **k):
         losses = fit(net, x, y, **k)
         seen.append((len(x), len(losses)))
         return losses
 
-    monkeypatch.setattr(C, "train_classifier", counted)
-    C.classify(run, seeds=(0,))
+    monkeypatch.setattr(shapes_vit, "train_classifier", counted)
+    classification.classify(run, seeds=(0,))
     assert seen == [(32, 3), (32, 3), (64, 3)]
-    assert C.classified(run)["updates"] == 3
+    assert classifier_results.classified(run)["updates"] == 3
 
 
 def test_a_batch_may_be_cut_but_no_image_is_preferred():
-    whole = C.training_batches(10, 4, 6)
+    whole = classifier_room.training_batches(10, 4, 6)
     assert (
         sorted(np.concatenate(whole[:3]))
         == sorted(np.concatenate(whole[3:]))
         == list(range(10))
     )
-    assert [b.tolist() for b in C.training_batches(10, 4, 2)] == [
+    assert [b.tolist() for b in classifier_room.training_batches(10, 4, 2)] == [
         b.tolist() for b in whole[:2]
     ]
-    assert len(C.training_batches(3, 8, 5)) == 5 == C.count_updates(3, 5, 8)
+    assert (
+        len(classifier_room.training_batches(3, 8, 5))
+        == 5
+        == classifier_room.count_updates(3, 5, 8)
+    )
 
 
 def test_a_diverged_classifier_is_said(run):
@@ -164,36 +186,38 @@ def test_a_diverged_classifier_is_said(run):
         ValueError,
         match=r"diverged: its loss is (nan|inf) at update \d+. Lower classifier_lr=1e\+30",
     ):
-        C.classify(replace(run, classifier_lr=1e30, classifier_epochs=4), seeds=(0,))
+        classification.classify(
+            replace(run, classifier_lr=1e30, classifier_epochs=4), seeds=(0,)
+        )
     fast = replace(run, classifier_lr=3.0, classifier_epochs=4)
-    C.classify(fast, seeds=(0,))
-    remarks = C.classified(fast)["remarks"]
-    assert {x["training"] for x in remarks} == set(C.KINDS) and all(
+    classification.classify(fast, seeds=(0,))
+    remarks = classifier_results.classified(fast)["remarks"]
+    assert {x["training"] for x in remarks} == set(classification.KINDS) and all(
         "learned nothing" in x["remark"] for x in remarks
     )
     assert (
-        C.scores_table(C.classified(fast))["remarks"]
+        classifier_results.scores_table(classifier_results.classified(fast))["remarks"]
         .str.contains("seed 0: learned nothing")
         .all()
     )
 
 
 def test_a_damaged_answer_on_disk_is_computed_anew(run):
-    before = C.classify(run, seeds=(0,))
+    before = classification.classify(run, seeds=(0,))
     files = sorted((classifier_dir(run).parents[1] / "classifiers").glob("*.npz"))
     whole = [f.read_bytes() for f in files]
     turned = bytearray(whole[0])
     turned[len(turned) // 3] ^= 1
     for f, data in zip(files, (bytes(turned), whole[1][:50], b"")):
         f.write_bytes(data)
-    assert C.classify(run, seeds=(0,)).equals(before)
+    assert classification.classify(run, seeds=(0,)).equals(before)
     assert [f.read_bytes() for f in files] == whole
 
 
 @pytest.mark.parametrize("seeds", [(), (0, 0)])
 def test_seeds_are_given_once_each(run, seeds):
     with pytest.raises(ValueError, match="each once"):
-        C.classify(run, seeds=seeds)
+        classification.classify(run, seeds=seeds)
 
 
 @pytest.mark.parametrize(
@@ -213,22 +237,24 @@ def test_a_task_without_scores_is_refused_before_anything_is_read(
         return Split(Path("nowhere"), names, names, names)
 
     monkeypatch.setattr(
-        C, "load_split", lambda r, s: split(dict(train=train, test=test)[s])
+        loading, "load_split", lambda r, s: split(dict(train=train, test=test)[s])
     )
-    monkeypatch.setattr(C, "load_vit", lambda *a, **k: pytest.fail("too late"))
+    monkeypatch.setattr(
+        classification, "load_vit", lambda *a, **k: pytest.fail("too late")
+    )
     with pytest.raises(ValueError, match=says):
-        C.classify(run, seeds=(0,))
+        classification.classify(run, seeds=(0,))
 
 
 def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
     train, test = blobs(64, 0), blobs(64, 1)
 
     def accuracy(y, seed=0):
-        net = C.small_vit(("red", "blue"), width=32, layers=2)
-        losses = C.train_classifier(
+        net = shapes_vit.small_vit(("red", "blue"), width=32, layers=2)
+        losses = classifier_room.train_classifier(
             net, train.x, y, epochs=4, lr=2e-3, batch=16, seed=seed
         )
-        p = C.predict(net, test.x)
+        p = classifier_room.predict(net, test.x)
         assert (
             len(losses) == 16
             and p.dtype == np.float64
@@ -246,17 +272,20 @@ def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
 
 def test_labels_may_be_shared_between_attributes():
     "A picture that is half one thing and half another: the network says so."
-    net = C.small_vit(("a", "b", "c"), width=32, layers=1)
+    net = shapes_vit.small_vit(("a", "b", "c"), width=32, layers=1)
     x, y = blobs(16, 0).x, torch.tensor([0.5, 0.5, 0.0]).repeat(16, 1)
-    C.train_classifier(net, x, y, epochs=12, lr=3e-3, batch=8)
-    assert np.abs(C.predict(net, x) - [0.5, 0.5, 0]).max() < 0.1
+    classifier_room.train_classifier(net, x, y, epochs=12, lr=3e-3, batch=8)
+    assert np.abs(classifier_room.predict(net, x) - [0.5, 0.5, 0]).max() < 0.1
 
 
 def test_shapes_are_labelled_with_what_is_true():
-    x, y = C.shape_pictures(40, seed=5)
+    x, y = shapes_vit.shape_pictures(40, seed=5)
     assert x.shape == (40, 3, 64, 64) and y.sum(1).allclose(torch.ones(40))
-    assert ((y > 0).sum(1) == len(C.GROUPS)).all()
-    at = C.ATTRIBUTES.index("on white"), C.ATTRIBUTES.index("on black")
+    assert ((y > 0).sum(1) == len(shapes_vit.GROUPS)).all()
+    at = (
+        shapes_vit.ATTRIBUTES.index("on white"),
+        shapes_vit.ATTRIBUTES.index("on black"),
+    )
     corners = x[:, :, :4, :4].float().mean((1, 2, 3))
     bright = [corners[y[:, k] > 0] for k in at]
     assert (
@@ -264,29 +293,34 @@ def test_shapes_are_labelled_with_what_is_true():
         or bright[1].numel() == 0
         or bright[0].min() > bright[1].max()
     )
-    truth = C.named_rightly(y.numpy(), y)
+    truth = shapes_vit.named_rightly(y.numpy(), y)
     assert set(truth.values()) == {1.0}
 
 
 def test_the_small_vit_is_built_from_shapes_alone(tmp_path):
-    found = C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
-    assert set(found) == set(C.GROUPS)
+    found = shapes_vit.build_shapes_vit(
+        tmp_path / "vit", pictures=48, epochs=1, lr=1e-3
+    )
+    assert set(found) == set(shapes_vit.GROUPS)
     first = (tmp_path / "vit" / "model.safetensors").read_bytes()
     when = (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns
-    assert C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3) == found
+    assert (
+        shapes_vit.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
+        == found
+    )
     assert (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns == when, (
         "built once"
     )
-    net = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
-    again = C.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
+    net = classifier_room.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
+    again = classifier_room.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
     assert (
         net.network.classifier.out_features == 8
         and net.key
         == again.key
-        != C.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
+        != classifier_room.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
     )
     (tmp_path / "vit" / "built.json").unlink()
-    C.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
+    shapes_vit.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
     assert (tmp_path / "vit" / "model.safetensors").read_bytes() == first, (
         "the same bytes from the same seed"
     )
@@ -308,7 +342,7 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
         )
     ).save_pretrained(tmp_path)
     ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(tmp_path)
-    net = C.load_vit(str(tmp_path), ("a", "b"))
+    net = classifier_room.load_vit(str(tmp_path), ("a", "b"))
     big = blobs(4, 0)
     small = torch.stack(
         [
@@ -320,9 +354,9 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
             for a in big.x
         ]
     )
-    assert net.side == 32 and C.predict(net, small.byte()).shape == (4, 2)
+    assert net.side == 32 and classifier_room.predict(net, small.byte()).shape == (4, 2)
     with pytest.raises(FileNotFoundError, match="hf download google/none"):
-        C.load_vit("google/none", ("a", "b"))
+        classifier_room.load_vit("google/none", ("a", "b"))
 
 
 # Where it starts
@@ -360,37 +394,43 @@ def test_the_start_follows_from_the_data(folders, tmp_path):
 def test_photographs_are_learned_from_features(run):
     "A last layer on features that are computed once, and the results say so."
     run = replace(run, classifier="efficientnet-lite0", classifier_lr=5e-3)
-    sets, test, net = C.training_sets(run)
+    sets, test, net = classification.training_sets(run)
     assert net.side == 224 and sets["both"].x.shape == (64, 1280)
-    assert test.x.dtype == torch.float32 and C.predict(net, test.x).shape == (24, 8)
-    C.classify(run, seeds=(0,))
-    said = C.classified(run)["start"]
+    assert test.x.dtype == torch.float32 and classifier_room.predict(
+        net, test.x
+    ).shape == (24, 8)
+    classification.classify(run, seeds=(0,))
+    said = classifier_results.classified(run)["start"]
     assert said.startswith("efficientnet-lite0, pretrained on ImageNet photographs")
     assert "its last layer is trained" in said
 
 
 def test_the_last_layer_learns_and_is_drawn_with_its_own_seed():
-    net, same = (C.load_vit("efficientnet-lite0", ("a", "b"), seed=3) for _ in "12")
-    other = C.load_vit("efficientnet-lite0", ("a", "b"), seed=4)
+    net, same = (
+        classifier_room.load_vit("efficientnet-lite0", ("a", "b"), seed=3) for _ in "12"
+    )
+    other = classifier_room.load_vit("efficientnet-lite0", ("a", "b"), seed=4)
     assert net.key == same.key != other.key
     g = torch.Generator().manual_seed(0)
     x = torch.randn(120, 1280, generator=g)
     y = (x[:, 0] > x[:, 1]).long()
-    C.train_classifier(net, x[:80], y[:80], epochs=20, lr=5e-3)
-    assert (C.predict(net, x[:80]).argmax(1) == y[:80].numpy()).mean() > 0.9
+    classifier_room.train_classifier(net, x[:80], y[:80], epochs=20, lr=5e-3)
+    assert (
+        classifier_room.predict(net, x[:80]).argmax(1) == y[:80].numpy()
+    ).mean() > 0.9
 
 
 # A run's row
 
 
 def test_classify_once_and_again(run, monkeypatch):
-    rows = C.classify(run, seeds=(0, 1))
+    rows = classification.classify(run, seeds=(0, 1))
     assert (
-        set(rows.training) == set(C.KINDS)
-        and set(rows.measure) == set(C.SCORES)
+        set(rows.training) == set(classification.KINDS)
+        and set(rows.measure) == set(classifier_room.SCORES)
         and len(rows) == 3 * 2 * 4
     )
-    res = C.classified(run)
+    res = classifier_results.classified(run)
     assert (
         res["n"] == dict(synthetic=32, real=32, both=64)
         and res["n_test"] == 24
@@ -398,75 +438,75 @@ def test_classify_once_and_again(run, monkeypatch):
     )
     for c in res["confusion"].values():
         assert np.sum(c) == 48 and np.sum(c, 1).tolist() == [6] * 8
-    table = C.scores_table(res)
+    table = classifier_results.scores_table(res)
     assert (
         set(table["updates"]) == {1}
         and set(table["test images"]) == {24}
-        and C.recalls(res).shape == (8, 3)
+        and classifier_results.recalls(res).shape == (8, 3)
     )
     assert {"F1, weighted", "F1, macro"} <= set(table) and table[
         "F1, macro"
     ].str.contains("±").all()
-    recall = C.recalls(res).mean()
+    recall = classifier_results.recalls(res).mean()
     bacc = rows[rows.measure == "bacc"].groupby("training").value.mean()
-    assert all(recall[k] == pytest.approx(bacc[k]) for k in C.KINDS), (
+    assert all(recall[k] == pytest.approx(bacc[k]) for k in classification.KINDS), (
         "balanced accuracy is the mean of the recalls"
     )
     file = classifier_dir(run) / "classifier.json"
     before = file.read_bytes()
-    calls, fit = [], C.train_classifier
+    calls, fit = [], classifier_room.train_classifier
     monkeypatch.setattr(
-        C, "train_classifier", lambda *a, **k: calls.append(1) or fit(*a, **k)
+        shapes_vit, "train_classifier", lambda *a, **k: calls.append(1) or fit(*a, **k)
     )
-    C.classify(run, seeds=(0, 1))
+    classification.classify(run, seeds=(0, 1))
     assert not calls and file.read_bytes() == before, (
         "what is trained is not trained again"
     )
     other = replace(run, seed=1)
-    train = M.real_images(run, "train")
-    M.write_samples(
-        samples_dir(C.synthetic_recipe(other)),
-        replace(train, x=M.saturate(train.x, 2.0)),
+    train = image_sets.real_images(run, "train")
+    image_sets.write_samples(
+        samples_dir(classification.synthetic_recipe(other)),
+        replace(train, x=corruptions.saturate(train.x, 2.0)),
     )
-    C.classify(other, seeds=(0,))
+    classification.classify(other, seeds=(0,))
     assert len(calls) == 2, (
         "another run has other synthetic images, and the same real ones"
     )
 
 
 def test_what_is_missing_is_named_with_its_command(folders, run):
-    folder = samples_dir(C.synthetic_recipe(run))
+    folder = samples_dir(classification.synthetic_recipe(run))
     with pytest.raises(
         FileNotFoundError,
         match="Train the classifiers first: papermill nbs/classify.ipynb",
     ):
-        C.classified(run)
+        classifier_results.classified(run)
     m = pd.read_csv(folder / "metadata.csv")
     file = folder / m.file_name[3]
     good = file.read_bytes()
     file.unlink()
     with pytest.raises(FileNotFoundError, match="lacks 1 of its 32 images"):
-        C.classify(run, seeds=(0,))
+        classification.classify(run, seeds=(0,))
     file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot be read"):
-        C.classify(run, seeds=(0,))
+        classification.classify(run, seeds=(0,))
     file.write_bytes(good)
     m[:20].to_csv(folder / "metadata.csv", index=False)
     with pytest.raises(
         ValueError, match="holds 20 images, and there are 32 training captions"
     ):
-        C.classify(run, seeds=(0,))
+        classification.classify(run, seeds=(0,))
     (folder / "metadata.csv").unlink()
     with pytest.raises(
         FileNotFoundError,
         match="papermill nbs/generate.ipynb .*-p gen_split train -p gen_count 0",
     ):
-        C.classify(run, seeds=(0,))
+        classification.classify(run, seeds=(0,))
     assert not (classifier_dir(run) / "classifier.json").exists()
 
 
 def test_results_are_json_without_the_clock(run):
-    C.classify(run, seeds=(0,))
+    classification.classify(run, seeds=(0,))
     text = (classifier_dir(run) / "classifier.json").read_text()
     assert (
         json.loads(text)["settings"]
@@ -478,8 +518,13 @@ def test_results_are_json_without_the_clock(run):
 def test_results_name_no_folder_of_this_machine(run, tmp_path):
     import shutil
 
-    shutil.copytree(Path(C.locate(run.classifier)), tmp_path / "Jane Doe" / "vit")
+    shutil.copytree(
+        Path(locations.locate(run.classifier)), tmp_path / "Jane Doe" / "vit"
+    )
     own = replace(run, classifier=str(tmp_path / "Jane Doe" / "vit"))
-    C.classify(own, seeds=(0,))
+    classification.classify(own, seeds=(0,))
     text = (classifier_dir(own) / "classifier.json").read_text()
-    assert "Doe" not in text and C.classified(own)["network"] == "path/to/vit"
+    assert (
+        "Doe" not in text
+        and classifier_results.classified(own)["network"] == "path/to/vit"
+    )

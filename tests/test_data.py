@@ -23,25 +23,23 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-import medart.data as data
+from medart.data import images as images_room
+from medart.data import scan as scan_room
+from medart.data import sources
+from medart.data import storage
 from drawn import picture, put
-from medart.core import file_hash
-from medart.data import (
-    clean,
-    fetch,
-    fingerprint,
-    list_images,
-    load_split,
-    lot,
-    near_pairs,
-    prepare,
-    read_pixels,
-    scan,
-    split_groups,
-    unpack,
-    with_names,
-)
-from medart.recipes import DATASETS, recipe
+from medart.core.files import file_hash
+from medart.data.duplicates import fingerprint, near_pairs
+from medart.data.images import clean, read_pixels
+from medart.data.listing import list_images
+from medart.data.loading import load_split
+from medart.data.preparation import prepare
+from medart.data.reports import with_names
+from medart.data.scan.scan import scan
+from medart.data.sources import fetch, unpack
+from medart.data.splits import lot, split_groups
+from medart.recipes.datasets import DATASETS
+from medart.recipes.recipe.recipe import recipe
 
 SKIN = DATASETS["skin"]
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -889,7 +887,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(server, tmp_path):
 
 def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
     server.drops[:], server.stall = [1_500_000], True
-    code = f"import sys; from medart.data import fetch; fetch({server.url!r},{str(tmp_path / 'set.zip')!r})"
+    code = f"import sys; from medart.data.sources import fetch; fetch({server.url!r},{str(tmp_path / 'set.zip')!r})"
     p = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     part = tmp_path / "set.zip.part"
     for _ in range(3000):
@@ -957,7 +955,7 @@ def test_kvasir_is_downloaded_unpacked_and_prepared(server, folders, monkeypatch
                 )
     server.body, server.drops[:] = b.getvalue(), [20_000]
     monkeypatch.setitem(
-        data.SOURCES["kvasir"],
+        sources.SOURCES["kvasir"],
         "url",
         server.url.replace("set.zip", "kvasir-dataset-v2.zip"),
     )
@@ -971,7 +969,7 @@ def test_kvasir_is_downloaded_unpacked_and_prepared(server, folders, monkeypatch
 
 def test_without_network_one_message_says_everything(folders, monkeypatch):
     monkeypatch.setitem(
-        data.SOURCES["kvasir"], "url", "http://127.0.0.1:9/kvasir-dataset-v2.zip"
+        sources.SOURCES["kvasir"], "url", "http://127.0.0.1:9/kvasir-dataset-v2.zip"
     )
     monkeypatch.setattr(time, "sleep", lambda s: None)
     with pytest.raises(ConnectionError) as e:
@@ -1076,9 +1074,9 @@ def snapshot(out):
 
 def looked_at(monkeypatch):
     "The files that check_image is called for from now on."
-    seen, real = [], data.check_image
+    seen, real = [], scan_room.check_image
     monkeypatch.setattr(
-        data,
+        scan_room,
         "check_image",
         lambda file, root, pool: (seen.append(file), real(file, root, pool))[1],
     )
@@ -1140,7 +1138,7 @@ def test_a_stopped_scan_goes_on_where_it_was(tree, tmp_path, monkeypatch):
     want = table(prepare(tree, SKIN, tmp_path / "want"), "manifest.csv")
     files = sorted(str(f.relative_to(tree)) for f in tree.rglob("*.jpg"))
     scan(tree, files[:12], tmp_path / "out")
-    with open(tmp_path / "out" / data.LOCAL, "a") as f:
+    with open(tmp_path / "out" / storage.LOCAL, "a") as f:
         f.write('{"file": "melanoma/9.j')  # killed in the middle of a line
     (tmp_path / "out/pool/.half.jpg.1").write_bytes(b"x")
     seen = looked_at(monkeypatch)
@@ -1170,9 +1168,9 @@ def test_processes_find_what_threads_find(tree, tmp_path):
 def test_one_file_that_breaks_everything_does_not_stop_the_run(
     tree, tmp_path, monkeypatch
 ):
-    real = data.clean
+    real = images_room.clean
     monkeypatch.setattr(
-        data,
+        images_room,
         "clean",
         lambda b: (
             (_ for _ in ()).throw(MemoryError("no room"))

@@ -2,17 +2,21 @@
 
 from functools import partial
 
-from medart import embedded as E
-from medart.model import load_base
-from medart.recipes import recipe
+from medart.bundled import pixart as pixart_room
+from medart.bundled import stable_diffusion
+from medart.bundled import text_encoders
+from medart.training.models import load_base
+from medart.recipes.recipe.recipe import recipe
 
 
 def test_small_models_are_built_from_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(E, "learn_to_read", partial(E.learn_to_read, steps=3))
-    pixart = E.build_pixart(
+    monkeypatch.setattr(
+        pixart_room, "learn_to_read", partial(text_encoders.learn_to_read, steps=3)
+    )
+    pixart = pixart_room.build_pixart(
         tmp_path / "pixart", pictures=64, vae_steps=3, steps=(2, 2, 2)
     )
-    sd = E.build_sd(tmp_path / "sd", pixart, pictures=64, steps=2)
+    sd = stable_diffusion.build_sd(tmp_path / "sd", pixart, pictures=64, steps=2)
     for folder, family in ((pixart, "pixart"), (sd, "sd15")):
         assert (
             "seed" in (folder / "README.md").read_text()
@@ -24,7 +28,9 @@ def test_small_models_are_built_from_nothing(tmp_path, monkeypatch):
         assert model.encode_text(["a red circle"]).emb.isfinite().all()
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
     assert (
-        E.build_pixart(tmp_path / "pixart", pictures=64, vae_steps=3, steps=(2, 2, 2))
+        pixart_room.build_pixart(
+            tmp_path / "pixart", pictures=64, vae_steps=3, steps=(2, 2, 2)
+        )
         == pixart
     )
     assert {

@@ -17,33 +17,36 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
-from medart import export as E
-from medart.core import read_record, rng, write_record
-from medart.export import (
+from medart.recipes import scales
+from medart.training import merging
+from medart.training import runs
+from medart.workflows import licenses
+from medart.workflows import model_card
+from medart.core.randomness import rng
+from medart.core.records import read_record, write_record
+from medart.workflows.comfyui import (
     comfyui_fault,
     comfyui_layers,
     comfyui_state,
     comfyui_strangers,
-    data_card,
-    export,
-    export_fault,
-    push_to_hub,
 )
-from medart.generation import generate, paint
-from medart.hldf import train
-from medart.metrics import evaluate, results_path
-from medart.model import (
-    PIXART_512,
-    T5_XXL,
-    load_base,
-    load_model,
-    lora_config,
-    save_adapters,
-    shaken,
-)
-from medart.recipes import DIT_TARGETS, METHODS, locate, recipe, run_dir
-from medart.simplify import captions_for, captions_key
-from medart.weights import files_below
+from medart.workflows.data_card import data_card
+from medart.workflows.sharing import export, export_fault, push_to_hub
+from medart.method.generation import paint
+from medart.training.sampling_runs import generate
+from medart.training.trainer import train
+from medart.evaluation.evaluator import evaluate
+from medart.evaluation.results import results_path
+from medart.method.lora import lora_config, shaken
+from medart.method.parameter_counts import PIXART_512, T5_XXL
+from medart.training.adapters import save_adapters
+from medart.training.models import load_base, load_model
+from medart.core.locations import locate
+from medart.recipes.methods import DIT_TARGETS, METHODS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import run_dir
+from medart.method.caption_files import captions_for, captions_key
+from medart.core.weight_files import files_below
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(
@@ -71,7 +74,7 @@ def trained(r):
     write_record(
         run_dir(r) / "done.json", old["read"], sorted(old["files"]), steps=old["steps"]
     )
-    assert E.check_trained(r, key) is None
+    assert runs.check_trained(r, key) is None
     return model
 
 
@@ -334,7 +337,7 @@ def test_the_card_says_what_others_must_know(shared):
         'license: "other"',
     ):
         assert words in card, words
-    paper = E.licence_section(recipe("kvasir", scale="paper"), "")
+    paper = model_card.licence_section(recipe("kvasir", scale="paper"), "")
     assert (
         "Open RAIL++-M" in paper
         and "use restrictions" in paper
@@ -470,7 +473,7 @@ def test_a_failure_halfway_leaves_what_was_there(shared, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(E, "merge_and_save", full)
+    monkeypatch.setattr(merging, "merge_and_save", full)
     for to in folder, tmp_path / "new":
         with pytest.raises(OSError, match="No space left"):
             export(r, to, merged=True)
@@ -569,11 +572,12 @@ def test_every_method_has_a_card(made):
     for method in METHODS:
         for scale in ("tiny", "paper"):
             r = recipe("skin", method, scale=scale)
-            lines = E.load_lines(
-                r, [f"{n}/adapter_config.json" for n in E.kind_of(r).parts.values()]
+            lines = model_card.load_lines(
+                r,
+                [f"{n}/adapter_config.json" for n in scales.kind_of(r).parts.values()],
             )
             compile("\n".join(lines), "card", "exec")
-            assert E.model_terms(r) and E.hub_licence(r)
+            assert licenses.model_terms(r) and licenses.hub_licence(r)
 
 
 # Generated images

@@ -15,14 +15,25 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medart import generation as G
-from medart.core import file_hash, read_record, rng, write_record
-from medart.data import load_split
-from medart.hldf import train
-from medart.model import load_model, save_adapters
-from medart.phantom import write_phantoms
-from medart.recipes import DATASETS, METHODS, recipe, run_dir, samples_dir
-from medart.simplify import captions_for
+from medart.evaluation import sample_figures
+from medart.method import generation
+from medart.training import models
+from medart.training import samples as samples_room
+from medart.training import sampling_plan
+from medart.training import sampling_runs
+from medart.core.files import file_hash
+from medart.core.randomness import rng
+from medart.core.records import read_record, write_record
+from medart.data.loading import load_split
+from medart.training.trainer import train
+from medart.training.adapters import save_adapters
+from medart.training.models import load_model
+from medart.data.phantoms import write_phantoms
+from medart.recipes.datasets import DATASETS
+from medart.recipes.methods import METHODS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import run_dir, samples_dir
+from medart.method.caption_files import captions_for
 
 FEW = dict(
     train=dict.fromkeys(DATASETS["skin"].counts, 3),
@@ -67,7 +78,7 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     run, threads = replace(run, gen_block=2), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        G.generate(run)
+        sampling_runs.generate(run)
     finally:
         torch.set_num_threads(threads)
     want = painted(run)
@@ -76,7 +87,10 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
     adapted(run)
     with ThreadPoolExecutor(1) as pool:
-        job, end = pool.submit(G.generate_in, 2, run), time.monotonic() + 300
+        job, end = (
+            pool.submit(sampling_runs.generate_in, 2, run),
+            time.monotonic() + 300,
+        )
         while len(list(samples_dir(run).rglob("*.png"))) < 3:
             assert not job.done() and time.monotonic() < end, (
                 "the run should be killed while it paints"
@@ -96,7 +110,7 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     assert 3 <= len(left) < 16 and not (samples_dir(run) / "metadata.csv").exists()
     for f in left:
         Image.open(f).load()
-    G.generate_in(2, run)
+    sampling_runs.generate_in(2, run)
     got = {k: v for k, v in painted(run).items() if not Path(k).name.startswith(".")}
     assert got == want
     full = {f for f in left if sum(g in left for g in block_of(run, f)) == 2}
@@ -113,23 +127,25 @@ def block_of(r, file):
 
 
 def test_only_what_is_missing_is_painted(run, monkeypatch):
-    G.generate(run)
-    want, paint, blocks = painted(run), G.paint, []
+    sampling_runs.generate(run)
+    want, paint, blocks = painted(run), generation.paint, []
     monkeypatch.setattr(
-        G, "paint", lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i)
+        sample_figures,
+        "paint",
+        lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i),
     )
-    G.generate(run)
+    sampling_runs.generate(run)
     assert not blocks
     gone = (
         samples_dir(run) / pd.read_csv(samples_dir(run) / "metadata.csv").file_name[5]
     )
     gone.unlink()
-    G.generate(run)
+    sampling_runs.generate(run)
     assert blocks == [[4, 5, 6, 7]] and painted(run) == want
 
 
 def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch):
-    load, paint, seen = G.load_model, G.paint, {}
+    load, paint, seen = models.load_model, generation.paint, {}
 
     def loading(*a, **k):
         model = load(*a, **k)
@@ -150,17 +166,17 @@ def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch)
         model.text_encoder = None
         return paint(model, *a)
 
-    monkeypatch.setattr(G, "load_model", loading)
+    monkeypatch.setattr(sample_figures, "load_model", loading)
     monkeypatch.setattr(
-        G, "merge", lambda m: m
+        sample_figures, "merge", lambda m: m
     )  # merging frees the wrapped network: here only letting go counts
-    monkeypatch.setattr(G, "paint", painting)
-    G.generate(run)
+    monkeypatch.setattr(sample_figures, "paint", painting)
+    sampling_runs.generate(run)
     assert seen["alive"] is False and seen["calls"] > 0
 
 
 def test_a_file_says_what_it_is(run):
-    G.generate(run)
+    sampling_runs.generate(run)
     m = pd.read_csv(samples_dir(run) / "metadata.csv")
     test = load_split(run, "test")
     assert m.text.tolist() == list(captions_for(run, "test").texts) and m[
@@ -183,7 +199,7 @@ def test_a_file_says_what_it_is(run):
 def test_whose_captions(run, split, n):
     r = replace(run, gen_split=split)
     plan, train_, test = (
-        G.generation_plan(r),
+        sampling_plan.generation_plan(r),
         captions_for(r, "train"),
         captions_for(r, "test"),
     )
@@ -198,16 +214,16 @@ def test_whose_captions(run, split, n):
             for c in set(plan.classes)
         }
         assert all(t in own[c] for t, c in zip(plan.texts, plan.classes))
-        assert G.generation_plan(replace(r, seed=1)).texts != plan.texts
+        assert sampling_plan.generation_plan(replace(r, seed=1)).texts != plan.texts
     else:
         assert plan.texts == (train_ if split == "train" else test).texts
-    some = G.generation_plan(replace(r, gen_count=n // 2))
+    some = sampling_plan.generation_plan(replace(r, gen_count=n // 2))
     assert len(some) == 8 * round(n / 16) and set(some.classes) == set(plan.classes)
 
 
 def test_prompts_of_ones_own(run, tmp_path, monkeypatch):
-    folder = G.generate(run, "a red circle on a blue background")
-    x, m = G.load_samples(folder)
+    folder = sampling_runs.generate(run, "a red circle on a blue background")
+    x, m = samples_room.load_samples(folder)
     assert (
         len(x) == 1
         and folder != samples_dir(run)
@@ -216,26 +232,28 @@ def test_prompts_of_ones_own(run, tmp_path, monkeypatch):
     (tmp_path / "five.txt").write_text(
         "a red circle on a blue background\n\na green star\na blue patch\na white square\na red oval\n"
     )
-    five = G.generate(run, str(tmp_path / "five.txt"))
-    y, m = G.load_samples(five)
+    five = sampling_runs.generate(run, str(tmp_path / "five.txt"))
+    y, m = samples_room.load_samples(five)
     assert len(y) == 5 and (y[0] == x[0]).all(), (
         "an image depends on its caption, seed and place alone"
     )
-    assert len(G.samples_sheet(five).axes) == 5
+    assert len(sample_figures.samples_sheet(five).axes) == 5
     pd.DataFrame(dict(text=["a green star"])).to_csv(tmp_path / "one.csv", index=False)
-    assert G.prompt_plan(str(tmp_path / "one.csv")).texts == ("a green star",)
+    assert sampling_plan.prompt_plan(str(tmp_path / "one.csv")).texts == (
+        "a green star",
+    )
     (tmp_path / "none.txt").write_text("\n \n")
     for prompts, says in (
         (str(tmp_path / "none.txt"), "holds no prompt"),
         ("missing.csv", "does not exist"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
-            G.generate(run, prompts)
+            sampling_runs.generate(run, prompts)
 
 
 def test_changed_adapters_change_the_images(run):
     "Those that training has not written are refused; those of another training are painted with, and the images before are kept."
-    G.generate(run)
+    sampling_runs.generate(run)
     before = painted(run)
     file = run_dir(run) / "transformer_lora" / "adapter_model.safetensors"
     save_file(
@@ -252,11 +270,11 @@ def test_changed_adapters_change_the_images(run):
         ValueError,
         match="transformer_lora/adapter_model.safetensors is not the file that was written.*train.ipynb",
     ):
-        G.generate(run)
+        sampling_runs.generate(run)
     assert painted(run) == before
     done = read_record(run_dir(run) / "done.json")
     write_record(run_dir(run) / "done.json", done["read"], done["files"])
-    G.generate(run)
+    sampling_runs.generate(run)
     after = painted(run)
     assert before.keys() == after.keys() and all(
         before[k] != after[k] for k in before if k.endswith(".png")
@@ -274,14 +292,14 @@ def test_nothing_trained_nothing_painted(folders):
         FileNotFoundError,
         match=r"Train first: papermill nbs/train.ipynb .* -p method dora -p scale tiny .*-p seed 2",
     ):
-        G.generate(r)
+        sampling_runs.generate(r)
     assert "base" in METHODS
     with pytest.raises(ValueError, match="it takes 1 to"):
-        G.generate_in(0, r)
+        sampling_runs.generate_in(0, r)
 
 
 def test_images_that_are_not_there_are_named(tmp_path):
-    from medart.metrics import generated_images
+    from medart.evaluation.image_sets import generated_images
 
     table = "file_name,text,class,seed,index\na/00000.png,x,a,0,0\n"
     cases = {
@@ -296,8 +314,8 @@ def test_images_that_are_not_there_are_named(tmp_path):
         if text is not None:
             (tmp_path / "metadata.csv").write_text(text)
         for read in (
-            G.load_samples,
-            G.samples_sheet,
+            samples_room.load_samples,
+            sample_figures.samples_sheet,
             lambda folder: generated_images(folder, 64),
         ):
             with pytest.raises(

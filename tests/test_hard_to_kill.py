@@ -16,18 +16,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from medart import hldf
-from medart.hldf import (
-    Log,
+from medart.method import caption_files
+from medart.training import batches
+from medart.training import logs
+from medart.training import step as step_room
+from medart.training import trainer
+from medart.training.checkpoints import (
     checkpoint_fault,
-    launch,
     load_checkpoint,
-    make_optimizer,
     save_checkpoint,
-    train,
 )
-from medart.model import Model, load_model
-from medart.recipes import recipe, run_dir
+from medart.training.launch import launch
+from medart.training.logs import Log
+from medart.training.step import make_optimizer
+from medart.training.trainer import train
+from medart.method.model import Model
+from medart.training.models import load_model
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(
@@ -264,7 +270,7 @@ def test_fault_at_each_write_leaves_a_whole_checkpoint(trained, monkeypatch):
                 not checkpoint_fault(f) for f in folder.glob("step-*")
             )
             if fault == "kill":
-                hldf._sweep(folder)
+                trainer._sweep(folder)
                 save()
                 assert load_checkpoint(folder, model, opt, r, key)[0] == 4
         assert 3 in seen
@@ -325,7 +331,7 @@ def test_a_stop_saves_within_the_step(small, monkeypatch, sig):
     want = result(r)
     shutil.rmtree(run_dir(r))
     with monkeypatch.context() as m:
-        m.setattr(hldf, "update", raising("update", 4, sig))
+        m.setattr(step_room, "update", raising("update", 4, sig))
         with pytest.raises(
             KeyboardInterrupt,
             match=f"{sig.name}: stopped after step 5 of 8, checkpoint saved. "
@@ -344,7 +350,7 @@ def test_checkpoints_are_also_taken_by_time(small, monkeypatch):
     r = small(checkpoint_every=1000, checkpoint_minutes=0.0)
 
     def run():
-        monkeypatch.setattr(hldf, "draw_batch", raising("draw_batch", 5))
+        monkeypatch.setattr(batches, "draw_batch", raising("draw_batch", 5))
         train(r)
 
     assert (
@@ -359,11 +365,11 @@ def test_updates_that_are_not_finite_are_skipped_logged_and_end_the_run(small):
     )  # no recipe takes it; here it stands for a gradient that overflows
     r = replace(small(checkpoint_every=1, keep_checkpoints=9, ema=0.0), **endless)
     train(r)
-    d = hldf.read_losses(r)
-    ts = hldf.captions_for(r, "train").files
+    d = logs.read_losses(r)
+    ts = caption_files.captions_for(r, "train").files
     assert (
         d.step[d.skipped == 1].tolist() == [3, 6]
-        and d.images[2].split() == [ts[i] for i in hldf.order(r, 8, 2)]
+        and d.images[2].split() == [ts[i] for i in batches.order(r, 8, 2)]
         and d.images.notna().sum() == 2
     )
     a = [
@@ -395,7 +401,7 @@ def test_two_processes_equal_one(small):
             for c in checkpoints(one)[-1].glob("*.safetensors")
         )
     }
-    log = hldf.read_losses(one)
+    log = logs.read_losses(one)
     shutil.rmtree(run_dir(one))
     launch(two)
     got = {n: hldf.load_file(checkpoints(two)[-1] / n) for n in want}
@@ -410,7 +416,7 @@ def test_two_processes_equal_one(small):
         and max(gap.values()) < 1e-8
     ), gap
     assert (
-        hldf.read_losses(two).drop(columns="images") - log.drop(columns="images")
+        logs.read_losses(two).drop(columns="images") - log.drop(columns="images")
     ).abs().max().max() < 1e-8
     moved = max(
         t.abs().max().item()
@@ -422,7 +428,9 @@ def test_two_processes_equal_one(small):
 
 def test_one_of_two_processes_is_asked_and_both_stop(small, monkeypatch):
     r = small(num_processes=2, epochs=4.0, checkpoint_every=100)
-    monkeypatch.setattr(hldf, "update", raising("update", 4, signal.SIGTERM, rank=1))
+    monkeypatch.setattr(
+        step_room, "update", raising("update", 4, signal.SIGTERM, rank=1)
+    )
     with pytest.raises(Exception, match="stopped after step 6 of 16, checkpoint saved"):
         launch(r)
     assert [f.name for f in checkpoints(r)] == ["step-0000006"] and checkpoint_fault(

@@ -12,35 +12,24 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medart.core import read_names
-from medart.data import (
-    FileIndex,
-    class_of,
-    classes_line,
-    contact_sheet,
-    list_images,
-    load_split,
-    one_hot,
-    prepare,
-    read_table,
-    refuse_collisions,
-    split_bars,
-    stand_ins,
-)
-from medart.phantom import article, simple_caption
-from medart.recipes import (
-    DATASETS,
-    Dataset,
+from medart.core.figures import read_names
+from medart.data.folders import FileIndex
+from medart.data.labels import class_of, one_hot, refuse_collisions
+from medart.data.listing import classes_line, list_images
+from medart.data.loading import contact_sheet, load_split, split_bars
+from medart.data.preparation import prepare
+from medart.data.tables import read_table, stand_ins
+from medart.data.phrases import article, simple_caption
+from medart.recipes.datasets import Dataset, dataset_named, DATASETS, read_dataset
+from medart.recipes.labels import (
     as_folder,
     category,
     class_folder,
-    dataset_named,
     label_key,
-    read_dataset,
-    recipe,
     visible_text,
 )
-from medart.vsg import validity
+from medart.recipes.recipe.recipe import recipe
+from medart.evaluation.caption_quality import validity
 
 SKIN, KVASIR = DATASETS["skin"], DATASETS["kvasir"]
 N = range(12)

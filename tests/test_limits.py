@@ -11,39 +11,37 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from medart import hldf, preflight
-from medart.baselines import random_pipeline
-from medart.core import rng
-from medart.generation import generate, generate_in, prompt_plan
-from medart.hldf import Batch, diffusion_loss, hldf_cond
-from medart.losses import channel_stats, color_due, color_loss
-from medart.model import load_base, load_model, shaken
-from medart.phantom import write_phantoms
-from medart.recipes import (
-    DATASETS,
-    FAMILIES,
-    METHODS,
-    NOT_REPRODUCED,
-    OFFICIAL,
-    PROFILES,
-    captions_dir,
-    captions_recipe,
-    recipe,
-)
-from medart.simplify import (
-    captions_for,
-    captions_used,
+from medart.training import step as step_room
+from medart.training import trainer
+from medart.workflows import model_files
+from medart.bundled.random_pipelines import random_pipeline
+from medart.core.randomness import rng
+from medart.training.sampling_plan import prompt_plan
+from medart.training.sampling_runs import generate, generate_in
+from medart.method.hldf import Batch, diffusion_loss, hldf_cond
+from medart.method.losses import channel_stats, color_due, color_loss
+from medart.method.lora import shaken
+from medart.training.models import load_base, load_model
+from medart.data.phantoms import write_phantoms
+from medart.recipes.datasets import DATASETS
+from medart.recipes.methods import METHODS, NOT_REPRODUCED, OFFICIAL, PROFILES
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import captions_dir, captions_recipe
+from medart.recipes.scales import FAMILIES
+from medart.method.caption_files import captions_for, captions_used
+from medart.method.simplify import limits
+from medart.method.tokens import (
     check_known,
     count_tokens,
-    limits,
     load_tokenizer,
     load_tokenizers,
     reading,
-    shorten_captions,
     text_limits,
     unknown_words,
 )
-from medart.vsg import NO_LIMIT, SYSTEM_PROMPT, chat, load_vlm, question
+from medart.training.captioning import shorten_captions
+from medart.method.captioner import chat, load_vlm
+from medart.method.captions import NO_LIMIT, question, SYSTEM_PROMPT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -386,7 +384,7 @@ def test_generated_images_say_what_was_read(folders, capsys):
     r = recipe(
         "skin", "base", scale="tiny", data="few", gen_count=8, gen_block=4, gen_steps=1
     )
-    hldf.train(r)
+    trainer.train(r)
     capsys.readouterr()
     (folders[0] / "own.csv").write_text(
         f'text\na round 糖尿病 patch\n"{LONG}"\na round patch\n', encoding="utf-8"
@@ -492,7 +490,7 @@ def test_dropout_of_t5_in_the_color_loss(profile, monkeypatch):
     )
     model, modes, clips = load_model(r), [], []
     monkeypatch.setattr(
-        hldf,
+        step_room,
         "diffusion_gradients",
         lambda m, r, b, params: (
             modes.append(m.text_encoder.training),
@@ -500,7 +498,7 @@ def test_dropout_of_t5_in_the_color_loss(profile, monkeypatch):
         )[1],
     )
     monkeypatch.setattr(
-        hldf,
+        step_room,
         "color_gradients",
         lambda m, r, b, params: (
             modes.append(m.text_encoder.training),
@@ -508,14 +506,14 @@ def test_dropout_of_t5_in_the_color_loss(profile, monkeypatch):
         )[1],
     )
     monkeypatch.setattr(
-        hldf,
+        step_room,
         "update",
         lambda m, r, opt, params, grads, log: (
             clips.append(grads[0].flatten()[0].item()) or 0
         ),
     )
-    hldf.training_step(
-        model, r, batch(model), hldf.make_optimizer(model, r), 0, Accelerator()
+    step_room.training_step(
+        model, r, batch(model), step_room.make_optimizer(model, r), 0, Accelerator()
     )
     live = profile == "official"
     assert modes == [live, live]
@@ -535,7 +533,7 @@ def test_offloading_draws_the_same_dropout_twice():
         model.text_encoder.train(True)
         torch.manual_seed(0)
         grads.append(
-            hldf.color_gradients(
+            step_room.color_gradients(
                 model,
                 official(
                     **{
@@ -588,7 +586,7 @@ def test_official_targets_crop_steps_and_question():
 
 def test_the_official_optimizer():
     model = load_model(official())
-    groups = hldf.make_optimizer(model, official()).param_groups
+    groups = step_room.make_optimizer(model, official()).param_groups
     assert all(g["weight_decay"] == 1e-2 for g in groups)
 
 
@@ -601,7 +599,7 @@ def test_training_refuses_captions_of_which_nothing_is_known(made):
         "file_name,label,text\n" + "\n".join(rows) + "\n", encoding="utf-8"
     )
     with pytest.raises(ValueError, match="黒色腫の画像.* unknown to the model"):
-        hldf.train(
+        trainer.train(
             recipe(
                 "skin", scale="tiny", data="made", epochs=1, interval=0, sample_every=0
             )
@@ -609,7 +607,7 @@ def test_training_refuses_captions_of_which_nothing_is_known(made):
 
 
 def test_the_preflight_finds_a_limit_that_is_too_high():
-    found, _ = preflight.check_model(recipe("skin", scale="tiny", max_tokens=100))
+    found, _ = model_files.check_model(recipe("skin", scale="tiny", max_tokens=100))
     assert any("max_tokens=100" in f.fault and "64 tokens" in f.fault for f in found)
-    found, _ = preflight.check_model(recipe("skin", scale="tiny"))
+    found, _ = model_files.check_model(recipe("skin", scale="tiny"))
     assert not any(f.fault for f in found)

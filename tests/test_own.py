@@ -12,23 +12,24 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medart import own_images
-from medart.own_images import (
+from medart.evaluation import image_sets
+from medart.workflows import own_images as own_images_room
+from medart.workflows import own_report
+from medart.workflows import report_pages
+from medart.workflows.own_images import (
     captions_note,
     cropping,
     cropping_note,
     describe_folder,
     found_labels,
-    limits_of,
-    own_command,
     own_name,
-    ReportPart,
     proposal,
-    write_html,
-    write_pdf,
 )
-from medart.phantom import phantom
-from medart.recipes import DATASETS, read_dataset, recipe
+from medart.workflows.own_report import limits_of, own_command
+from medart.workflows.report_pages import ReportPart, write_html, write_pdf
+from medart.data.phantoms import phantom
+from medart.recipes.datasets import DATASETS, read_dataset
+from medart.recipes.recipe.recipe import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -189,10 +190,10 @@ def test_the_report_is_a_pdf_too_where_that_can_be_made(done):
 
 def test_too_few_images_for_a_number_still_end_in_a_report(done, monkeypatch):
     r = the_run(done)
-    monkeypatch.setattr(own_images, "LEAST", 13)
-    assert "12 images, and 13 are needed" in own_images.evaluate_own(r).measured[0]
+    monkeypatch.setattr(image_sets, "LEAST", 13)
+    assert "12 images, and 13 are needed" in own_images_room.evaluate_own(r).measured[0]
     kinds = [
-        p.what for p in own_images.report_parts(r, "the command") if p.kind == "heading"
+        p.what for p in own_report.report_parts(r, "the command") if p.kind == "heading"
     ]
     assert (
         "A classifier" in kinds
@@ -202,8 +203,8 @@ def test_too_few_images_for_a_number_still_end_in_a_report(done, monkeypatch):
 
 
 def test_what_was_proposed_lets_single_stages_go_on(done):
-    from medart.classifier import classifier_fault
-    from medart.metrics import results_fault
+    from medart.evaluation.classification import classifier_fault
+    from medart.evaluation.results import results_fault
 
     assert "melanoma: melanoma  # 12 images" in (
         done / "skin" / "dataset.yaml"
@@ -413,7 +414,7 @@ def test_signs_that_no_font_has_are_spelled_out_and_it_is_said(
 ):
     monkeypatch.setattr(own_images, "findSystemFonts", lambda **_: [])
     fig = chart()
-    picture = own_images.png_bytes(fig)
+    picture = report_pages.png_bytes(fig)
     labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
     assert labels == ["[U+76AE][U+819A][U+764C]", "nevus"]
     assert fig.axes[0].get_title() == labels[0]
@@ -434,11 +435,11 @@ def test_a_font_that_has_the_signs_is_used(tmp_path, monkeypatch, capsys):
     broken.write_bytes(b"no font")
     fonts = [str(broken), a_font(tmp_path / "b.ttf", SKIN_CANCER)]
     monkeypatch.setattr(own_images, "findSystemFonts", lambda **_: fonts)
-    assert own_images.font_for(set(SKIN_CANCER)) == fonts[1]
-    assert own_images.font_for(set(SKIN_CANCER + "肺")) == ""
+    assert report_pages.font_for(set(SKIN_CANCER)) == fonts[1]
+    assert report_pages.font_for(set(SKIN_CANCER + "肺")) == ""
     fig = chart()
     with warnings.catch_warnings(record=True) as warned:
-        own_images.png_bytes(fig)
+        report_pages.png_bytes(fig)
     assert not [w for w in warned if "missing from font" in str(w.message)]
     assert fig.axes[0].get_title() == SKIN_CANCER
     write_pdf([ReportPart("text", SKIN_CANCER)], tmp_path / "a.pdf")

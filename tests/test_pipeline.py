@@ -5,10 +5,14 @@ import torch
 from diffusers import PixArtAlphaPipeline
 from peft import PeftModel
 
-from medart.core import rng
-from medart.generation import paint
-from medart.model import load_model, merge_and_save, save_adapters, shaken
-from medart.recipes import locate, recipe
+from medart.core.randomness import rng
+from medart.method.generation import paint
+from medart.method.lora import shaken
+from medart.training.adapters import save_adapters
+from medart.training.merging import merge_and_save
+from medart.training.models import load_model
+from medart.core.locations import locate
+from medart.recipes.recipe.recipe import recipe
 
 R = recipe("skin", scale="tiny", gen_steps=8)
 CAPTIONS = [

@@ -11,11 +11,15 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from medart import preflight as P
-from medart.baselines import random_pipeline
-from medart.model import PIXART_512, T5_XXL
-from medart.preflight import STAGES, NotReady, preflight
-from medart.recipes import METHODS, locate, recipe
+from medart.workflows import model_files
+from medart.workflows import preflight_checks
+from medart.bundled.random_pipelines import random_pipeline
+from medart.method.parameter_counts import PIXART_512, T5_XXL
+from medart.workflows.model_files import NotReady
+from medart.workflows.preflight import preflight, STAGES
+from medart.core.locations import locate
+from medart.recipes.methods import METHODS
+from medart.recipes.recipe.recipe import recipe
 
 LATER = ("train", "generate", "evaluate", "classify")
 MODELS = dict(
@@ -222,12 +226,12 @@ def card(gb, bf16=True):
     ],
 )
 def test_devices(folders, monkeypatch, cards, changes, says):
-    monkeypatch.setattr(P, "gpus", lambda: cards)
+    monkeypatch.setattr(preflight_checks, "gpus", lambda: cards)
     r = recipe("skin", **(dict(scale="tiny") | changes))
-    nets = P.check_model(recipe("skin", scale="tiny"))[1]
+    nets = model_files.check_model(recipe("skin", scale="tiny"))[1]
     import re
 
-    said = [f.fault for f in P.check_devices(r, nets) if f.fault]
+    said = [f.fault for f in preflight_checks.check_devices(r, nets) if f.fault]
     assert len(said) == 1 and re.search(says, said[0])
 
 
@@ -259,7 +263,7 @@ def test_images(folders):
     (folders[0] / "kvasir").mkdir()
     assert (
         "research and education only"
-        in P.check_images(recipe("kvasir", scale="paper"))[0].terms
+        in preflight_checks.check_images(recipe("kvasir", scale="paper"))[0].terms
     )
 
 
@@ -275,14 +279,16 @@ def test_full_size_networks_are_counted_in_seconds(folders, tmp_path, monkeypatc
         small / "text_encoder"
     )
     r = recipe("skin", scale="paper", model=str(small))
-    findings, nets = P.check_model(r)
+    findings, nets = model_files.check_model(r)
     assert (
         not findings[0].fault
-        and 5.3e9 < sum(map(P.count_weights, nets.values())) < 5.5e9
+        and 5.3e9 < sum(map(model_files.count_weights, nets.values())) < 5.5e9
     )
-    monkeypatch.setattr(P, "gpus", lambda: [card(8)])
-    assert any("text_bits=4" in f.fault for f in P.check_devices(r, nets))
-    assert 1e9 < P.run_bytes(r, nets) < 2e10
+    monkeypatch.setattr(preflight_checks, "gpus", lambda: [card(8)])
+    assert any(
+        "text_bits=4" in f.fault for f in preflight_checks.check_devices(r, nets)
+    )
+    assert 1e9 < preflight_checks.run_bytes(r, nets) < 2e10
 
 
 # The hub
@@ -324,7 +330,9 @@ PART = {"": torch.nn.Module}
 
 
 def test_a_repository_that_is_whole_on_the_hub_is_measured(hub, monkeypatch):
-    monkeypatch.setattr(P, "skeleton", lambda *a: torch.nn.Linear(2, 2, device="meta"))
+    monkeypatch.setattr(
+        model_files, "skeleton", lambda *a: torch.nn.Linear(2, 2, device="meta")
+    )
     hub["some/vlm"] = {
         "config.json": 9,
         "model-00001-of-00002.safetensors": 8 * 10**9,
@@ -332,7 +340,7 @@ def test_a_repository_that_is_whole_on_the_hub_is_measured(hub, monkeypatch):
         "model.fp16.safetensors": 10**12,
         "pytorch_model.bin": 10**12,
     }
-    [finding], nets = P.check_files("VLM", "some/vlm", "vlm", PART)
+    [finding], nets = model_files.check_files("VLM", "some/vlm", "vlm", PART)
     assert (
         finding.fetch == 17 * 10**9
         and "17.0 GB of them to fetch" in finding.found
@@ -342,7 +350,10 @@ def test_a_repository_that_is_whole_on_the_hub_is_measured(hub, monkeypatch):
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 10**9)
     )
-    assert "HF_HOME" in [f.fault for f in P.check_disk(r, {}, finding.fetch)][1]
+    assert (
+        "HF_HOME"
+        in [f.fault for f in preflight_checks.check_disk(r, {}, finding.fetch)][1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -366,7 +377,7 @@ def test_what_the_hub_says_is_passed_on(hub, answer, says):
     import re
 
     hub["some/vlm"] = answer
-    [finding], nets = P.check_files("VLM", "some/vlm", "vlm", PART)
+    [finding], nets = model_files.check_files("VLM", "some/vlm", "vlm", PART)
     assert re.search(says, finding.fault) and not nets
 
 
@@ -376,7 +387,7 @@ def test_a_hub_that_does_not_answer_is_no_harm_where_all_is_here(hub, folders):
     (where / "refs/main").write_text("0" * 40)
     shutil.copytree(locate("data/tiny/pixart"), where / "snapshots" / ("0" * 40))
     hub["some/pixart"] = ConnectionError
-    repo = P.find_repository("some/pixart")
+    repo = model_files.find_repository("some/pixart")
     assert not repo.waiting and "model_index.json" in repo.sizes
     hub["some/pixart"] = {f: 1 for f in repo.sizes} | {"vae/later.bin": 7}
-    assert P.find_repository("some/pixart").waiting == ["vae/later.bin"]
+    assert model_files.find_repository("some/pixart").waiting == ["vae/later.bin"]

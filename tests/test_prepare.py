@@ -19,11 +19,21 @@ import pytest
 from PIL import Image, ImageCms
 
 import drawn
-import medart.core
-import medart.data as data
-from medart.core import alone, file_hash, read_file
-from medart.data import LOCAL, load_split, prepare, with_names
-from medart.recipes import Dataset, read_dataset, recipe
+from medart.core import figures
+from medart.core import files as files_room
+from medart.core import records
+from medart.data import preparation
+from medart.data import scan as scan_room
+from medart.data import sources
+
+from medart.core.files import file_hash, read_file
+from medart.core.records import alone
+from medart.data.loading import load_split
+from medart.data.preparation import prepare
+from medart.data.reports import with_names
+from medart.data.storage import LOCAL
+from medart.recipes.datasets import Dataset, read_dataset
+from medart.recipes.recipe.recipe import recipe
 
 picture = partial(drawn.picture, size=(48, 40))
 put = partial(drawn.put, size=(48, 40))
@@ -129,13 +139,13 @@ def test_no_archive_is_waited_for(tmp_path):
     (tmp_path / "own").mkdir()
     os.mkfifo(tmp_path / "own/images.zip")
     with pytest.raises(ValueError, match="images.zip is no ordinary file"):
-        data.get_source(OWN, tmp_path / "own")
+        sources.get_source(OWN, tmp_path / "own")
 
 
 def test_a_file_that_grows_or_is_huge_is_read_to_its_bound(tmp_path, monkeypatch):
     f = tmp_path / "a.png"
     f.write_bytes(b"12345678")
-    with pytest.raises(medart.core.NotAFile, match="8|GB"):
+    with pytest.raises(files_room.NotAFile, match="8|GB"):
         read_file(f, most=4)
     real = os.fstat
 
@@ -146,19 +156,19 @@ def test_a_file_that_grows_or_is_huge_is_read_to_its_bound(tmp_path, monkeypatch
         return s
 
     monkeypatch.setattr(medart.core.os, "fstat", grown)
-    with pytest.raises(medart.core.NotAFile, match="changes while it is read"):
+    with pytest.raises(files_room.NotAFile, match="changes while it is read"):
         read_file(f)
 
 
 def test_folders_and_files_that_may_not_be_read_are_said(raw, tmp_path, monkeypatch):
-    real = data.read_file
+    real = files_room.read_file
 
     def closed(path, *most):
         if Path(path).name == "3.png":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path, *most)
 
-    monkeypatch.setattr(data, "read_file", closed)
+    monkeypatch.setattr(files_room, "read_file", closed)
     q = pd.read_csv(prepare(raw, OWN, tmp_path / "out") / "quarantine.csv")
     assert (
         q[["reason", "detail"]].values.tolist()
@@ -184,17 +194,17 @@ def test_folders_and_files_that_may_not_be_read_are_said(raw, tmp_path, monkeypa
 def test_a_lock_that_is_never_released_ends_the_wait(raw, tmp_path, monkeypatch):
     real = alone
     monkeypatch.setattr(
-        data, "alone", lambda folder, stage, wait=0: real(folder, stage, 0.1)
+        records, "alone", lambda folder, stage, wait=0: real(folder, stage, 0.1)
     )
     with real(tmp_path / "out", "prepare"):
         with pytest.raises(BlockingIOError, match=f"number {os.getpid()}"):
             prepare(raw, OWN, tmp_path / "out")
-    with data._turn(tmp_path / "a.zip"):
+    with sources._turn(tmp_path / "a.zip"):
         with pytest.raises(
             BlockingIOError,
             match="Another process has been fetching or unpacking a.zip",
         ):
-            with data._turn(tmp_path / "a.zip", wait=0.1):
+            with sources._turn(tmp_path / "a.zip", wait=0.1):
                 pass
 
 
@@ -292,7 +302,7 @@ def test_names_of_an_earlier_version_go(raw, done):
 
 
 def test_the_folder_of_prepared_images_tells_two_sources_apart_and_names_none(tmp_path):
-    a, b = (data.prepared_dir(tmp_path / x / WHO, OWN) for x in "ab")
+    a, b = (preparation.prepared_dir(tmp_path / x / WHO, OWN) for x in "ab")
     assert a != b and WHO not in a.name and a.name.startswith("own~")
 
 
@@ -543,7 +553,7 @@ def test_what_others_put_beside_stays_and_work_is_not_done_again(
     os.utime(
         next((done / "test").rglob("*.png"))
     )  # a copy to another disk changes dates
-    monkeypatch.setattr(data, "_fill", None)
+    monkeypatch.setattr(preparation, "_fill", None)
     prepare(raw, OWN, done)
     monkeypatch.undo()
     put(raw, "a/new.png", 60)
@@ -662,9 +672,7 @@ def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(
         )
         monkeypatch.setattr(data, name, failing(getattr(data, name), half))
     monkeypatch.setattr(
-        medart.core,
-        "write_atomic",
-        failing(medart.core.write_atomic, lambda p, s: None),
+        figures, "write_atomic", failing(files_room.write_atomic, lambda p, s: None)
     )
     for step in range(1, 200, 8):
         fails[0], n[0] = step, 0
@@ -695,9 +703,9 @@ def test_nothing_that_only_linux_has_is_needed(base, tmp_path, monkeypatch):
         assert len(read_file(base / "raw/a/0.png")) > 1000
     monkeypatch.delattr(os, "link")
     monkeypatch.setattr(data, "get_all_start_methods", lambda: ["spawn"])
-    monkeypatch.setattr(data, "_DISK", {errno.ENOSPC, errno.EIO})
+    monkeypatch.setattr(preparation, "_DISK", {errno.ENOSPC, errno.EIO})
     out = prepare(base / "raw", OWN, tmp_path / "out")
     assert contents(out) == contents(base / "out")
     assert next((out / "train").rglob("*.png")).stat().st_nlink == 1
     prepare(base / "raw", OWN, out)
-    assert data._workers(5000, True)._mp_context.get_start_method() == "spawn"
+    assert scan_room._workers(5000, True)._mp_context.get_start_method() == "spawn"

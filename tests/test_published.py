@@ -18,22 +18,24 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from medart.baselines import random_pipeline
-from medart.classifier import load_vit, normal
-from medart.core import rng
-from medart.generation import paint
-from medart.metrics import load_extractor
-from medart.model import load_base, load_model, merge_and_save, shaken
-from medart.recipes import locate, recipe
-from medart.simplify import load_simplifier, load_tokenizer
-from medart.vsg import load_vlm
-from medart.weights import (
+from medart.bundled.random_pipelines import random_pipeline
+from medart.evaluation.classifier import load_vit, normal
+from medart.core.randomness import rng
+from medart.method.generation import paint
+from medart.evaluation.extractors import load_extractor
+from medart.method.lora import shaken
+from medart.training.merging import merge_and_save
+from medart.training.models import load_base, load_model
+from medart.core.locations import locate
+from medart.recipes.recipe.recipe import recipe
+from medart.method.simplify import load_simplifier
+from medart.method.tokens import load_tokenizer
+from medart.method.captioner import load_vlm
+from medart.core.load_errors import load_error, loading
+from medart.core.pretrained import load_image_processor, load_network
+from medart.core.weight_files import (
     damaged_files,
     files_below,
-    load_error,
-    load_image_processor,
-    load_network,
-    loading,
     missing_files,
     weight_fault,
     weight_files,
@@ -1068,7 +1070,7 @@ def test_a_cached_repository_is_read_and_its_damage_named(vits, tmp_path, monkey
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     folder = cached(tmp_path, "some/vit", vits["classifier"])
     if constants.HF_HUB_OFFLINE:
-        from medart.weights import local_folder
+        from medart.core.weight_files import local_folder
 
         assert local_folder("some/vit") == folder and local_folder("some/other") is None
         assert not missing_files(files_below(folder)) and not damaged_files(folder)

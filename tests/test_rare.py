@@ -7,12 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medart import hldf
-from medart.classifier import synthetic_recipe
-from medart.core import np_rng
-from medart.generation import generate, generation_plan, samples_fault
-from medart.hldf import order, permutation, train
-from medart.recipes import classifier_dir, recipe, run_dir, samples_dir
+from medart.core import randomness
+from medart.evaluation import sample_figures
+from medart.method import caption_files
+from medart.evaluation.classification import synthetic_recipe
+from medart.core.randomness import np_rng
+from medart.training.samples import samples_fault
+from medart.training.sampling_plan import generation_plan
+from medart.training.sampling_runs import generate
+from medart.training.batches import order, permutation
+from medart.training.trainer import train
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import classifier_dir, run_dir, samples_dir
 
 SMALL = dict(
     scale="tiny",
@@ -47,7 +53,7 @@ def test_by_default_every_image_is_drawn_as_it_always_was():
 
 def test_a_permutation_is_drawn_once_a_pass(monkeypatch):
     drawn = []
-    monkeypatch.setattr(hldf, "np_rng", lambda *a: drawn.append(a) or np_rng(*a))
+    monkeypatch.setattr(randomness, "np_rng", lambda *a: drawn.append(a) or np_rng(*a))
     r = recipe("skin", scale="tiny", batch_size=4, seed=71)
     for step in range(50):
         order(r, 100, step)
@@ -119,13 +125,14 @@ def test_as_many_images_of_each_class_as_asked_for(small, split, many):
 
 
 def test_captions_are_used_again_only_when_all_were_used(small, monkeypatch):
-    from medart import generation
 
-    captions = generation.captions_for
+    captions = caption_files.captions_for
     distinct = lambda s: replace(
         s, texts=tuple(f"{c} {i}" for i, c in enumerate(s.classes))
     )
-    monkeypatch.setattr(generation, "captions_for", lambda *a: distinct(captions(*a)))
+    monkeypatch.setattr(
+        sample_figures, "captions_for", lambda *a: distinct(captions(*a))
+    )
     for split, own in (("train", 4), ("test", 2), ("sample", 4)):
         plan = generation_plan(small(gen_split=split, per_class=3 * own))
         assert set(Counter(plan.texts).values()) == {3}
@@ -158,7 +165,10 @@ def test_negative_numbers_of_images_are_refused():
 
 
 def test_a_class_of_few_images_says_what_cannot_be_said_of_it():
-    from medart.metrics import Features, Seen, by_class, floor_plan
+    from medart.evaluation.classes import by_class
+    from medart.evaluation.features import Features
+    from medart.evaluation.image_stats import Seen
+    from medart.evaluation.uncertainty import floor_plan
 
     classes = ("a",) * 12 + ("b",) * 3 + ("c",)
 
@@ -182,7 +192,7 @@ def test_a_class_of_few_images_says_what_cannot_be_said_of_it():
 
 
 def test_generated_and_repeated_images_are_added_in_equal_numbers(small):
-    from medart.rarity import (
+    from medart.workflows.rare_classes import (
         class_recalls,
         rare_counts,
         rare_gains,

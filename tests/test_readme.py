@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medart.metrics import HEADLINE, find_measure
+from medart.evaluation.measures import find_measure, HEADLINE
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "outputs" / "reference"

@@ -9,12 +9,25 @@ import pandas as pd
 import pytest
 import torch
 
-from medart import classifier as C
-from medart import metrics as M
-from medart import report as R
-from medart.core import read_record, write_atomic, write_record
-from medart.phantom import write_phantoms
-from medart.recipes import DATASETS, PAPER, classifier_dir, recipe, run_dir, samples_dir
+from medart.evaluation import classification
+from medart.evaluation import classifier as classifier_room
+from medart.evaluation import image_sets
+from medart.evaluation import measures
+from medart.evaluation import paper_tables
+from medart.evaluation import prompt_figures
+from medart.evaluation import results as results_room
+from medart.evaluation import seed_statistics
+from medart.evaluation import table_files
+from medart.workflows import reproduce as reproduce_room
+
+
+from medart.core.files import write_atomic
+from medart.core.records import read_record, write_record
+from medart.data.phantoms import write_phantoms
+from medart.recipes.datasets import DATASETS
+from medart.recipes.paper import PAPER
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import classifier_dir, run_dir, samples_dir
 
 CLASSES = list(DATASETS["skin"].counts)
 FEW = dict(train=dict.fromkeys(CLASSES, 2), test=dict.fromkeys(CLASSES, 2))
@@ -43,17 +56,21 @@ def finish(r, fid=None, distance=None, kid=None, f1=None):
             dict(space="inception", measure="frechet", value=fid, floor=20.0),
             dict(space="inception", measure="kid", value=kid, floor=0.001),
         ]
-    write_record(M.results_path(r, "metrics.json"), {}, rows=rows)
+    write_record(results_room.results_path(r, "metrics.json"), {}, rows=rows)
     if f1 is not None:
-        write_atomic(samples_dir(C.synthetic_recipe(r)) / "metadata.csv", "")
+        write_atomic(
+            samples_dir(classification.synthetic_recipe(r)) / "metadata.csv", ""
+        )
         write_record(
-            samples_dir(C.synthetic_recipe(r)) / "key.json", {}, ["metadata.csv"]
+            samples_dir(classification.synthetic_recipe(r)) / "key.json",
+            {},
+            ["metadata.csv"],
         )
         rows = [
             dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s)
-            for i, k in enumerate(C.KINDS)
+            for i, k in enumerate(classification.KINDS)
             for s in (0, 1)
-            for m in C.SCORES
+            for m in classifier_room.SCORES
         ]
         write_record(classifier_dir(r) / "classifier.json", {}, rows=rows)
 
@@ -69,20 +86,20 @@ def test_the_papers_rows_are_all_there():
         len(v) == len(t["columns"]) for t in PAPER.values() for v in t["rows"].values()
     )
     assert (
-        R.paper_value(2, "kvasir", "medart", "FID") == 51.99
-        and R.paper_value(2, "skin", "fast_dit", "HFD") == 3.95
+        paper_tables.paper_value(2, "kvasir", "medart", "FID") == 51.99
+        and paper_tables.paper_value(2, "skin", "fast_dit", "HFD") == 3.95
     )
     assert (
-        R.paper_value(3, "kvasir", "ovis", "KID") == 0.013
-        and R.paper_value(4, "skin", "real", "BACC") == 0.508
+        paper_tables.paper_value(3, "kvasir", "ovis", "KID") == 0.013
+        and paper_tables.paper_value(4, "skin", "real", "BACC") == 0.508
     )
-    assert R.paper_value(3, "skin", "medart", "FID") is None
+    assert paper_tables.paper_value(3, "skin", "medart", "FID") is None
 
 
 def test_a_tiny_number_never_stands_under_the_papers_name(folders):
     finish(tiny("skin", "medart", 0), distance=21.5, f1=0.5)
     for k in (2, 3, 4):
-        t, notes, text = R.write_table(k, tiny, ["skin"])
+        t, notes, text = table_files.write_table(k, tiny, ["skin"])
         for top, name in t.columns:
             assert (top == "the paper") != (top == "ours, tiny scale, drawn phantoms")
             if top != "the paper":
@@ -101,7 +118,7 @@ def test_a_tiny_number_never_stands_under_the_papers_name(folders):
     for f in (folders[1] / "tables").iterdir():
         said = f.read_text()
         assert ("tiny,phantom/skin" if f.suffix == ".csv" else "TINY SCALE") in said
-    t, _, _ = R.write_table(2, tiny, ["skin"])
+    t, _, _ = table_files.write_table(2, tiny, ["skin"])
     assert (
         t.loc["Med-Art", ("ours, tiny scale, drawn phantoms", "skin FD (vit-skin)")]
         == "21.50"
@@ -120,7 +137,7 @@ def test_full_size_numbers_stand_beside_the_papers(folders):
     for s, fid in ((0, 50.0), (1, 54.0)):
         finish(paper("kvasir", "medart", s), fid, 1.5, 0.01, f1=0.8)
     finish(paper("kvasir", "no_hldf", 0), 70.0, 1.8, 0.03)
-    t, notes, text = R.write_table(2, paper, ["kvasir"], (0, 1))
+    t, notes, text = table_files.write_table(2, paper, ["kvasir"], (0, 1))
     ours = "ours, paper scale"
     assert (
         t.loc["Med-Art", (ours, "kvasir FID")] == "52.00 ± 2.83"
@@ -145,7 +162,7 @@ def test_full_size_numbers_stand_beside_the_papers(folders):
         51.99,
         2,
     ) and got.sd == pytest.approx(2.8284, abs=1e-3)
-    t, _, _ = R.write_table(4, paper, ["kvasir"], (0, 1))
+    t, _, _ = table_files.write_table(4, paper, ["kvasir"], (0, 1))
     assert t.loc["Med-Art", (ours, "kvasir F1")].startswith("0.8050") and t.loc[
         "Real images", (ours, "kvasir F1")
     ].startswith("0.9050")
@@ -158,12 +175,12 @@ def test_full_size_numbers_stand_beside_the_papers(folders):
 def test_missing_cells_say_what_to_run(folders):
     "One command makes all that is missing, however many cells it is, and what no command makes says why."
     r = tiny("skin", "medart", 0)
-    assert R.to_run(r) == ["train", "generate", "evaluate"] and R.to_run(r, 4) == [
+    assert paper_tables.to_run(r) == [
         "train",
         "generate",
-        "classify",
-    ]
-    t, notes, _ = R.write_table(2, tiny, ["skin"], (0, 1))
+        "evaluate",
+    ] and paper_tables.to_run(r, 4) == ["train", "generate", "classify"]
+    t, notes, _ = table_files.write_table(2, tiny, ["skin"], (0, 1))
     ours = "ours, tiny scale, drawn phantoms"
     run, none = (
         t.loc["Med-Art", (ours, "skin FD (vit-skin)")],
@@ -188,15 +205,14 @@ def test_missing_cells_say_what_to_run(folders):
         "skin KID",
     ], "the paper's columns in the paper's order"
     write_record(run_dir(r) / "done.json", {})
-    assert R.to_run(r) == ["generate", "evaluate"] and R.to_run(r, 4) == [
-        "generate",
-        "classify",
-    ]
-    assert "-p gen_split train -p gen_count 0" in R.commands(r, 4).split(" && ")[
-        0
-    ] and "gen_split" not in R.commands(r, 2)
+    assert paper_tables.to_run(r) == ["generate", "evaluate"] and paper_tables.to_run(
+        r, 4
+    ) == ["generate", "classify"]
+    assert "-p gen_split train -p gen_count 0" in paper_tables.commands(r, 4).split(
+        " && "
+    )[0] and "gen_split" not in paper_tables.commands(r, 2)
     finish(r, distance=20.0)
-    t, notes, _ = R.write_table(2, tiny, ["skin"])
+    t, notes, _ = table_files.write_table(2, tiny, ["skin"])
     assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00" and t.loc[
         "Med-Art", (ours, "skin FID")
     ].startswith("run [")
@@ -206,7 +222,7 @@ def test_missing_cells_say_what_to_run(folders):
         .to_run
     )
     assert (
-        cells["medart", "FID"] == R.OTHER_SPACE
+        cells["medart", "FID"] == paper_tables.OTHER_SPACE
         and cells["no_hldf", "FID"] == "train generate evaluate"
     )
 
@@ -222,7 +238,7 @@ def test_the_command_names_rows_beyond_the_papers_and_changed_settings(folders):
         )
 
     write_atomic(run_dir(few("skin", "medart_k5", 1)) / "config.json", "{}")
-    t, notes, text = R.write_table(2, few, ["skin"], (0, 1))
+    t, notes, text = table_files.write_table(2, few, ["skin"], (0, 1))
     command = next(n for n in notes if "papermill" in n)
     assert "Med-Art, last 5 solver steps" in t.index, (
         "a run of any of the seeds is a row"
@@ -245,13 +261,13 @@ def test_what_is_shared_names_no_folder_of_this_machine(folders, tmp_path):
 
     finish(own("skin", "medart", 0), distance=20.0, f1=0.5)
     for k in (2, 3, 4):
-        R.write_table(k, own, ["skin"])
+        table_files.write_table(k, own, ["skin"])
     for f in (folders[1] / "tables").iterdir():
         said = f.read_text()
         assert "Doe" not in said and str(tmp_path) not in said and "nevi" in said, (
             f.name
         )
-    row = R.Row(own("skin", "medart", 0))
+    row = reproduce_room.Row(own("skin", "medart", 0))
     row.fail(
         "evaluate", f"{here}/test/a.png cannot be read; see {folders[1]}/evaluate.log"
     )
@@ -275,7 +291,7 @@ def test_tables_of_a_data_set_of_ones_own(folders):
         (2, "fund FD (efficientnet-lite0)", "20.00"),
         (4, "fund BACC", "0.5050 ± 0.0071"),
     ):
-        t, notes, text = R.write_table(k, own, ["fund"])
+        t, notes, text = table_files.write_table(k, own, ["fund"])
         assert t.loc["Med-Art", ("ours, tiny scale", name)] == cell
         assert {top for top, _ in t.columns} == {"ours, tiny scale"} and not any(
             n.startswith("A dash") for n in notes
@@ -309,7 +325,7 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
         ]
         rows = [x for x in rows if x["value"] is not None]
         write_record(
-            M.results_path(r, "metrics.json"),
+            results_room.results_path(r, "metrics.json"),
             {},
             n=64,
             n_real=80,
@@ -320,12 +336,17 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
         path = classifier_dir(r) / "classifier.json"
         rows = read_record(path)["rows"]
         write_record(
-            path, {}, rows=rows, n=dict.fromkeys(C.KINDS, 64), n_test=80, updates=16
+            path,
+            {},
+            rows=rows,
+            n=dict.fromkeys(classification.KINDS, 64),
+            n_test=80,
+            updates=16,
         )
 
     leave(tiny("skin", "medart", 0), frechet=20.0, kid=None)
     ours = "ours, tiny scale, drawn phantoms"
-    t, notes, text = R.write_table(2, tiny, ["skin"])
+    t, notes, text = table_files.write_table(2, tiny, ["skin"])
     assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "20.00 (19.00 to 22.00)"
     assert (
         t.loc["Real against real", (ours, "skin FD (vit-skin)")]
@@ -334,23 +355,23 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
     none = t.loc["Med-Art", (ours, "skin KID (vit-skin)")]
     assert (
         none.startswith("none [")
-        and f"{none.split()[1]} {R.NO_VALUE}: too few images" in notes
+        and f"{none.split()[1]} {paper_tables.NO_VALUE}: too few images" in notes
     )
-    assert R.row_measures(tiny("skin", "medart", 0)).set_index(
+    assert seed_statistics.row_measures(tiny("skin", "medart", 0)).set_index(
         "measure"
     ).value.isna().to_dict() == dict(frechet=False, kid=True)
     assert (
         "Images: skin: 64 generated and 80 test images. In brackets: 95% interval"
         in text
     )
-    t, _, text = R.write_table(4, tiny, ["skin"])
+    t, _, text = table_files.write_table(4, tiny, ["skin"])
     assert t.loc["Med-Art", (ours, "skin F1")] == "0.5050 ± 0.0071"
     assert (
         "64 training and 80 test images. ±: standard deviation over 2 classifiers. Each classifier has had 16 updates."
         in text
     )
     leave(tiny("skin", "medart", 1), frechet=24.0, kid=0.1)
-    t, _, text = R.write_table(2, tiny, ["skin"], (0, 1))
+    t, _, text = table_files.write_table(2, tiny, ["skin"], (0, 1))
     assert t.loc["Med-Art", (ours, "skin FD (vit-skin)")] == "22.00 ± 2.83"
     assert t.loc["Med-Art", (ours, "skin KID (vit-skin)")].startswith(
         "0.1000 (-0.9000 to 2.1000) (1 of 2 seeds) ["
@@ -360,14 +381,19 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
 def test_directions_of_the_tables_are_those_of_the_measures():
     for k in (2, 3, 4):
         keys = (
-            C.SCORES
+            classifier_room.SCORES
             if k == 4
-            else [m for _, m in R.distance_columns(tiny("skin", "medart", 0)).values()]
+            else [
+                m
+                for _, m in paper_tables.distance_columns(
+                    tiny("skin", "medart", 0)
+                ).values()
+            ]
         )
-        assert {M.find_measure(m).better for m in keys} == {
+        assert {measures.find_measure(m).better for m in keys} == {
             "higher" if k == 4 else "lower"
         }
-        assert f"{'higher' if k == 4 else 'lower'} is better" in R.CAPTIONS[k]
+        assert f"{'higher' if k == 4 else 'lower'} is better" in table_files.CAPTIONS[k]
 
 
 # Differences and places on a scale
@@ -393,7 +419,7 @@ def toy(**values):
 
 
 def test_closed_knows_signs_and_directions():
-    rows = R.add_closed(
+    rows = seed_statistics.add_closed(
         toy(
             saturation_shift=(0.022, -0.01, 0.044, -0.004),
             coverage=(0.1, 0.5, 0.9, 0.9),
@@ -412,7 +438,9 @@ def test_closed_knows_signs_and_directions():
     ] == pytest.approx(0.5)
     assert got["frechet", "medart"] == pytest.approx(-0.5)
     assert pd.isna(
-        R.add_closed(toy(saturation_shift=(0.01, 0.02, 0.03, 0.02))).closed
+        seed_statistics.add_closed(
+            toy(saturation_shift=(0.01, 0.02, 0.03, 0.02))
+        ).closed
     ).all(), "there is no way to close"
 
 
@@ -424,9 +452,9 @@ def test_below_zero_is_better_whatever_the_measure():
         density=(0, 1.2, 1.4, 1),
         kid=(0, 0.01, -0.02, 0),
     )
-    pairs = R.paired_differences(toy(**better), dict(medart="no_hldf")).set_index(
-        "measure"
-    )
+    pairs = seed_statistics.paired_differences(
+        toy(**better), dict(medart="no_hldf")
+    ).set_index("measure")
     assert (
         (pairs[0] < 0).all()
         and (pairs.better == "1 of 1").all()
@@ -434,17 +462,21 @@ def test_below_zero_is_better_whatever_the_measure():
     )
     assert pairs.loc["saturation_shift", 0] == pytest.approx(-0.1)
     worse = {m: (b, w, v, f) for m, (b, v, w, f) in better.items()}
-    assert (R.paired_differences(toy(**worse), dict(medart="no_hldf"))[0] > 0).all()
+    assert (
+        seed_statistics.paired_differences(toy(**worse), dict(medart="no_hldf"))[0] > 0
+    ).all()
 
 
 def test_a_measure_without_a_value_stays_in_the_tables():
     rows = toy(frechet=(9.0, 5.0, 4.0, 1.0), frechet_infinity=(None, None, None, None))
-    pairs = R.paired_differences(rows, dict(medart="no_hldf"))
+    pairs = seed_statistics.paired_differences(rows, dict(medart="no_hldf"))
     assert pairs.measure.tolist() == [
         "frechet",
         "frechet_infinity",
     ] and pairs.better.tolist() == ["1 of 1", "0 of 0"]
-    shown = R.over_seeds(R.add_closed(rows), ["frechet", "frechet_infinity"])
+    shown = seed_statistics.over_seeds(
+        seed_statistics.add_closed(rows), ["frechet", "frechet_infinity"]
+    )
     assert (shown.iloc[:, 2] == "not defined").all() and (shown.seeds == 1).all()
 
 
@@ -457,7 +489,7 @@ def test_a_mean_over_pairs_has_students_interval():
             for s, v in enumerate((9.0, 7.5, 10.5))
         ]
     )
-    pairs = R.paired_differences(rows, dict(medart="no_hldf")).iloc[0]
+    pairs = seed_statistics.paired_differences(rows, dict(medart="no_hldf")).iloc[0]
     want = stats.ttest_1samp([-1, -2.5, 0.5], 0).confidence_interval()
     assert (pairs["low"], pairs["high"]) == pytest.approx(
         (want.low, want.high)
@@ -470,7 +502,7 @@ def test_tables_of_data_sets_with_points_in_their_names_are_apart(folders):
         (folders[0] / name / "dataset.yaml").write_text(
             "modality: fundus\nfeatures: color\n"
         )
-        R.write_table(
+        table_files.write_table(
             2, lambda d, m, s: recipe(d, m, scale="tiny", data=d, seed=s), [name]
         )
     made = {f.name for f in (folders[1] / "tables").iterdir()}
@@ -481,17 +513,19 @@ def test_tables_of_data_sets_with_points_in_their_names_are_apart(folders):
 
 def test_a_command_for_a_table_keeps_names_like_numbers(folders):
     (folders[0] / "1e5").mkdir()
-    cells = R.table_cells(
+    cells = paper_tables.table_cells(
         2, lambda d, m, s: recipe(d, m, scale="tiny", data="1e5", seed=s), ["skin"]
     )
-    told = R.missing_command(2, recipe("skin", scale="tiny", data="1e5"), (0,), cells)
+    told = table_files.missing_command(
+        2, recipe("skin", scale="tiny", data="1e5"), (0,), cells
+    )
     assert "-r data 1e5" in told and "-p scale tiny" in told
 
 
 def test_measures_of_other_spaces_do_not_mix(folders):
     r = tiny("skin", "medart", 0)
     finish(r, fid=100.0, distance=20.0, kid=0.1)
-    assert R.row_measures(r).value.tolist() == [20.0, 0.5]
+    assert seed_statistics.row_measures(r).value.tolist() == [20.0, 0.5]
 
 
 def test_a_signed_measure_does_not_cancel_over_seeds():
@@ -501,7 +535,7 @@ def test_a_signed_measure_does_not_cancel_over_seeds():
             for i, s in enumerate((0.1, -0.1))
         ]
     )
-    shown = R.over_seeds(rows, ["saturation_shift"])
+    shown = seed_statistics.over_seeds(rows, ["saturation_shift"])
     assert list(shown) == ["seeds", "|saturation shift|, lower is better"] and set(
         shown.iloc[:, 1]
     ) == {"0.100 ± 0.000"}
@@ -509,7 +543,7 @@ def test_a_signed_measure_does_not_cancel_over_seeds():
 
 def test_markdown_and_latex_hold_every_cell(folders):
     finish(paper("skin", "medart", 0), 66.6, 4.4, 0.033)
-    t, notes, text = R.write_table(2, paper, ["kvasir", "skin"])
+    t, notes, text = table_files.write_table(2, paper, ["kvasir", "skin"])
     md = (folders[1] / "tables" / "table2-paper.md").read_text()
     lines = [line for line in md.splitlines() if line.startswith("|")]
     assert len(lines) == len(t) + 2 and len({line.count("|") for line in lines}) == 1
@@ -530,7 +564,7 @@ def test_markdown_and_latex_hold_every_cell(folders):
 
 def test_csv_reads_back(folders):
     finish(tiny("skin", "medart", 0), distance=20.0)
-    R.write_table(2, tiny, ["skin"])
+    table_files.write_table(2, tiny, ["skin"])
     rows = list(
         csv.DictReader(
             io.StringIO((folders[1] / "tables" / "table2-tiny-skin.csv").read_text())
@@ -554,16 +588,16 @@ def test_figure_two(folders, split):
         for m in ("no_hldf", "dora", "medart")
     ]
     with pytest.raises(FileNotFoundError, match="has painted images"):
-        R.prompts_figure(rs)
-    from medart.generation import generation_plan
+        prompt_figures.prompts_figure(rs)
+    from medart.training.sampling_plan import generation_plan
 
     plan = generation_plan(rs[0])
     for r, shade, texts in ((rs[0], 40, ("",) * len(plan)), (rs[2], 200, plan.texts)):
         write_record(run_dir(r) / "done.json", {})
         files = tuple(f"{c}/{i:05d}.png" for c, i in zip(plan.classes, plan.index))
-        M.write_samples(
+        image_sets.write_samples(
             samples_dir(r),
-            M.Images(
+            image_sets.Images(
                 torch.full((len(plan), 3, 64, 64), shade).byte(),
                 plan.classes,
                 texts,
@@ -571,7 +605,7 @@ def test_figure_two(folders, split):
                 plan.index,
             ),
         )
-    fig = R.prompts_figure(rs, 3)
+    fig = prompt_figures.prompts_figure(rs, 3)
     rows = [fig.axes[5 * i : 5 * i + 5] for i in range(3)]
     assert [ax.get_title() for ax in rows[0][1:]] == [
         "Real",
@@ -592,7 +626,7 @@ def test_figure_two(folders, split):
             < 0.7
             < row[4].images[0].get_array().min()
         )
-        real = M.real_images(rs[0], "test" if split == "test" else "train")
+        real = image_sets.real_images(rs[0], "test" if split == "test" else "train")
         same = [
             j
             for j, t in enumerate(real.texts)
@@ -615,7 +649,9 @@ def test_figure_two(folders, split):
 
 def test_wrong_rows_are_refused():
     with pytest.raises(ValueError, match="medart2"):
-        R.write_table(2, lambda d, m, s: recipe(d, "medart2", scale="tiny"), ["skin"])
+        table_files.write_table(
+            2, lambda d, m, s: recipe(d, "medart2", scale="tiny"), ["skin"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -623,17 +659,23 @@ def test_wrong_rows_are_refused():
 )
 def test_results_of_another_version_are_refused_with_the_command(folders, old):
     r = tiny("skin", "medart", 1)
-    write_atomic(M.results_path(r, "metrics.json"), old)
-    for read in (M.results, R.row_measures, R.distances):
+    write_atomic(results_room.results_path(r, "metrics.json"), old)
+    for read in (
+        results_room.results,
+        seed_statistics.row_measures,
+        paper_tables.distances,
+    ):
         with pytest.raises(
             ValueError, match="earlier version.*nbs/evaluate.ipynb.*-p seed 1"
         ):
             read(r)
-    assert "of a version that noted less" in M.results_fault(r)
+    assert "of a version that noted less" in results_room.results_fault(r)
 
 
 def test_what_cannot_be_shown_is_named():
     with pytest.raises(ValueError, match="no measure 'coverage' here.*named"):
-        R.over_seeds(toy(named=(0.1, 0.2, 0.3, 0.9)), ["coverage"])
+        seed_statistics.over_seeds(toy(named=(0.1, 0.2, 0.3, 0.9)), ["coverage"])
     with pytest.raises(ValueError, match="sdxl.*Pass scale=paper"):
-        R.all_done(pd.DataFrame(dict(method=["sdxl"] * 2, state=R.PAPER_ONLY)))
+        reproduce_room.all_done(
+            pd.DataFrame(dict(method=["sdxl"] * 2, state=paper_tables.PAPER_ONLY))
+        )

@@ -15,16 +15,40 @@ import pytest
 from papermill import inspect_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-NUMBERED = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.stem)]
-LIBRARY = {path.stem[3:]: int(path.stem[:2]) for path in NUMBERED}
+# From the bottom up: a package imports from those before it and from itself.
+PACKAGES = (
+    "core recipes data method training evaluation bundled workflows".split()
+)
+NOTEBOOKS = sorted(
+    path
+    for path in (ROOT / "nbs").rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in path.parts
+)
+NUMBERED = [path for path in NOTEBOOKS if path.parent.name in PACKAGES]
 RUNS = [
-    path for path in NOTEBOOKS if not path.stem[0].isdigit() and path.stem != "index"
+    path
+    for path in NOTEBOOKS
+    if path.parent.name == "nbs" and path.stem != "index"
 ]
 MODULES = sorted(
-    path for path in (ROOT / "medart").glob("*.py") if not path.stem.startswith("_")
+    path
+    for path in (ROOT / "medart").glob("*/*.py")
+    if not path.stem.startswith("_")
 )
+LINES, NAMES = 400, 15  # of a module, and public names in it
 MB = 2**20
+
+
+def room_of(path):
+    "`method.hldf` of a module or of the notebook that defines it."
+    name = re.sub(r"^\d\d_", "", path.stem)
+    return f"{path.parent.name}.{name}"
+
+
+LIBRARY = {
+    room_of(path): (PACKAGES.index(path.parent.name), int(path.stem[:2]))
+    for path in NUMBERED
+}
 
 
 def code_cells(notebook):
@@ -108,7 +132,25 @@ def test_generated_files_are_in_step(command, copy):
 
 
 def test_each_module_has_its_notebook():
-    assert {path.stem for path in MODULES} == set(LIBRARY)
+    assert {room_of(path) for path in MODULES} == set(LIBRARY)
+
+
+def test_packages_hold_numbered_notebooks_alone():
+    assert not [path for path in NUMBERED if not re.match(r"\d\d_", path.stem)]
+    numbers = [LIBRARY[room_of(path)] for path in NUMBERED]
+    assert len(numbers) == len(set(numbers)), "two notebooks have one number"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=room_of)
+def test_modules_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINES, "one job a module: find another room"
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    assert len(listed) <= NAMES, "names that nobody imports are private"
 
 
 def test_links_of_the_readme_lead_somewhere():
@@ -154,31 +196,30 @@ def test_run_notebook_defines_nothing(run):
 # Imports
 
 
-@pytest.mark.parametrize("path", MODULES + NUMBERED, ids=stem)
-def test_imports_point_to_lower_numbers(path):
-    own = re.sub(r"^\d\d_", "", path.stem)
-    used = {name.split(".")[1] for name in imported(path) if name.startswith("medart.")}
-    later = [
-        name for name in used - {own} if LIBRARY.get(name, -1) >= LIBRARY.get(own, 0)
-    ]
-    assert not later
+def rooms_of(path):
+    "Rooms of the package that a file imports from."
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "medart" and len(parts) > 2:
+            yield ".".join(parts[1:3])
 
 
-@pytest.mark.parametrize("path", MODULES + NOTEBOOKS, ids=stem)
+@pytest.mark.parametrize("path", NUMBERED, ids=room_of)
+def test_arrows_point_down(path):
+    own = room_of(path)
+    used = set(rooms_of(path)) - {own}
+    assert not used - set(LIBRARY), "there are no such modules"
+    assert not [room for room in used if LIBRARY[room] >= LIBRARY[own]]
+
+
+@pytest.mark.parametrize("path", MODULES + NOTEBOOKS, ids=room_of)
 def test_nothing_imports_a_run_notebook(path):
     runs = set(map(stem, RUNS))
-    used = {
-        name.removeprefix("medart.").removeprefix("nbs.").split(".")[0]
-        for name in imported(path)
-    }
-    assert not used & runs
+    first = {name.split(".")[0] for name in imported(path)}
+    assert not first & (runs | {"nbs"})
     assert not any(
         "%run" in line for line in path.read_text(encoding="utf-8").splitlines()
     )
-
-
-def test_modules_and_runs_have_different_names():
-    assert not set(LIBRARY) & set(map(stem, RUNS))
 
 
 def test_no_module_leans_on_a_notebook_global():
@@ -210,7 +251,7 @@ for name in sys.argv[1:]:
 
 
 def test_each_module_imports_alone(tmp_path):
-    names = [stem(module) for module in MODULES]
+    names = [room_of(module) for module in MODULES]
     done = subprocess.run(
         [sys.executable, "-c", EACH_ALONE, *names],
         cwd=tmp_path,
@@ -229,7 +270,7 @@ def test_sizes(files):
     numbered = sum(
         n
         for path, n in size.items()
-        if re.match(r"nbs/\d\d_.*\.ipynb$", path.as_posix())
+        if path.parts[0] == "nbs" and path.suffix == ".ipynb"
     )
     assert sum(size.values()) < 48 * MB
     assert tiny < 32 * MB

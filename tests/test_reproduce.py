@@ -16,14 +16,28 @@ import nbformat
 import pandas as pd
 import pytest
 
-from medart import report as R
-from medart.core import stable_hash, write_atomic, write_record
-from medart.generation import generate, generation_plan, painted_from
-from medart.hldf import IMAGES, train
-from medart.metrics import evaluate, find_measure
-from medart.phantom import write_phantoms
-from medart.recipes import DATASETS, METHODS, captions_dir, recipe, run_dir, samples_dir
-from medart.simplify import captions_for, captions_key
+from medart.data import loading
+from medart.evaluation import paper_tables
+from medart.evaluation import results
+from medart.workflows import processes
+from medart.workflows import remaining_work
+from medart.workflows import reproduce as reproduce_room
+from medart.core.files import write_atomic
+from medart.core.randomness import stable_hash
+from medart.core.records import write_record
+from medart.training.samples import painted_from
+from medart.training.sampling_plan import generation_plan
+from medart.training.sampling_runs import generate
+from medart.training.runs import IMAGES
+from medart.training.trainer import train
+from medart.evaluation.evaluator import evaluate
+from medart.evaluation.measures import find_measure
+from medart.data.phantoms import write_phantoms
+from medart.recipes.datasets import DATASETS
+from medart.recipes.methods import METHODS
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import captions_dir, run_dir, samples_dir
+from medart.method.caption_files import captions_for, captions_key
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(
@@ -81,8 +95,10 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     image = sorted(samples_dir(bad).rglob("*.png"))[0]
     whole = image.read_bytes()
     image.write_bytes(whole[:20])
-    t = R.reproduce(rows, workers=2).set_index("method")
-    assert t.state.to_dict() == dict(base="done", no_hldf="failed", sdxl=R.PAPER_ONLY)
+    t = reproduce_room.reproduce(rows, workers=2).set_index("method")
+    assert t.state.to_dict() == dict(
+        base="done", no_hldf="failed", sdxl=paper_tables.PAPER_ONLY
+    )
     assert (
         t.stage["no_hldf"] == "evaluate"
         and image.name in t.message["no_hldf"]
@@ -90,8 +106,8 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
         and (t.seconds[:2] > 0).all()
     )
     with pytest.raises(RuntimeError, match="1 of 3 rows failed"):
-        R.all_done(t.reset_index())
-    kept = folders[1] / R.executed(bad, "evaluate")
+        reproduce_room.all_done(t.reset_index())
+    kept = folders[1] / paper_tables.executed(bad, "evaluate")
     assert any(
         o.output_type == "error"
         for c in nbformat.read(kept, 4).cells
@@ -117,7 +133,7 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     assert {f: f.stat().st_mtime_ns for f in before} == before, (
         "what was done is not done again"
     )
-    times = R.read_times()
+    times = remaining_work.read_times()
     assert sorted(map(tuple, times[["method", "stage", "end"]].values)) == [
         ("base", "evaluate", "done"),
         ("no_hldf", "evaluate", "done"),
@@ -132,7 +148,7 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
         for o in c.get("outputs", [])
     )
     assert (
-        f"{R.PAPER_ONLY}: skin sdxl" in said
+        f"{paper_tables.PAPER_ONLY}: skin sdxl" in said
         and "done    evaluate skin no_hldf" in said
         and "1 of 1 stages" in said
         and re.search(
@@ -141,12 +157,13 @@ def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
     )
     assert pd.read_csv(
         folders[1] / "tables/rows-base-no_hldf-sdxl-tiny.csv"
-    ).state.tolist() == ["done", "done", R.PAPER_ONLY]
+    ).state.tolist() == ["done", "done", paper_tables.PAPER_ONLY]
     assert {"table2-tiny-skin.md", "table3-tiny-skin.md", "table4-tiny-skin.md"} <= {
         f.name for f in (folders[1] / "tables").iterdir()
     } and (folders[1] / "figures/figure2-skin-base-no_hldf-sdxl-tiny.png").exists()
     assert (
-        f"`{R.PAPER_ONLY}`" in (folders[1] / "tables/table2-tiny-skin.md").read_text()
+        f"`{paper_tables.PAPER_ONLY}`"
+        in (folders[1] / "tables/table2-tiny-skin.md").read_text()
     )
 
 
@@ -155,26 +172,24 @@ def test_a_stop_lets_training_save_and_loses_nothing(made, folders):
 
     def stop_when_it_trains():
         while not list(run_dir(r).glob("checkpoints/step-*")):
-            if len(R.read_times()):
+            if len(remaining_work.read_times()):
                 return  # it has ended by itself, which the test will not like
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=stop_when_it_trains).start()
     with pytest.raises(KeyboardInterrupt, match="SIGTERM: stopped.* 3 stages are left"):
-        R.reproduce([r])
+        reproduce_room.reproduce([r])
     step = re.search(
         r"SIGINT: stopped after step (\d+) of 2000, checkpoint saved. Run the same command again",
-        (folders[1] / R.executed(r, "train")).read_text(),
+        (folders[1] / paper_tables.executed(r, "train")).read_text(),
     )
     assert step and [f.name for f in run_dir(r).glob("checkpoints/step-*")] == [
         f"step-{int(step[1]):07d}"
     ]
-    assert R.read_times().end.tolist() == ["stopped"] and [n for n, _ in R.left(r)] == [
-        "train",
-        "generate",
-        "evaluate",
-    ]
+    assert remaining_work.read_times().end.tolist() == ["stopped"] and [
+        n for n, _ in remaining_work.left(r)
+    ] == ["train", "generate", "evaluate"]
 
 
 def test_names_of_executed_notebooks_do_not_collide(folders):
@@ -192,7 +207,7 @@ def test_names_of_executed_notebooks_do_not_collide(folders):
         ("evaluate", 6),
         ("classify", 6),
     ):
-        assert len({R.executed(r, stage) for r in rs}) == many
+        assert len({paper_tables.executed(r, stage) for r in rs}) == many
     long = row(
         "medart",
         weight_decay=0.123456,
@@ -208,25 +223,27 @@ def test_names_of_executed_notebooks_do_not_collide(folders):
         dora_text=True,
         backprop_last_k=1,
     )
-    assert len(R.executed(long, "train")) < 200 and R.executed(
+    assert len(paper_tables.executed(long, "train")) < 200 and paper_tables.executed(
         long, "train"
-    ) != R.executed(replace(long, seed=1), "train")
-    w = R.words(rs[1], "train")
+    ) != paper_tables.executed(replace(long, seed=1), "train")
+    w = paper_tables.words(rs[1], "train")
     assert (
         w[:3]
         == [
             "papermill",
             "nbs/train.ipynb",
-            str(folders[1] / R.executed(rs[1], "train")),
+            str(folders[1] / paper_tables.executed(rs[1], "train")),
         ]
         and w[w.index("seed") + 1] == "1"
     )
-    assert shlex.join(w) in R.commands(rs[1], 2), "what is printed is what is run"
+    assert shlex.join(w) in paper_tables.commands(rs[1], 2), (
+        "what is printed is what is run"
+    )
 
 
 def test_what_is_left_of_a_row(made, folders):
     r = row("medart", captions="vsg")
-    assert [n for n, _ in R.left(r, ("evaluate", "classify"))] == [
+    assert [n for n, _ in remaining_work.left(r, ("evaluate", "classify"))] == [
         "caption",
         "train",
         "generate",
@@ -235,28 +252,30 @@ def test_what_is_left_of_a_row(made, folders):
         "classify",
     ]
     write_phantoms("skin", folders[0] / "few", counts=FEW)
-    assert [n for n, _ in R.left(row("medart", captions="vsg", data="few"))][
-        0
-    ] == "caption", "what is known of a drawing is not what a describer sees"
+    assert [
+        n for n, _ in remaining_work.left(row("medart", captions="vsg", data="few"))
+    ][0] == "caption", "what is known of a drawing is not what a describer sees"
     other = row("medart", captions="vsg", seed=1)
-    assert R.executed(r, "caption") == R.executed(other, "caption") and captions_dir(
-        r
-    ) == captions_dir(other)
+    assert paper_tables.executed(r, "caption") == paper_tables.executed(
+        other, "caption"
+    ) and captions_dir(r) == captions_dir(other)
     for split in ("train", "test"):
-        t = R.load_split(r, split)
+        t = loading.load_split(r, split)
         write_atomic(
             captions_dir(r) / split / "metadata.csv",
             pd.DataFrame(dict(file_name=t.files, text=t.texts)).to_csv(index=False),
         )
-    assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"]
+    assert [n for n, _ in remaining_work.left(r)] == ["train", "generate", "evaluate"]
     write_record(run_dir(r) / "done.json", {IMAGES: "others"})
-    assert [n for n, _ in R.left(r)] == ["train", "generate", "evaluate"], (
-        "what was trained on other images is trained anew"
-    )
+    assert [n for n, _ in remaining_work.left(r)] == [
+        "train",
+        "generate",
+        "evaluate",
+    ], "what was trained on other images is trained anew"
     write_record(
         run_dir(r) / "done.json", {IMAGES: captions_key(captions_for(r, "train"))}
     )
-    assert [n for n, _ in R.left(r)] == ["generate", "evaluate"]
+    assert [n for n, _ in remaining_work.left(r)] == ["generate", "evaluate"]
     write_atomic(samples_dir(r) / "metadata.csv", "file_name\na.png\n")
     write_atomic(samples_dir(r) / "a.png", "an image")
     painted = write_record(
@@ -265,25 +284,27 @@ def test_what_is_left_of_a_row(made, folders):
         ["a.png", "metadata.csv"],
     )["key"]
     write_record(
-        R.results_path(r, "metrics.json"),
+        results.results_path(r, "metrics.json"),
         {"the images": painted},
         spaces={"vit-skin": ""},
     )
-    assert R.left(r) == [] and R.left(r, spaces="facebook/dinov2-base") == [
-        ("evaluate", r)
-    ]
+    assert remaining_work.left(r) == [] and remaining_work.left(
+        r, spaces="facebook/dinov2-base"
+    ) == [("evaluate", r)]
     seen = dict(zip(("vit-skin", "dino"), map(stable_hash, (r.extractor, "a/dino"))))
     write_record(
-        R.results_path(r, "metrics.json"),
+        results.results_path(r, "metrics.json"),
         {"the images": painted},
         spaces=dict.fromkeys(seen, ""),
         extractors=seen,
     )
-    assert R.left(r, spaces="a/dino") == [] and R.left(r, spaces="b/dino, a/dino") == [
-        ("evaluate", r)
-    ], "another of that name"
+    assert remaining_work.left(r, spaces="a/dino") == [] and remaining_work.left(
+        r, spaces="b/dino, a/dino"
+    ) == [("evaluate", r)], "another of that name"
     (samples_dir(r) / "a.png").unlink()
-    assert R.left(r) == [("generate", r)], "an image that is gone is painted again"
+    assert remaining_work.left(r) == [("generate", r)], (
+        "an image that is gone is painted again"
+    )
 
 
 def test_two_never_work_on_the_same_stage(folders, tmp_path):
@@ -295,15 +316,15 @@ def test_two_never_work_on_the_same_stage(folders, tmp_path):
     )
     nbformat.write(nb, tmp_path / "sleeps.ipynb")
     w = ["papermill", str(tmp_path / "sleeps.ipynb"), str(tmp_path / "out.ipynb")]
-    p = R.start(w)
+    p = processes.start(w)
     try:
         with pytest.raises(BlockingIOError, match="another process is at work"):
-            R.start(w)
+            processes.start(w)
     finally:
-        R.stop([p])
+        processes.stop([p])
     assert p.returncode
-    again = R.start(w)
-    R.stop([again])
+    again = processes.start(w)
+    processes.stop([again])
 
 
 def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folders):
@@ -314,8 +335,8 @@ def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folder
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((80, 70), 20 + 10 * i).convert("RGB").save(path)
     r = row("medart", data="one")
-    assert R.left(r)[0][0] == "train"
-    t = R.reproduce([r], ("classify",))
+    assert remaining_work.left(r)[0][0] == "train"
+    t = reproduce_room.reproduce([r], ("classify",))
     assert (
         t.state.tolist() == ["failed"]
         and "one class only (melanoma)" in t.message[0]
@@ -326,7 +347,7 @@ def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folder
 @pytest.mark.parametrize("wrong", [5, "two"])
 def test_a_table_that_is_not_there(wrong):
     with pytest.raises(ValueError, match="2, 3 or 4"):
-        R.rows_of(wrong)
+        reproduce_room.rows_of(wrong)
 
 
 def test_the_colour_loss_is_judged_beside_the_same_model_without_it(folders, tmp_path):

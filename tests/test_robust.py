@@ -19,27 +19,31 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medart import core, hldf, vsg
-from medart.classifier import classify, classified
-from medart.core import (
-    file_hash,
-    read_kept,
-    save_figure,
-    save_table,
-    write_atomic,
-    write_kept,
-    write_record,
-)
-from medart.data import load_split
-from medart.generation import generate
-from medart.hldf import train
-from medart.metrics import evaluate, results, results_path
-from medart.model import load_model, save_adapters
-from medart.phantom import write_phantoms
-from medart.recipes import captions_dir, classifier_dir, recipe, run_dir
-from medart.report import lacks_captions, prompts_figure, to_run, write_table
-from medart.simplify import captions_for, write_captions
-from medart.vsg import append_line, read_lines, validity
+from medart.core import files as files_room
+from medart.training import runs
+from medart.evaluation.classification import classify
+from medart.evaluation.classifier_results import classified
+from medart.core.figures import save_figure, save_table
+from medart.core.files import file_hash, read_kept, write_atomic, write_kept
+from medart.core.records import write_record
+from medart.data.loading import load_split
+from medart.training.sampling_runs import generate
+from medart.training.trainer import train
+from medart.evaluation.evaluator import evaluate
+from medart.evaluation.results import results, results_path
+from medart.training.adapters import save_adapters
+from medart.training.models import load_model
+from medart.data.phantoms import write_phantoms
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import captions_dir, classifier_dir, run_dir
+from medart.evaluation.paper_tables import to_run
+from medart.evaluation.prompt_figures import prompts_figure
+from medart.evaluation.table_files import write_table
+from medart.workflows.remaining_work import lacks_captions
+from medart.method.caption_files import captions_for
+from medart.training.captioning import write_captions
+from medart.evaluation.caption_quality import validity
+from medart.training.caption_store import append_line, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = int(
@@ -187,7 +191,9 @@ class Disk:
         self.at, self.fault, self.n, self.where = at, fault, 0, []
         for name in ("fsync", "replace", "mkdir"):
             monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
-        monkeypatch.setattr(core, "share_files", self.watched(core.share_files))
+        monkeypatch.setattr(
+            files_room, "share_files", self.watched(files_room.share_files)
+        )
         for module in (core, vsg, hldf):
             monkeypatch.setattr(module, "open", self.open, raising=False)
 
@@ -550,9 +556,9 @@ def test_a_run_that_another_process_has_just_finished_is_not_done_again(
 ):
     "It was asked for before the end of the first, and got the lock after it."
     want = before("end")
-    true, asked = hldf.finished, iter([False])
+    true, asked = runs.finished, iter([False])
     monkeypatch.setattr(
-        hldf, "finished", lambda *a: next(asked, None) is None and true(*a)
+        runs, "finished", lambda *a: next(asked, None) is None and true(*a)
     )
     train(run())
     assert contents() == want and next(asked, None) is None
@@ -565,7 +571,8 @@ def test_the_part_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
     end(dead)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     parts = [
-        tmp_path / f".a.csv.{core._MACHINE}-{pid}.part" for pid in (dead, other.pid)
+        tmp_path / f".a.csv.{files_room._MACHINE}-{pid}.part"
+        for pid in (dead, other.pid)
     ] + [tmp_path / ".a.csv.0-1.part"]
     for part in parts:
         part.write_text("half")

@@ -20,39 +20,34 @@ from nbclient import NotebookClient
 from papermill.cli import _resolve_type
 from PIL import Image
 
-from medart import core, recipes
-from medart.core import (
-    data_dir,
-    file_word,
-    outputs_dir,
-    root,
-    save_pretrained,
-    short_name,
-)
-from medart.generation import generate_in, shares
-from medart.hldf import train
-from medart.model import check_size_and_steps, load_model
-from medart.recipes import (
-    PROFILES,
-    Recipe,
+from medart.core import progress
+from medart.recipes import scales
+from medart.core.files import save_pretrained
+from medart.core.paths import data_dir, file_word, outputs_dir, root, short_name
+from medart.training.sampling_plan import shares
+from medart.training.sampling_runs import generate_in
+from medart.training.trainer import train
+from medart.method.model import check_size_and_steps
+from medart.training.models import load_model
+from medart.core.locations import locate
+from medart.recipes.describe.describe import describe
+from medart.recipes.methods import PROFILES
+from medart.recipes.parameters import command, recipe_from, recipe_from_line, row_from
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import (
     captions_dir,
-    command,
-    describe,
-    detect_scale,
     load_recipe,
-    locate,
-    recipe,
-    recipe_from,
-    recipe_from_line,
     recipe_hash,
-    row_from,
     run_dir,
     samples_dir,
     save_recipe,
-    seeds_of,
 )
-from medart.report import prompts_figure, reproduce
-from medart.vsg import weights_key
+from medart.recipes.scales import detect_scale
+from medart.recipes.settings.settings import Recipe
+from medart.recipes.values import seeds_of
+from medart.evaluation.prompt_figures import prompts_figure
+from medart.workflows.reproduce import reproduce
+from medart.core.weight_files import weights_key
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -872,7 +867,7 @@ def test_parameters_in_a_kernel(tmp_path):
     first.source = first.source.replace('scale = "auto"', 'scale = "tiny"')
     again = nbformat.v4.new_code_cell(first.source.replace("seed = 0", "seed = 5"))
     look = (
-        'from medart.recipes import recipe_from\nr = recipe_from(globals(), "check")\n'
+        'from medart.recipes.parameters import recipe_from\nr = recipe_from(globals(), "check")\n'
         + KERNEL
     )
     mine = nbformat.v4.new_code_cell("size = (4, 4)[0]\nrank = 3\nclip = 0\nseed = 8")
@@ -924,7 +919,7 @@ def test_a_torch_without_cuda_takes_the_small_scale_at_once(monkeypatch):
 
 def test_torch_is_asked_what_it_can_use(monkeypatch):
     said = []
-    monkeypatch.setattr(recipes, "_ASK_TORCH", "import os; print(os.environ['TOLD'])")
+    monkeypatch.setattr(scales, "_ASK_TORCH", "import os; print(os.environ['TOLD'])")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for hidden, told in (
         ("", "[]"),
@@ -933,7 +928,7 @@ def test_torch_is_asked_what_it_can_use(monkeypatch):
         ("GPU-8f", "[23800000000]"),
         ("-1", "[]"),
     ):
-        recipes._torch_devices.cache_clear()
+        scales._torch_devices.cache_clear()
         nvml(monkeypatch, 80, 16)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         monkeypatch.setenv("TOLD", told)
@@ -941,14 +936,14 @@ def test_torch_is_asked_what_it_can_use(monkeypatch):
     assert said == ["tiny", "paper", "tiny", "paper", "tiny"]
     nvml(monkeypatch, 16)
     assert detect_scale() == "tiny"
-    recipes._torch_devices.cache_clear()
+    scales._torch_devices.cache_clear()
 
 
 def test_the_question_to_torch_is_answered():
     "Asked for real: without a GPU the answer is an empty list."
-    recipes._torch_devices.cache_clear()
+    scales._torch_devices.cache_clear()
     before = torch.cuda.is_initialized()
-    assert (recipes._torch_devices(("now",)) == []) == (not torch.cuda.is_available())
+    assert (scales._torch_devices(("now",)) == []) == (not torch.cuda.is_available())
     assert torch.cuda.is_initialized() == before
 
 
@@ -1010,8 +1005,8 @@ def elsewhere(run, done):
 def small_chain():
     for path in sorted((ROOT / "medart").glob("[a-z]*.py")):
         importlib.import_module(f"medart.{path.stem}")
-    from medart.generation import generate
-    from medart.metrics import evaluate
+    from medart.training.sampling_runs import generate
+    from medart.evaluation.evaluator import evaluate
 
     r = sys.modules["medart.recipes"].recipe(
         "skin",
@@ -1048,10 +1043,10 @@ def test_modules_import_and_the_small_chain_runs_on_other_systems(folders, tmp_p
 def test_peak_memory_is_counted_in_bytes(monkeypatch):
     import resource
 
-    mine = core.peak_rss()
+    mine = progress.peak_rss()
     assert 5e7 < mine < 1e12
     monkeypatch.setattr(core.sys, "platform", "darwin")
-    assert core.peak_rss() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert progress.peak_rss() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.mark.parametrize("told", ["two", 1.5, -1, True, None, "", [2], b"2"])

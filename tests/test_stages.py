@@ -17,36 +17,40 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medart import hldf
-from medart import report as R
-from medart.core import (
+from medart.evaluation import paper_tables
+from medart.evaluation import table_files
+from medart.training import step as step_room
+
+from medart.core.files import file_hash, write_atomic
+from medart.core.records import (
     alone,
-    file_hash,
     read_record,
     record_fault,
     set_aside,
-    write_atomic,
     write_record,
 )
-from medart.classifier import classify
-from medart.data import load_split
-from medart.generation import generate, samples_fault
-from medart.hldf import (
-    Log,
-    check_steps,
+from medart.evaluation.classification import classify
+from medart.data.loading import load_split
+from medart.training.samples import samples_fault
+from medart.training.sampling_runs import generate
+from medart.training.checkpoints import (
     checkpoint_fault,
-    divergence,
-    finished,
     load_checkpoint,
-    make_optimizer,
     save_checkpoint,
     set_aside_outdated,
-    train,
 )
-from medart.metrics import evaluate, results_path
-from medart.model import Model, load_model, save_adapters
-from medart.recipes import captions_dir, recipe, run_dir, samples_dir
-from medart.simplify import captions_for, captions_key
+from medart.training.logs import Log
+from medart.training.runs import check_steps, divergence, finished
+from medart.training.step import make_optimizer
+from medart.training.trainer import train
+from medart.evaluation.evaluator import evaluate
+from medart.evaluation.results import results_path
+from medart.method.model import Model
+from medart.training.adapters import save_adapters
+from medart.training.models import load_model
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import captions_dir, run_dir, samples_dir
+from medart.method.caption_files import captions_for, captions_key
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("melanoma", "common_nevus")
@@ -156,7 +160,9 @@ def test_what_is_done_is_not_done_again(done):
         if f.is_file() and not f.name.startswith(".")
     }
     train(done), generate(done), evaluate(done)
-    assert {f: f.stat().st_mtime_ns for f in before} == before and R.to_run(done) == []
+    assert {f: f.stat().st_mtime_ns for f in before} == before and paper_tables.to_run(
+        done
+    ) == []
 
 
 def added(r):
@@ -178,7 +184,7 @@ def test_other_data_than_were_trained_on(done, what, capsys):
         ):
             stage(done)
     assert generate(done, "a red star").exists(), "prompts of one's own need no data"
-    assert R.to_run(done) == ["train", "generate", "evaluate"]
+    assert paper_tables.to_run(done) == ["train", "generate", "evaluate"]
     was, checkpoints = (
         file_hash(adapter(done)),
         sorted(p.name for p in (run_dir(done) / "checkpoints").glob("step-*")),
@@ -207,9 +213,9 @@ def test_other_data_than_were_trained_on(done, what, capsys):
         evaluate(done)
     generate(done)
     assert old in {file_hash(f) for f in (run_dir(done) / "set-aside").rglob("*.png")}
-    assert R.to_run(done) == ["evaluate"]
+    assert paper_tables.to_run(done) == ["evaluate"]
     evaluate(done)
-    assert R.to_run(done) == []
+    assert paper_tables.to_run(done) == []
 
 
 def test_other_test_captions_than_were_painted(done, capsys):
@@ -218,22 +224,22 @@ def test_other_test_captions_than_were_painted(done, capsys):
         ValueError, match="the captions or their images changed since.*generate.ipynb"
     ):
         evaluate(done)
-    assert R.to_run(done) == ["generate", "evaluate"]
+    assert paper_tables.to_run(done) == ["generate", "evaluate"]
     generate(done)
     assert "until this happens again" in capsys.readouterr().out
-    assert R.to_run(done) == ["evaluate"] and evaluate(done) is not None
+    assert paper_tables.to_run(done) == ["evaluate"] and evaluate(done) is not None
 
 
 def test_the_data_may_be_away_where_only_results_are_read(done):
     shutil.rmtree(Path(os.environ["MEDART_DATA"]) / "made")
-    assert R.to_run(done) == []
+    assert paper_tables.to_run(done) == []
     r = read_record(samples_dir(done) / "key.json")
     write_record(
         samples_dir(done) / "key.json",
         r["read"] | {"the adapters": "others"},
         r["files"],
     )
-    assert R.to_run(done) == ["generate", "evaluate"]
+    assert paper_tables.to_run(done) == ["generate", "evaluate"]
 
 
 def test_settings_of_another_run(done):
@@ -335,23 +341,23 @@ def test_an_interrupted_painting_trusts_labels_alone(done):
 def test_damaged_results_are_measured_anew(done, harm):
     want = everything(done)
     harm(results_path(done, "metrics.json"))
-    assert R.to_run(done) == ["evaluate"]
+    assert paper_tables.to_run(done) == ["evaluate"]
     evaluate(done)
     assert everything(done) == want
 
 
 def test_a_table_shows_no_stale_number(done):
     made = lambda d, m, s: run()  # noqa: E731
-    cells = R.table_cells(2, made, ["skin"])
+    cells = paper_tables.table_cells(2, made, ["skin"])
     shown = cells.set_index(["method", "measure"]).loc["medart", "FD (vit-skin)"]
     assert shown.ours > 0 and not shown.stale
     record = read_record(run_dir(done) / "done.json")
     write_record(run_dir(done) / "done.json", record["read"], ["losses.csv"])
-    cells = R.table_cells(2, made, ["skin"])
+    cells = paper_tables.table_cells(2, made, ["skin"])
     shown = cells.set_index(["method", "measure"]).loc["medart", "FD (vit-skin)"]
     assert pd.isna(shown.ours) and shown.stale and shown.to_run == "generate evaluate"
     assert (
-        R.wide(cells, "ours")[0]
+        table_files.wide(cells, "ours")[0]
         .loc["Med-Art", ("ours", "skin FD (vit-skin)")]
         .startswith("stale [")
     )
@@ -361,14 +367,14 @@ def test_classifiers_refuse_images_of_other_adapters(done):
     r = replace(done, gen_split="train", classifier_epochs=1)
     generate(r)
     classify(r, (0,))
-    assert R.to_run(r, 4) == []
+    assert paper_tables.to_run(r, 4) == []
     change(adapter(r), lambda t, k: t.update({k: t[k] + 1}))
     with pytest.raises(
         ValueError, match="adapter_model.safetensors is not the file that was written"
     ):
         classify(r, (0,))
     caption(r, "train", "blurred")
-    assert R.to_run(r, 4) == ["train", "generate", "classify"]
+    assert paper_tables.to_run(r, 4) == ["train", "generate", "classify"]
 
 
 # Adapters
@@ -558,14 +564,14 @@ def test_stopped_after_the_data_changed_there_is_a_checkpoint(done, monkeypatch)
     r = replace(done, epochs=2.0, checkpoint_every=100, keep_checkpoints=1)
     train(r, stop_after=20)
     caption(r, "train", "blurred")
-    update, calls = hldf.update, iter(range(100))
+    update, calls = step_room.update, iter(range(100))
 
     def interrupted(*a):
         if next(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return update(*a)
 
-    monkeypatch.setattr(hldf, "update", interrupted)
+    monkeypatch.setattr(step_room, "update", interrupted)
     with pytest.raises(
         KeyboardInterrupt, match="stopped after step 3 of 40, checkpoint saved"
     ):
@@ -587,7 +593,7 @@ def test_a_run_that_diverged_says_so_each_time(done):
     assert not adapter(r).exists() and (run_dir(r) / "losses.csv").exists()
     with pytest.raises(ValueError, match="training diverged"):
         generate(r)
-    assert R.to_run(r)[0] == "train"
+    assert paper_tables.to_run(r)[0] == "train"
 
 
 @pytest.mark.parametrize(
@@ -626,7 +632,7 @@ def test_no_update_at_all_is_refused(done):
 
 
 def test_the_second_says_who_is_at_work_and_a_dead_one_blocks_nobody(tmp_path):
-    code = f"import time; from medart.core import alone\nwith alone({str(tmp_path)!r}, 'train'): print('in', flush=True); time.sleep(600)"
+    code = f"import time; from medart.core.records import alone\nwith alone({str(tmp_path)!r}, 'train'): print('in', flush=True); time.sleep(600)"
     first = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     )
@@ -706,7 +712,6 @@ def test_what_is_set_aside_makes_room_only_for_its_like(tmp_path):
 
 def test_every_end_of_saving_is_a_model_s_own(saved):
     "Families write by `write_adapters` alone, so that all of them are written together."
-    from medart import baselines
 
     kinds = [
         k

@@ -18,38 +18,35 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
-from medart import sampler
-from medart.core import rng
-from medart.data import load_split, unit, with_names
-from medart.generation import generate
-from medart.hldf import (
-    checkpoint_fault,
+from medart.training import cuda_graphs as cuda_graphs_room
+from medart.core.randomness import rng
+from medart.data.images import unit
+from medart.data.loading import load_split
+from medart.data.reports import with_names
+from medart.training.sampling_runs import generate
+from medart.method.hldf import diffusion_loss
+from medart.training.batches import draw_batch, training_set
+from medart.training.checkpoints import checkpoint_fault
+from medart.training.cuda_graphs import recorded
+from medart.training.device import compile_blocks, deterministic
+from medart.training.runs import check_steps, without_color
+from medart.training.step import (
     color_gradients,
-    compile_blocks,
-    deterministic,
     diffusion_gradients,
-    diffusion_loss,
-    draw_batch,
     make_optimizer,
-    recorded,
-    train,
-    training_set,
     training_step,
-    check_steps,
-    without_color,
 )
-from medart.losses import color_loss
-from medart.model import load_model, shaken
-from medart.recipes import recipe, run_dir
-from medart.sampler import (
-    Graphed,
-    Recomputed,
-    count_calls,
-    dpmpp_step,
-    graphs,
-    schedule,
-)
-from medart.simplify import captions_for
+from medart.training.trainer import train
+from medart.method.losses import color_loss
+from medart.method.lora import shaken
+from medart.training.models import load_model
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import run_dir
+from medart.method.sampler import dpmpp_step
+from medart.method.schedule import schedule
+from medart.training.cuda_graphs import Graphed, graphs, Recomputed
+from medart.training.memory import count_calls
+from medart.method.caption_files import captions_for
 
 SMALL = dict(
     scale="tiny",
@@ -469,7 +466,7 @@ def test_a_recording_reads_its_inputs_anew_and_gives_copies(monkeypatch):
         calls.append([x.shape for x in ins])
         return outs, replay
 
-    monkeypatch.setattr(sampler, "capture", again)
+    monkeypatch.setattr(cuda_graphs_room, "capture", again)
     monkeypatch.setattr(Graphed, "devices", ("cpu",))
     double = Graphed(lambda x, i: [2 * x, i + 1])
     x = torch.ones(3)

@@ -7,29 +7,18 @@ import pandas as pd
 import pytest
 import torch
 
-from medart.hldf import (
-    color_gradients,
-    draw_batch,
-    held_out,
-    loss_figure,
-    noise_gradients,
-    per_update,
-    taken_in_turn,
-    total_steps,
-    train,
-    training_set,
-    validation_loss,
-)
-from medart.model import load_model, shaken
-from medart.recipes import (
-    command,
-    load_recipe,
-    recipe,
-    recipe_hash,
-    run_dir,
-    save_recipe,
-)
-from medart.simplify import captions_for
+from medart.training.batches import draw_batch, per_update, training_set
+from medart.training.logs import loss_figure
+from medart.training.runs import total_steps
+from medart.training.step import color_gradients, noise_gradients
+from medart.training.trainer import train
+from medart.training.validation import held_out, taken_in_turn, validation_loss
+from medart.method.lora import shaken
+from medart.training.models import load_model
+from medart.recipes.parameters import command
+from medart.recipes.recipe.recipe import recipe
+from medart.recipes.runs import load_recipe, recipe_hash, run_dir, save_recipe
+from medart.method.caption_files import captions_for
 
 SMALL = dict(
     scale="tiny",
