@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
+from everywhere import replace_everywhere
 from medart.training import cuda_graphs as cuda_graphs_room
 from medart.bundled.random_pipelines import random_pipeline
 from medart.method.baselines import SDXL, StableDiffusion
@@ -28,7 +29,7 @@ from medart.training.adapters import save_adapters
 from medart.training.models import load_base, load_model
 from medart.core.locations import locate
 from medart.recipes.methods import METHODS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir
 from medart.recipes.scales import FAMILIES
 from medart.method.caption_files import captions_for
@@ -270,7 +271,7 @@ def test_what_is_recorded_stays_on_the_device(method, made, weights, monkeypatch
 
     # transformers asks whether a stream is being recorded, and looks into masks only where none is
     monkeypatch.setattr(masking_utils, "is_tracing", lambda *a: True)
-    monkeypatch.setattr(cuda_graphs_room, "capture", capture)
+    replace_everywhere(monkeypatch, cuda_graphs_room.capture, capture)
     monkeypatch.setattr(cuda_graphs_room.Graphed, "devices", ("meta",))
     params = list(model.trainable().values())
     diffusion_gradients(model, r, b, params)

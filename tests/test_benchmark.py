@@ -27,7 +27,7 @@ from medart.bundled.full_size_costs import continued, full_captions, shapes
 from medart.bundled.memory_benchmarks import alive_peak, allocated_peak, memory_table
 from medart.training.batches import draw_batch
 from medart.method.lora import shaken
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 R = recipe("skin", scale="tiny", batch_size=1, interval=0, solver_steps=2)
 
@@ -80,7 +80,7 @@ def test_the_run_notebook_times_every_case(folders, tmp_path):
 
 def test_what_was_measured_before_a_kill_is_on_disk(folders):
     program = (
-        "from medart.bundled.benchmarks import benchmark; from medart.recipes.recipe.recipe import recipe; "
+        "from medart.bundled.benchmarks import benchmark; from medart.recipes.recipe import recipe; "
         'benchmark(recipe("skin",scale="tiny",batch_size=1,solver_steps=2,gen_steps=2),repeats=2)'
     )
     path = folders[1] / "benchmark/tiny-cpu.json"

@@ -22,7 +22,7 @@ from medart.training.trainer import train
 from medart.data.phantoms import phantom
 from medart.data.phrases import simple_caption
 from medart.recipes.datasets import DATASETS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import captions_dir, run_dir
 from medart.method.caption_files import (
     captions_for,
@@ -66,7 +66,7 @@ def few(**changes):
 SCRIPT = """
 import sys, time
 from medart.training import caption_store
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.training.captioning import write_captions
 slow = float(sys.argv[1])
 append = caption_store.append_line
@@ -138,7 +138,7 @@ def test_two_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch
         start(
             tmp_path,
             *launch.split(),
-            *"-m medart.simplify --dataset skin --scale tiny --data few --caption_block 4".split(),
+            *"-m medart.training.captioning --dataset skin --scale tiny --data few --caption_block 4".split(),
         )
     )
     assert written() == one and drafts() == lines

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from everywhere import replace_everywhere
 from medart.bundled import shapes_vit
 from medart.core import locations
 from medart.data import loading
@@ -22,7 +23,7 @@ from medart.evaluation import image_sets
 from medart.data.images import Split
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import classifier_dir, samples_dir
 
 CLASSES = list(DATASETS["skin"].counts)
@@ -158,7 +159,7 @@ def test_all_training_sets_have_the_same_number_of_updates(run, monkeypatch):
         seen.append((len(x), len(losses)))
         return losses
 
-    monkeypatch.setattr(shapes_vit, "train_classifier", counted)
+    replace_everywhere(monkeypatch, shapes_vit.train_classifier, counted)
     classification.classify(run, seeds=(0,))
     assert seen == [(32, 3), (32, 3), (64, 3)]
     assert classifier_results.classified(run)["updates"] == 3
@@ -236,11 +237,13 @@ def test_a_task_without_scores_is_refused_before_anything_is_read(
         names = tuple(c for c, n in counts.items() for _ in range(n))
         return Split(Path("nowhere"), names, names, names)
 
-    monkeypatch.setattr(
-        loading, "load_split", lambda r, s: split(dict(train=train, test=test)[s])
+    replace_everywhere(
+        monkeypatch,
+        loading.load_split,
+        lambda r, s: split(dict(train=train, test=test)[s]),
     )
-    monkeypatch.setattr(
-        classification, "load_vit", lambda *a, **k: pytest.fail("too late")
+    replace_everywhere(
+        monkeypatch, classification.load_vit, lambda *a, **k: pytest.fail("too late")
     )
     with pytest.raises(ValueError, match=says):
         classification.classify(run, seeds=(0,))
@@ -455,8 +458,10 @@ def test_classify_once_and_again(run, monkeypatch):
     file = classifier_dir(run) / "classifier.json"
     before = file.read_bytes()
     calls, fit = [], classifier_room.train_classifier
-    monkeypatch.setattr(
-        shapes_vit, "train_classifier", lambda *a, **k: calls.append(1) or fit(*a, **k)
+    replace_everywhere(
+        monkeypatch,
+        shapes_vit.train_classifier,
+        lambda *a, **k: calls.append(1) or fit(*a, **k),
     )
     classification.classify(run, seeds=(0, 1))
     assert not calls and file.read_bytes() == before, (

@@ -23,6 +23,7 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from everywhere import replace_everywhere
 from medart.data import images as images_room
 from medart.data import scan as scan_room
 from medart.data import sources
@@ -35,11 +36,11 @@ from medart.data.listing import list_images
 from medart.data.loading import load_split
 from medart.data.preparation import prepare
 from medart.data.reports import with_names
-from medart.data.scan.scan import scan
+from medart.data.scan import scan
 from medart.data.sources import fetch, unpack
 from medart.data.splits import lot, split_groups
 from medart.recipes.datasets import DATASETS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 SKIN = DATASETS["skin"]
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -1075,9 +1076,9 @@ def snapshot(out):
 def looked_at(monkeypatch):
     "The files that check_image is called for from now on."
     seen, real = [], scan_room.check_image
-    monkeypatch.setattr(
-        scan_room,
-        "check_image",
+    replace_everywhere(
+        monkeypatch,
+        scan_room.check_image,
         lambda file, root, pool: (seen.append(file), real(file, root, pool))[1],
     )
     return seen
@@ -1169,9 +1170,9 @@ def test_one_file_that_breaks_everything_does_not_stop_the_run(
     tree, tmp_path, monkeypatch
 ):
     real = images_room.clean
-    monkeypatch.setattr(
-        images_room,
-        "clean",
+    replace_everywhere(
+        monkeypatch,
+        images_room.clean,
         lambda b: (
             (_ for _ in ()).throw(MemoryError("no room"))
             if b == (tree / "melanoma/5.jpg").read_bytes()

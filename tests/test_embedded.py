@@ -2,16 +2,19 @@
 
 from functools import partial
 
+from everywhere import replace_everywhere
 from medart.bundled import pixart as pixart_room
 from medart.bundled import stable_diffusion
 from medart.bundled import text_encoders
 from medart.training.models import load_base
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 
 def test_small_models_are_built_from_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        pixart_room, "learn_to_read", partial(text_encoders.learn_to_read, steps=3)
+    replace_everywhere(
+        monkeypatch,
+        pixart_room.learn_to_read,
+        partial(text_encoders.learn_to_read, steps=3),
     )
     pixart = pixart_room.build_pixart(
         tmp_path / "pixart", pictures=64, vae_steps=3, steps=(2, 2, 2)

@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
+from everywhere import replace_everywhere
+from medart.workflows import sharing
 from medart.recipes import scales
 from medart.training import merging
 from medart.training import runs
@@ -43,7 +45,7 @@ from medart.training.adapters import save_adapters
 from medart.training.models import load_base, load_model
 from medart.core.locations import locate
 from medart.recipes.methods import DIT_TARGETS, METHODS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir
 from medart.method.caption_files import captions_for, captions_key
 from medart.core.weight_files import files_below
@@ -473,7 +475,7 @@ def test_a_failure_halfway_leaves_what_was_there(shared, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merging, "merge_and_save", full)
+    replace_everywhere(monkeypatch, merging.merge_and_save, full)
     for to in folder, tmp_path / "new":
         with pytest.raises(OSError, match="No space left"):
             export(r, to, merged=True)
@@ -643,9 +645,9 @@ def test_without_a_network_the_upload_says_so(shared, monkeypatch):
     _, _, folder = shared
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE forbids"):
         push_to_hub(folder, "me/skin")
-    monkeypatch.setattr(E.constants, "HF_HUB_OFFLINE", False)
-    nobody = partial(E.HfApi, endpoint="http://127.0.0.1:9", token=False)
-    monkeypatch.setattr(E, "HfApi", nobody)
+    monkeypatch.setattr(sharing.constants, "HF_HUB_OFFLINE", False)
+    nobody = partial(sharing.HfApi, endpoint="http://127.0.0.1:9", token=False)
+    monkeypatch.setattr(sharing, "HfApi", nobody)
     with pytest.raises(
         ConnectionError, match="was not uploaded. The folder itself is complete"
     ):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from everywhere import replace_everywhere
 from medart.evaluation import sample_figures
 from medart.method import generation
 from medart.training import models
@@ -31,7 +32,7 @@ from medart.training.models import load_model
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
 from medart.recipes.methods import METHODS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir, samples_dir
 from medart.method.caption_files import captions_for
 
@@ -129,9 +130,9 @@ def block_of(r, file):
 def test_only_what_is_missing_is_painted(run, monkeypatch):
     sampling_runs.generate(run)
     want, paint, blocks = painted(run), generation.paint, []
-    monkeypatch.setattr(
-        sample_figures,
-        "paint",
+    replace_everywhere(
+        monkeypatch,
+        sample_figures.paint,
         lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i),
     )
     sampling_runs.generate(run)
@@ -166,11 +167,11 @@ def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch)
         model.text_encoder = None
         return paint(model, *a)
 
-    monkeypatch.setattr(sample_figures, "load_model", loading)
-    monkeypatch.setattr(
-        sample_figures, "merge", lambda m: m
+    replace_everywhere(monkeypatch, sample_figures.load_model, loading)
+    replace_everywhere(
+        monkeypatch, sample_figures.merge, lambda m: m
     )  # merging frees the wrapped network: here only letting go counts
-    monkeypatch.setattr(sample_figures, "paint", painting)
+    replace_everywhere(monkeypatch, sample_figures.paint, painting)
     sampling_runs.generate(run)
     assert seen["alive"] is False and seen["calls"] > 0
 

@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from everywhere import replace_everywhere
+from safetensors.torch import load_file
+from medart.training import checkpoints as checkpoints_room
+from medart.training.adapters import save_adapters
 from medart.method import caption_files
 from medart.training import batches
 from medart.training import logs
@@ -30,11 +34,14 @@ from medart.training.launch import launch
 from medart.training.logs import Log
 from medart.training.step import make_optimizer
 from medart.training.trainer import train
-from medart.method.model import Model
 from medart.training.models import load_model
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir
 
+# Functions of the loop at which a run is ended.
+FUNCTIONS = dict(
+    draw_batch=batches.draw_batch, update=step_room.update, save_adapters=save_adapters
+)
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(
     scale="tiny",
@@ -99,9 +106,10 @@ def end_in_child(r):
     return result(r)
 
 
-def raising(name, when, sig=signal.SIGKILL, after=False, rank=None, of=hldf):
+def raising(name, when, sig=signal.SIGKILL, after=False, rank=None, of=None):
     "A run in which a function of the training loop, at one of its calls, sends its process a signal."
-    true, calls = getattr(of, name), iter(range(10**6))
+    true = getattr(of, name) if of else FUNCTIONS[name]
+    calls = iter(range(10**6))
 
     def call(*a, **k):
         now = next(calls) == when and (
@@ -131,7 +139,9 @@ def test_killed_at_every_step(small, monkeypatch, where, after):
     for k in range(8):
 
         def run():
-            monkeypatch.setattr(hldf, where, raising(where, k - done, after=after))
+            replace_everywhere(
+                monkeypatch, FUNCTIONS[where], raising(where, k - done, after=after)
+            )
             train(r)
 
         assert (
@@ -154,7 +164,11 @@ def test_killed_while_it_finishes(small, monkeypatch, after):
     shutil.rmtree(run_dir(r))
 
     def run():
-        monkeypatch.setattr(Model, "save", raising("save", 0, after=after, of=Model))
+        replace_everywhere(
+            monkeypatch,
+            FUNCTIONS["save_adapters"],
+            raising("save_adapters", 0, after=after),
+        )
         train(r)
 
     assert in_child(run) == -signal.SIGKILL and not (run_dir(r) / "done.json").exists()
@@ -193,7 +207,7 @@ class Faulty:
         true = {n: getattr(os, n) for n in ("fsync", "replace")}
         mkdir = Path.mkdir
         for n, f in true.items():
-            monkeypatch.setattr(hldf.os, n, lambda *a, f=f: (self.strike(), f(*a))[1])
+            monkeypatch.setattr(os, n, lambda *a, f=f: (self.strike(), f(*a))[1])
         monkeypatch.setattr(
             Path, "mkdir", lambda *a, **k: (self.strike(), mkdir(*a, **k))[1]
         )
@@ -218,7 +232,7 @@ class Faulty:
 
             return File()
 
-        monkeypatch.setattr(hldf, "open", faulty_open, raising=False)
+        monkeypatch.setattr(checkpoints_room, "open", faulty_open, raising=False)
         return self
 
 
@@ -331,7 +345,7 @@ def test_a_stop_saves_within_the_step(small, monkeypatch, sig):
     want = result(r)
     shutil.rmtree(run_dir(r))
     with monkeypatch.context() as m:
-        m.setattr(step_room, "update", raising("update", 4, sig))
+        replace_everywhere(m, FUNCTIONS["update"], raising("update", 4, sig))
         with pytest.raises(
             KeyboardInterrupt,
             match=f"{sig.name}: stopped after step 5 of 8, checkpoint saved. "
@@ -350,7 +364,9 @@ def test_checkpoints_are_also_taken_by_time(small, monkeypatch):
     r = small(checkpoint_every=1000, checkpoint_minutes=0.0)
 
     def run():
-        monkeypatch.setattr(batches, "draw_batch", raising("draw_batch", 5))
+        replace_everywhere(
+            monkeypatch, FUNCTIONS["draw_batch"], raising("draw_batch", 5)
+        )
         train(r)
 
     assert (
@@ -397,14 +413,14 @@ def test_two_processes_equal_one(small):
     want = {
         n: f
         for n, f in (
-            (c.name, hldf.load_file(checkpoints(one)[-1] / c.name))
+            (c.name, load_file(checkpoints(one)[-1] / c.name))
             for c in checkpoints(one)[-1].glob("*.safetensors")
         )
     }
     log = logs.read_losses(one)
     shutil.rmtree(run_dir(one))
     launch(two)
-    got = {n: hldf.load_file(checkpoints(two)[-1] / n) for n in want}
+    got = {n: load_file(checkpoints(two)[-1] / n) for n in want}
     gap = {
         n: max((a - got[n][k]).abs().max().item() for k, a in t.items())
         for n, t in want.items()
@@ -428,9 +444,8 @@ def test_two_processes_equal_one(small):
 
 def test_one_of_two_processes_is_asked_and_both_stop(small, monkeypatch):
     r = small(num_processes=2, epochs=4.0, checkpoint_every=100)
-    monkeypatch.setattr(
-        step_room, "update", raising("update", 4, signal.SIGTERM, rank=1)
-    )
+    stop = raising("update", 4, signal.SIGTERM, rank=1)
+    replace_everywhere(monkeypatch, FUNCTIONS["update"], stop)
     with pytest.raises(Exception, match="stopped after step 6 of 16, checkpoint saved"):
         launch(r)
     assert [f.name for f in checkpoints(r)] == ["step-0000006"] and checkpoint_fault(

@@ -28,7 +28,7 @@ from medart.recipes.labels import (
     label_key,
     visible_text,
 )
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.evaluation.caption_quality import validity
 
 SKIN, KVASIR = DATASETS["skin"], DATASETS["kvasir"]

@@ -10,7 +10,9 @@ import pytest
 from nbclient import NotebookClient
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
-NUMBERED = sorted(path for path in NBS.glob("*/*.ipynb") if re.match(r"\d\d_", path.stem))
+NUMBERED = sorted(
+    path for path in NBS.glob("*/*.ipynb") if re.match(r"\d\d_", path.stem)
+)
 SECONDS = 1800  # for one notebook: none takes two minutes alone; this only ends one that hangs
 
 
@@ -18,7 +20,9 @@ def test_there_are_numbered_notebooks():
     assert NUMBERED, f"no numbered notebook in {NBS}"
 
 
-@pytest.mark.parametrize("path", NUMBERED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path", NUMBERED, ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_notebook_runs(path, folders):
     notebook = nbformat.read(path, as_version=4)
     end = time.monotonic() + SECONDS

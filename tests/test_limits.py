@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from everywhere import replace_everywhere
 from medart.training import step as step_room
 from medart.training import trainer
 from medart.workflows import model_files
@@ -25,7 +26,7 @@ from medart.training.models import load_base, load_model
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
 from medart.recipes.methods import METHODS, NOT_REPRODUCED, OFFICIAL, PROFILES
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import captions_dir, captions_recipe
 from medart.recipes.scales import FAMILIES
 from medart.method.caption_files import captions_for, captions_used
@@ -489,25 +490,25 @@ def test_dropout_of_t5_in_the_color_loss(profile, monkeypatch):
         gen_steps=2,
     )
     model, modes, clips = load_model(r), [], []
-    monkeypatch.setattr(
-        step_room,
-        "diffusion_gradients",
+    replace_everywhere(
+        monkeypatch,
+        step_room.diffusion_gradients,
         lambda m, r, b, params: (
             modes.append(m.text_encoder.training),
             (torch.zeros(()), [torch.zeros_like(p) for p in params]),
         )[1],
     )
-    monkeypatch.setattr(
-        step_room,
-        "color_gradients",
+    replace_everywhere(
+        monkeypatch,
+        step_room.color_gradients,
         lambda m, r, b, params: (
             modes.append(m.text_encoder.training),
             (torch.zeros(()), [torch.full_like(p, 9.0) for p in params]),
         )[1],
     )
-    monkeypatch.setattr(
-        step_room,
-        "update",
+    replace_everywhere(
+        monkeypatch,
+        step_room.update,
         lambda m, r, opt, params, grads, log: (
             clips.append(grads[0].flatten()[0].item()) or 0
         ),

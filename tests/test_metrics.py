@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
+from everywhere import replace_everywhere
 from medart.core import randomness
 from medart.evaluation import classes as classes_room
 from medart.evaluation import color
@@ -30,7 +31,7 @@ from medart.evaluation import uncertainty
 from medart.core.randomness import np_rng
 from medart.data.phantoms import phantom, write_phantoms
 from medart.recipes.datasets import DATASETS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import samples_dir
 
 CLASSES = list(DATASETS["skin"].counts)
@@ -623,7 +624,7 @@ def test_evaluate_once_and_again(painted, monkeypatch):
         and (review / "review.pdf").exists()
     )
 
-    monkeypatch.setattr(evaluator, "review_sheet", lambda *a, **k: None)
+    replace_everywhere(monkeypatch, evaluator.review_sheet, lambda *a, **k: None)
     file = next(samples_dir(painted).rglob("*.png"))
     good, a = file.read_bytes(), np.array(Image.open(file))
     a[0, 0, 0] ^= 1
@@ -1062,7 +1063,9 @@ def test_too_few_images_are_refused_before_any_is_read(run, monkeypatch):
     image_sets.write_samples(samples_dir(run), test)
     monkeypatch.setattr(image_sets, "LEAST", 200)
     for name in ("read_pixels", "load_extractor"):
-        monkeypatch.setattr(M, name, lambda *a, **k: pytest.fail("work was done"))
+        monkeypatch.setattr(
+            evaluator, name, lambda *a, **k: pytest.fail("work was done")
+        )
     with pytest.raises(ValueError, match="112 images; at least 200 are needed"):
         evaluator.evaluate(run)
     m = pd.read_csv(samples_dir(run) / "metadata.csv")
@@ -1076,15 +1079,15 @@ def test_too_few_images_are_refused_before_any_is_read(run, monkeypatch):
 
 def test_what_was_not_measured_stands_in_table_and_file(painted, shared, monkeypatch):
     "Labels that stand for no class, captions of no image, features in plenty: each keeps its place and says why."
-    monkeypatch.setattr(
-        comparison,
-        "too_few_for_infinity",
+    replace_everywhere(
+        monkeypatch,
+        comparison.too_few_for_infinity,
         lambda n, d: f"needs {2 * n} images" if n else "",
     )
     ex = extractors_room.load_extractor(str(shared / "vit"))
     labels = ("melanoma", *(f"LABEL_{i}" for i in range(7)))
-    monkeypatch.setattr(
-        evaluator, "load_extractor", lambda *a: replace(ex, labels=labels)
+    replace_everywhere(
+        monkeypatch, evaluator.load_extractor, lambda *a: replace(ex, labels=labels)
     )
     image_sets.write_samples(
         samples_dir(painted), replace(images(painted, "test"), texts=("another",) * 112)
@@ -1316,7 +1319,7 @@ def test_fid_resizes_as_the_original_unless_asked(
         sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity")
     )
     monkeypatch.setattr(fid, "NoTrainInceptionV3", Net)
-    monkeypatch.setattr(photo_networks, "inception_weights", lambda: "weights")
+    replace_everywhere(monkeypatch, photo_networks.inception_weights, lambda: "weights")
     ex = extractors_room.feature_space(name)
     assert asked == [antialias] and word in ex.about and ex.name == name
     assert results_room.distance_name(run, name) == (
@@ -1464,10 +1467,10 @@ def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
     test = test[uncertainty.mixed_order(test.classes, np_rng(0, "few"))[:24]]
     image_sets.write_samples(samples_dir(r), test)
     for name in ("generated_images", "real_images"):
-        monkeypatch.setattr(M, name, lambda *a: test)
-    monkeypatch.setattr(evaluator, "check_enough", lambda r: None)
-    monkeypatch.setattr(evaluator, "check_painted", lambda r: None)
-    monkeypatch.setattr(evaluator, "measured_from", lambda r, data=True: {})
+        replace_everywhere(monkeypatch, getattr(image_sets, name), lambda *a: test)
+    replace_everywhere(monkeypatch, evaluator.check_enough, lambda r: None)
+    replace_everywhere(monkeypatch, evaluator.check_painted, lambda r: None)
+    replace_everywhere(monkeypatch, evaluator.measured_from, lambda r, data=True: {})
     for _ in range(2):  # measured, and read again
         with pytest.warns(UserWarning, match="vit-skin has seen drawn phantoms alone"):
             evaluator.evaluate(r)

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medart.evaluation import image_sets
 from medart.workflows import own_images as own_images_room
 from medart.workflows import own_report
 from medart.workflows import report_pages
@@ -29,7 +28,7 @@ from medart.workflows.own_report import limits_of, own_command
 from medart.workflows.report_pages import ReportPart, write_html, write_pdf
 from medart.data.phantoms import phantom
 from medart.recipes.datasets import DATASETS, read_dataset
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,7 +189,7 @@ def test_the_report_is_a_pdf_too_where_that_can_be_made(done):
 
 def test_too_few_images_for_a_number_still_end_in_a_report(done, monkeypatch):
     r = the_run(done)
-    monkeypatch.setattr(image_sets, "LEAST", 13)
+    monkeypatch.setattr(own_images_room, "LEAST", 13)
     assert "12 images, and 13 are needed" in own_images_room.evaluate_own(r).measured[0]
     kinds = [
         p.what for p in own_report.report_parts(r, "the command") if p.kind == "heading"
@@ -412,7 +411,7 @@ def chart():
 def test_signs_that_no_font_has_are_spelled_out_and_it_is_said(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(own_images, "findSystemFonts", lambda **_: [])
+    monkeypatch.setattr(report_pages, "findSystemFonts", lambda **_: [])
     fig = chart()
     picture = report_pages.png_bytes(fig)
     labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
@@ -434,7 +433,7 @@ def test_a_font_that_has_the_signs_is_used(tmp_path, monkeypatch, capsys):
     broken = tmp_path / "a.ttf"
     broken.write_bytes(b"no font")
     fonts = [str(broken), a_font(tmp_path / "b.ttf", SKIN_CANCER)]
-    monkeypatch.setattr(own_images, "findSystemFonts", lambda **_: fonts)
+    monkeypatch.setattr(report_pages, "findSystemFonts", lambda **_: fonts)
     assert report_pages.font_for(set(SKIN_CANCER)) == fonts[1]
     assert report_pages.font_for(set(SKIN_CANCER + "肺")) == ""
     fig = chart()

@@ -12,7 +12,7 @@ from medart.training.adapters import save_adapters
 from medart.training.merging import merge_and_save
 from medart.training.models import load_model
 from medart.core.locations import locate
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 R = recipe("skin", scale="tiny", gen_steps=8)
 CAPTIONS = [

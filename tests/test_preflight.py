@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from everywhere import replace_everywhere
 from medart.workflows import model_files
 from medart.workflows import preflight_checks
 from medart.bundled.random_pipelines import random_pipeline
@@ -19,7 +20,7 @@ from medart.workflows.model_files import NotReady
 from medart.workflows.preflight import preflight, STAGES
 from medart.core.locations import locate
 from medart.recipes.methods import METHODS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 LATER = ("train", "generate", "evaluate", "classify")
 MODELS = dict(
@@ -226,7 +227,7 @@ def card(gb, bf16=True):
     ],
 )
 def test_devices(folders, monkeypatch, cards, changes, says):
-    monkeypatch.setattr(preflight_checks, "gpus", lambda: cards)
+    replace_everywhere(monkeypatch, preflight_checks.gpus, lambda: cards)
     r = recipe("skin", **(dict(scale="tiny") | changes))
     nets = model_files.check_model(recipe("skin", scale="tiny"))[1]
     import re
@@ -237,7 +238,9 @@ def test_devices(folders, monkeypatch, cards, changes, says):
 
 def test_main_memory(folders, monkeypatch):
     monkeypatch.setattr(
-        P.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000)
+        preflight_checks.psutil,
+        "virtual_memory",
+        lambda: SimpleNamespace(available=1000),
     )
     assert "of main memory" in wrong(recipe("skin", scale="tiny"), "train")[0]
 
@@ -248,7 +251,7 @@ def test_outputs_that_cannot_be_written(folders, monkeypatch):
 
 
 def test_packages(folders, monkeypatch):
-    monkeypatch.setattr(P.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight_checks.importlib.util, "find_spec", lambda name: None)
     r = recipe(
         "skin", scale="tiny", text_bits=4, tracker="tensorboard", caption_backend="vllm"
     )
@@ -284,7 +287,7 @@ def test_full_size_networks_are_counted_in_seconds(folders, tmp_path, monkeypatc
         not findings[0].fault
         and 5.3e9 < sum(map(model_files.count_weights, nets.values())) < 5.5e9
     )
-    monkeypatch.setattr(preflight_checks, "gpus", lambda: [card(8)])
+    replace_everywhere(monkeypatch, preflight_checks.gpus, lambda: [card(8)])
     assert any(
         "text_bits=4" in f.fault for f in preflight_checks.check_devices(r, nets)
     )
@@ -322,7 +325,7 @@ def hub(monkeypatch, tmp_path):
             ),
         )
 
-    monkeypatch.setattr(P, "model_info", model_info)
+    monkeypatch.setattr(model_files, "model_info", model_info)
     return listed
 
 
@@ -330,8 +333,10 @@ PART = {"": torch.nn.Module}
 
 
 def test_a_repository_that_is_whole_on_the_hub_is_measured(hub, monkeypatch):
-    monkeypatch.setattr(
-        model_files, "skeleton", lambda *a: torch.nn.Linear(2, 2, device="meta")
+    replace_everywhere(
+        monkeypatch,
+        model_files.skeleton,
+        lambda *a: torch.nn.Linear(2, 2, device="meta"),
     )
     hub["some/vlm"] = {
         "config.json": 9,

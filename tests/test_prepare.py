@@ -19,21 +19,22 @@ import pytest
 from PIL import Image, ImageCms
 
 import drawn
+from everywhere import replace_everywhere
 from medart.core import figures
 from medart.core import files as files_room
-from medart.core import records
 from medart.data import preparation
 from medart.data import scan as scan_room
 from medart.data import sources
 
-from medart.core.files import file_hash, read_file
-from medart.core.records import alone
+from medart.core.files import file_hash, read_file, write_atomic
+from medart.core.records import alone, write_record
 from medart.data.loading import load_split
 from medart.data.preparation import prepare
-from medart.data.reports import with_names
-from medart.data.storage import LOCAL
+from medart.data.reports import tidy, with_names
+from medart.data.splits import remember_sides
+from medart.data.storage import LOCAL, link_file, store_file, write_private
 from medart.recipes.datasets import Dataset, read_dataset
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 
 picture = partial(drawn.picture, size=(48, 40))
 put = partial(drawn.put, size=(48, 40))
@@ -155,7 +156,7 @@ def test_a_file_that_grows_or_is_huge_is_read_to_its_bound(tmp_path, monkeypatch
             more.write(b"x" * 100)
         return s
 
-    monkeypatch.setattr(medart.core.os, "fstat", grown)
+    monkeypatch.setattr(os, "fstat", grown)
     with pytest.raises(files_room.NotAFile, match="changes while it is read"):
         read_file(f)
 
@@ -168,7 +169,7 @@ def test_folders_and_files_that_may_not_be_read_are_said(raw, tmp_path, monkeypa
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path, *most)
 
-    monkeypatch.setattr(files_room, "read_file", closed)
+    replace_everywhere(monkeypatch, files_room.read_file, closed)
     q = pd.read_csv(prepare(raw, OWN, tmp_path / "out") / "quarantine.csv")
     assert (
         q[["reason", "detail"]].values.tolist()
@@ -193,8 +194,8 @@ def test_folders_and_files_that_may_not_be_read_are_said(raw, tmp_path, monkeypa
 
 def test_a_lock_that_is_never_released_ends_the_wait(raw, tmp_path, monkeypatch):
     real = alone
-    monkeypatch.setattr(
-        records, "alone", lambda folder, stage, wait=0: real(folder, stage, 0.1)
+    replace_everywhere(
+        monkeypatch, real, lambda folder, stage, wait=0: real(folder, stage, 0.1)
     )
     with real(tmp_path / "out", "prepare"):
         with pytest.raises(BlockingIOError, match=f"number {os.getpid()}"):
@@ -553,7 +554,7 @@ def test_what_others_put_beside_stays_and_work_is_not_done_again(
     os.utime(
         next((done / "test").rglob("*.png"))
     )  # a copy to another disk changes dates
-    monkeypatch.setattr(preparation, "_fill", None)
+    replace_everywhere(monkeypatch, preparation._fill, None)
     prepare(raw, OWN, done)
     monkeypatch.undo()
     put(raw, "a/new.png", 60)
@@ -603,16 +604,16 @@ def test_killed_at_any_step_and_run_again_gives_the_same_bytes(
 
         return step
 
-    for name in (
-        "store_file",
-        "link_file",
-        "write_atomic",
-        "write_record",
-        "write_private",
-        "remember_sides",
-        "tidy",
+    for writer in (
+        store_file,
+        link_file,
+        write_atomic,
+        write_record,
+        write_private,
+        remember_sides,
+        tidy,
     ):
-        monkeypatch.setattr(data, name, counted(getattr(data, name)))
+        replace_everywhere(monkeypatch, writer, counted(writer))
     ended = False
     while not ended:
         steps[0], n[0] = steps[0] + 1 + steps[0] // 2, 0
@@ -666,13 +667,15 @@ def test_a_disk_that_fails_at_any_write_is_said_and_the_next_run_ends_well(
     monkeypatch.setattr(
         Path, "write_bytes", failing(real, lambda p, b: real(p, b[: len(b) // 2]))
     )
-    for name in ("write_atomic", "write_private"):
+    for writer in (write_atomic, write_private):
         half = lambda p, s: real(
             Path(p).with_name(f".{Path(p).name}.1.part"), s.encode()[:9]
         )
-        monkeypatch.setattr(data, name, failing(getattr(data, name), half))
-    monkeypatch.setattr(
-        figures, "write_atomic", failing(files_room.write_atomic, lambda p, s: None)
+        replace_everywhere(monkeypatch, writer, failing(writer, half))
+    replace_everywhere(
+        monkeypatch,
+        figures.write_atomic,
+        failing(files_room.write_atomic, lambda p, s: None),
     )
     for step in range(1, 200, 8):
         fails[0], n[0] = step, 0
@@ -702,7 +705,7 @@ def test_nothing_that_only_linux_has_is_needed(base, tmp_path, monkeypatch):
         m.delattr(os, "O_NONBLOCK")
         assert len(read_file(base / "raw/a/0.png")) > 1000
     monkeypatch.delattr(os, "link")
-    monkeypatch.setattr(data, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(scan_room, "get_all_start_methods", lambda: ["spawn"])
     monkeypatch.setattr(preparation, "_DISK", {errno.ENOSPC, errno.EIO})
     out = prepare(base / "raw", OWN, tmp_path / "out")
     assert contents(out) == contents(base / "out")

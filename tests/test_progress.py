@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 LOOP = """
 import time
-from medart.core.progress.progress import progress
+from medart.core.progress import progress
 for _ in progress(range(40), desc="painting", delay=.2, mininterval=0): time.sleep(.02)
 """
 
@@ -68,7 +68,7 @@ def test_in_a_terminal_it_is_an_ordinary_bar():
 
 
 def test_a_bar_goes_where_it_is_told():
-    from medart.core.progress.progress import progress
+    from medart.core.progress import progress
 
     there = io.StringIO()
     assert list(progress("abc", file=there, delay=0)) == ["a", "b", "c"]

@@ -27,7 +27,7 @@ from medart.method.lora import shaken
 from medart.training.merging import merge_and_save
 from medart.training.models import load_base, load_model
 from medart.core.locations import locate
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.method.simplify import load_simplifier
 from medart.method.tokens import load_tokenizer
 from medart.method.captioner import load_vlm

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from everywhere import replace_everywhere
 from medart.core import randomness
 from medart.evaluation import sample_figures
 from medart.method import caption_files
@@ -17,7 +18,7 @@ from medart.training.sampling_plan import generation_plan
 from medart.training.sampling_runs import generate
 from medart.training.batches import order, permutation
 from medart.training.trainer import train
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import classifier_dir, run_dir, samples_dir
 
 SMALL = dict(
@@ -53,7 +54,9 @@ def test_by_default_every_image_is_drawn_as_it_always_was():
 
 def test_a_permutation_is_drawn_once_a_pass(monkeypatch):
     drawn = []
-    monkeypatch.setattr(randomness, "np_rng", lambda *a: drawn.append(a) or np_rng(*a))
+    replace_everywhere(
+        monkeypatch, randomness.np_rng, lambda *a: drawn.append(a) or np_rng(*a)
+    )
     r = recipe("skin", scale="tiny", batch_size=4, seed=71)
     for step in range(50):
         order(r, 100, step)
@@ -130,8 +133,8 @@ def test_captions_are_used_again_only_when_all_were_used(small, monkeypatch):
     distinct = lambda s: replace(
         s, texts=tuple(f"{c} {i}" for i, c in enumerate(s.classes))
     )
-    monkeypatch.setattr(
-        sample_figures, "captions_for", lambda *a: distinct(captions(*a))
+    replace_everywhere(
+        monkeypatch, sample_figures.captions_for, lambda *a: distinct(captions(*a))
     )
     for split, own in (("train", 4), ("test", 2), ("sample", 4)):
         plan = generation_plan(small(gen_split=split, per_class=3 * own))

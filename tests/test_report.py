@@ -26,7 +26,7 @@ from medart.core.records import read_record, write_record
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
 from medart.recipes.paper import PAPER
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import classifier_dir, run_dir, samples_dir
 
 CLASSES = list(DATASETS["skin"].counts)

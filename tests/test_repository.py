@@ -16,9 +16,7 @@ from papermill import inspect_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up: a package imports from those before it and from itself.
-PACKAGES = (
-    "core recipes data method training evaluation bundled workflows".split()
-)
+PACKAGES = "core recipes data method training evaluation bundled workflows".split()
 NOTEBOOKS = sorted(
     path
     for path in (ROOT / "nbs").rglob("*.ipynb")
@@ -26,14 +24,10 @@ NOTEBOOKS = sorted(
 )
 NUMBERED = [path for path in NOTEBOOKS if path.parent.name in PACKAGES]
 RUNS = [
-    path
-    for path in NOTEBOOKS
-    if path.parent.name == "nbs" and path.stem != "index"
+    path for path in NOTEBOOKS if path.parent.name == "nbs" and path.stem != "index"
 ]
 MODULES = sorted(
-    path
-    for path in (ROOT / "medart").glob("*/*.py")
-    if not path.stem.startswith("_")
+    path for path in (ROOT / "medart").glob("*/*.py") if not path.stem.startswith("_")
 )
 LINES, NAMES = 400, 15  # of a module, and public names in it
 MB = 2**20

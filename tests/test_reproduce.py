@@ -35,7 +35,7 @@ from medart.evaluation.measures import find_measure
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
 from medart.recipes.methods import METHODS
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import captions_dir, run_dir, samples_dir
 from medart.method.caption_files import captions_for, captions_key
 

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from everywhere import replace_everywhere
+from medart.training import caption_store, checkpoints
 from medart.core import files as files_room
 from medart.training import runs
 from medart.evaluation.classification import classify
@@ -34,7 +36,7 @@ from medart.evaluation.results import results, results_path
 from medart.training.adapters import save_adapters
 from medart.training.models import load_model
 from medart.data.phantoms import write_phantoms
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import captions_dir, classifier_dir, run_dir
 from medart.evaluation.paper_tables import to_run
 from medart.evaluation.prompt_figures import prompts_figure
@@ -191,10 +193,9 @@ class Disk:
         self.at, self.fault, self.n, self.where = at, fault, 0, []
         for name in ("fsync", "replace", "mkdir"):
             monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
-        monkeypatch.setattr(
-            files_room, "share_files", self.watched(files_room.share_files)
-        )
-        for module in (core, vsg, hldf):
+        share_files = files_room.share_files
+        replace_everywhere(monkeypatch, share_files, self.watched(share_files))
+        for module in (files_room, caption_store, checkpoints):
             monkeypatch.setattr(module, "open", self.open, raising=False)
 
     def strike(self, what, partly=lambda: None):
@@ -557,8 +558,8 @@ def test_a_run_that_another_process_has_just_finished_is_not_done_again(
     "It was asked for before the end of the first, and got the lock after it."
     want = before("end")
     true, asked = runs.finished, iter([False])
-    monkeypatch.setattr(
-        runs, "finished", lambda *a: next(asked, None) is None and true(*a)
+    replace_everywhere(
+        monkeypatch, true, lambda *a: next(asked, None) is None and true(*a)
     )
     train(run())
     assert contents() == want and next(asked, None) is None

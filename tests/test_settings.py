@@ -30,10 +30,10 @@ from medart.training.trainer import train
 from medart.method.model import check_size_and_steps
 from medart.training.models import load_model
 from medart.core.locations import locate
-from medart.recipes.describe.describe import describe
+from medart.recipes.describe import describe
 from medart.recipes.methods import PROFILES
 from medart.recipes.parameters import command, recipe_from, recipe_from_line, row_from
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import (
     captions_dir,
     load_recipe,
@@ -43,7 +43,7 @@ from medart.recipes.runs import (
     save_recipe,
 )
 from medart.recipes.scales import detect_scale
-from medart.recipes.settings.settings import Recipe
+from medart.recipes.settings import Recipe
 from medart.recipes.values import seeds_of
 from medart.evaluation.prompt_figures import prompts_figure
 from medart.workflows.reproduce import reproduce
@@ -389,7 +389,9 @@ def test_a_command_keeps_names_that_look_like_numbers(fund):
 def test_a_wrong_option_of_a_command_line_is_named(line, says):
     with pytest.raises(ValueError, match=says):
         recipe_from_line(
-            "medart.hldf", "", ["--dataset", "skin", "--scale", "tiny", *line]
+            "medart.training.launch",
+            "",
+            ["--dataset", "skin", "--scale", "tiny", *line],
         )
 
 
@@ -397,7 +399,9 @@ def test_a_wrong_option_of_a_command_line_is_named(line, says):
 def test_a_word_without_a_setting_ends_a_command_in_two_lines(line, capsys):
     with pytest.raises(SystemExit):
         recipe_from_line(
-            "medart.hldf", "", ["--dataset", "skin", "--scale", "tiny", *line]
+            "medart.training.launch",
+            "",
+            ["--dataset", "skin", "--scale", "tiny", *line],
         )
     said = capsys.readouterr().err
     assert line[-1] in said and len(said.strip().splitlines()) == 2
@@ -913,7 +917,7 @@ def test_a_torch_without_cuda_takes_the_small_scale_at_once(monkeypatch):
     nvml(monkeypatch, 80)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(recipes.subprocess, "run", None)  # nobody is asked
+    monkeypatch.setattr(scales.subprocess, "run", None)  # nobody is asked
     assert detect_scale() == "tiny"
 
 
@@ -1003,12 +1007,12 @@ def elsewhere(run, done):
 
 
 def small_chain():
-    for path in sorted((ROOT / "medart").glob("[a-z]*.py")):
-        importlib.import_module(f"medart.{path.stem}")
+    for path in sorted((ROOT / "medart").glob("*/[a-z]*.py")):
+        importlib.import_module(f"medart.{path.parent.name}.{path.stem}")
     from medart.training.sampling_runs import generate
     from medart.evaluation.evaluator import evaluate
 
-    r = sys.modules["medart.recipes"].recipe(
+    r = sys.modules["medart.recipes.recipe"].recipe(
         "skin",
         scale="tiny",
         data="few",
@@ -1021,8 +1025,8 @@ def small_chain():
         gen_count=0,
         sample_every=0,
     )
-    sys.modules["medart.hldf"].train(r)
-    assert sys.modules["medart.core"].peak_rss() > 1e8
+    sys.modules["medart.training.trainer"].train(r)
+    assert sys.modules["medart.core.progress"].peak_rss() > 1e8
     return len(list(generate(r).rglob("*.png"))), len(evaluate(r)) > 5
 
 
@@ -1045,7 +1049,7 @@ def test_peak_memory_is_counted_in_bytes(monkeypatch):
 
     mine = progress.peak_rss()
     assert 5e7 < mine < 1e12
-    monkeypatch.setattr(core.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert progress.peak_rss() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

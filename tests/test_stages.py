@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from everywhere import replace_everywhere
 from medart.evaluation import paper_tables
 from medart.evaluation import table_files
 from medart.training import step as step_room
@@ -48,7 +49,7 @@ from medart.evaluation.results import results_path
 from medart.method.model import Model
 from medart.training.adapters import save_adapters
 from medart.training.models import load_model
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import captions_dir, run_dir, samples_dir
 from medart.method.caption_files import captions_for, captions_key
 
@@ -480,7 +481,7 @@ def test_new_adapters_take_the_place_of_old_ones_together(saved, tmp_path, monke
             true(a, b)
 
         with monkeypatch.context() as m:
-            m.setattr("medart.model.os.replace", replace_until)
+            m.setattr(os, "replace", replace_until)
             try:
                 save_adapters(model, out)
             except OSError:
@@ -571,7 +572,7 @@ def test_stopped_after_the_data_changed_there_is_a_checkpoint(done, monkeypatch)
             os.kill(os.getpid(), signal.SIGINT)
         return update(*a)
 
-    monkeypatch.setattr(step_room, "update", interrupted)
+    replace_everywhere(monkeypatch, step_room.update, interrupted)
     with pytest.raises(
         KeyboardInterrupt, match="stopped after step 3 of 40, checkpoint saved"
     ):
@@ -712,10 +713,12 @@ def test_what_is_set_aside_makes_room_only_for_its_like(tmp_path):
 
 def test_every_end_of_saving_is_a_model_s_own(saved):
     "Families write by `write_adapters` alone, so that all of them are written together."
+    from medart.method import baselines, dit_baselines
 
     kinds = [
         k
-        for k in vars(baselines).values()
+        for room in (baselines, dit_baselines)
+        for k in vars(room).values()
         if isinstance(k, type) and issubclass(k, Model)
     ]
     assert len(kinds) >= 5 and all(

@@ -18,6 +18,7 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
+from everywhere import replace_everywhere
 from medart.training import cuda_graphs as cuda_graphs_room
 from medart.core.randomness import rng
 from medart.data.images import unit
@@ -40,7 +41,7 @@ from medart.training.trainer import train
 from medart.method.losses import color_loss
 from medart.method.lora import shaken
 from medart.training.models import load_model
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir
 from medart.method.sampler import dpmpp_step
 from medart.method.schedule import schedule
@@ -117,7 +118,7 @@ def test_accelerate_launches_and_passes_on_sigterm(small, folders):
         str(Path(sys.executable).parent / "accelerate"),
         "launch",
         *"--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split(),
-        *"-m medart.hldf --dataset skin --data made".split(),
+        *"-m medart.training.launch --dataset skin --data made".split(),
     ]
     options = [
         x for k, v in (SMALL | dict(epochs=50.0)).items() for x in (f"--{k}", str(v))
@@ -466,7 +467,7 @@ def test_a_recording_reads_its_inputs_anew_and_gives_copies(monkeypatch):
         calls.append([x.shape for x in ins])
         return outs, replay
 
-    monkeypatch.setattr(cuda_graphs_room, "capture", again)
+    replace_everywhere(monkeypatch, cuda_graphs_room.capture, again)
     monkeypatch.setattr(Graphed, "devices", ("cpu",))
     double = Graphed(lambda x, i: [2 * x, i + 1])
     x = torch.ones(3)

@@ -16,7 +16,7 @@ from medart.training.validation import held_out, taken_in_turn, validation_loss
 from medart.method.lora import shaken
 from medart.training.models import load_model
 from medart.recipes.parameters import command
-from medart.recipes.recipe.recipe import recipe
+from medart.recipes.recipe import recipe
 from medart.recipes.runs import load_recipe, recipe_hash, run_dir, save_recipe
 from medart.method.caption_files import captions_for
 

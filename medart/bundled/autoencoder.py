@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .fitting import fit
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import rng
 
 # %% ../../nbs/bundled/04_autoencoder.ipynb #996ea9e6

@@ -20,7 +20,7 @@ from .plain_loop import Plain
 from ..method.embeddings import cat_cond, Cond
 from ..method.generation import paint
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.cuda_graphs import instead
 from ..training.device import compile_blocks, deterministic

@@ -24,7 +24,7 @@ from ..method.hldf import Batch
 from ..method.lora import add_loras
 from ..method.model import Model
 from ..method.parameter_counts import PIXART_512, T5_XXL
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.batches import draw_batch, TrainingSet
 from ..training.cuda_graphs import instead
 from ..training.device import between, mark

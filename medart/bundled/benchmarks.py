@@ -33,7 +33,7 @@ from ..core.files import write_atomic
 from ..core.paths import outputs_dir
 from ..method.lora import shaken
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.device import deterministic
 from ..training.step import color_gradients, diffusion_gradients

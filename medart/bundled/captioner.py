@@ -36,7 +36,7 @@ from ..core.files import save_pretrained
 from ..core.randomness import rng
 from ..core.records import built, mark_built, unmark
 from ..recipes.datasets import DATASETS
-from ..recipes.recipe.recipe import recipe
+from ..recipes.recipe import recipe
 
 # %% ../../nbs/bundled/14_captioner.ipynb #75400f6b
 def ticks(

@@ -16,7 +16,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..core.files import write_atomic
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..data.phantoms import FEATURE_SEED, phantom
 from ..data.shapes import web_picture
 from ..recipes.datasets import DATASETS

@@ -18,8 +18,8 @@ from medart.bundled.benchmark_models import (
     one_step,
 )
 from ..method.model import Model
-from ..recipes.recipe.recipe import recipe
-from ..recipes.settings.settings import Recipe
+from ..recipes.recipe import recipe
+from ..recipes.settings import Recipe
 from ..training.batches import draw_batch, TrainingSet
 
 # %% ../../nbs/bundled/20_full_size_costs.ipynb #84e21d6a

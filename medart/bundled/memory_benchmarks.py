@@ -33,8 +33,8 @@ from ..method.embeddings import cat_cond
 from ..method.hldf import Batch, hldf_cond, hldf_loss
 from ..method.model import Model, vae_batch
 from ..method.sampler import guided
-from ..recipes.recipe.recipe import recipe
-from ..recipes.settings.settings import Recipe
+from ..recipes.recipe import recipe
+from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.cuda_graphs import recomputing
 from ..training.memory import checkpointing

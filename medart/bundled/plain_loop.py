@@ -15,7 +15,7 @@ from .pretraining import SCHEDULE
 from ..method.hldf import Batch
 from ..method.losses import channel_stats
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.memory import checkpointing
 
 # %% ../../nbs/bundled/17_plain_loop.ipynb #e05f5c9c

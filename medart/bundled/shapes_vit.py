@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import save_pretrained, write_atomic
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import np_rng, seed_of
 from ..core.records import built, mark_built, unmark
 from ..data.canvas import BORDERS, OUTLINES, TEXTURES

@@ -25,7 +25,7 @@ from medart.bundled.true_captions import (
 )
 from ..core.figures import save_table
 from ..core.files import save_pretrained
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import np_rng
 from ..core.records import built, mark_built, unmark
 from ..data.canvas import BORDERS, TEXTURES
@@ -34,7 +34,7 @@ from ..data.phantoms import describe_phantom, FEATURE_SEED, TEST_FROM
 from ..method.simplify import limits, load_simplifier, shortening_fault
 from ..method.tokens import count_tokens, load_tokenizer
 from ..recipes.datasets import DATASETS
-from ..recipes.recipe.recipe import recipe
+from ..recipes.recipe import recipe
 
 # %% ../../nbs/bundled/15_simplifier.ipynb #426dfee7
 def simplifier_tokenizer() -> T5TokenizerFast:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from .fitting import feature_phantoms
 from .true_captions import full_caption
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..data.canvas import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
 from ..data.phantoms import TEST_FROM
@@ -23,7 +23,7 @@ from ..data.phrases import simple_caption
 from ..method.captioner import load_vlm
 from ..method.captions import caption_fault, question, tidy
 from ..recipes.datasets import DATASETS
-from ..recipes.recipe.recipe import recipe
+from ..recipes.recipe import recipe
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #74c82422
 _COLOR = r"((?:dark |pale )?(?:" + "|".join(BRIGHT) + "))"

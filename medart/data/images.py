@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..core.progress.progress import progress
+from ..core.progress import progress
 
 # %% ../../nbs/data/17_images.ipynb #8b822b1a
 class Fault(Exception):

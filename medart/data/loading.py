@@ -22,7 +22,7 @@ from .preparation import damage, prepare
 from .sources import get_source, how_to_get
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/data/24_loading.ipynb #30255245
 def _note_fault(folder):  # is it drawn or prepared? refuses one that was damaged since

@@ -31,7 +31,7 @@ from medart.data.reports import (
     remarks,
     tidy,
 )
-from .scan.scan import CHECKS, scan, sift
+from .scan import CHECKS, scan, sift
 from medart.data.splits import (
     decide,
     known_sides,

@@ -16,7 +16,7 @@ from ..core.files import write_atomic
 from ..core.records import write_record
 from .folders import BESIDE, IMAGES, visible_files
 from .labels import STAND_INS
-from .scan.scan import FINDING
+from .scan import FINDING
 from .storage import LOCAL, log_line, read_log, WARNING, write_private
 from ..recipes.datasets import Dataset, DATASETS, test_count
 from ..recipes.labels import label_key

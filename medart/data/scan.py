@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core.files import NotAFile, read_file
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from .duplicates import fingerprint
 from .folders import IMAGES
 from .images import clean, cores, Fault

@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 
 from ..core.files import file_hash, NotAFile, write_atomic
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..recipes.datasets import Dataset
 
 # %% ../../nbs/data/11_sources.ipynb #01124e9e

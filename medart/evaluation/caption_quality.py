@@ -15,7 +15,7 @@ from ..data.loading import load_split
 from ..method.captions import _words
 from ..recipes.labels import category
 from ..recipes.runs import captions_recipe
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #a371a1ac
 def validity(

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.figures import read_names
 from ..core.files import read_kept, write_atomic, write_kept
 from ..core.paths import shareable
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import stable_hash
 from ..core.records import alone, read_record, record_fault, write_record
 from ..data.images import Split
@@ -41,7 +41,7 @@ from .results import origin
 from ..recipes.parameters import command
 from ..recipes.runs import classifier_dir, recipe_hash, run_dir, samples_dir
 from ..recipes.scales import PHOTOGRAPHS
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.samples import check_painted
 
 # %% ../../nbs/evaluation/20_classification.ipynb #0e7cdf3b

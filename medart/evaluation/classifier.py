@@ -20,7 +20,7 @@ from torch import nn, Tensor
 from ..core.load_errors import loading
 from ..core.locations import locate
 from ..core.pretrained import load_image_processor, load_network
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import np_rng, seed_of
 from ..data.images import crop, read_pixels, Split
 from .features import features, weights_hash

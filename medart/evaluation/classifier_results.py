@@ -17,7 +17,7 @@ from .measures import find_measure
 from ..recipes.labels import category
 from ..recipes.parameters import command
 from ..recipes.runs import classifier_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/evaluation/21_classifier_results.ipynb #32125e42
 def classified(

@@ -9,7 +9,7 @@ __all__ = ['measured', 'not_measured', 'compare', 'infinity_row', 'partners', 'p
 import numpy as np
 import pandas as pd
 
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from .classes import named, names_no_class
 from .color import paired_color_gap
 from .features import Extractor

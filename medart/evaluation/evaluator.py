@@ -46,7 +46,7 @@ from .skin_tone import by_tone, skin_angle, tone_of
 from .uncertainty import floor_plan
 from ..recipes.datasets import dataset_of
 from ..recipes.runs import recipe_hash, run_dir, samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..recipes.values import words_of
 from ..training.samples import check_painted, samples_fault
 

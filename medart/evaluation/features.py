@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.files import read_kept, write_kept
 from ..core.locations import locate
 from ..core.paths import outputs_dir
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import np_rng, stable_hash
 from .image_sets import pixel_hash
 from ..recipes.scales import PHOTOGRAPHS

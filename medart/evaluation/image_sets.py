@@ -24,7 +24,7 @@ from ..data.images import crop, read_pixels, Split
 from ..data.loading import load_split
 from ..method.caption_files import captions_for
 from ..recipes.runs import samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.samples import samples_table
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #27052a78

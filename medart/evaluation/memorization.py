@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
 from ..core.figures import image_grid
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..data.images import unit
 from .features import Extractor, features
 from .image_sets import downscale

@@ -29,7 +29,7 @@ from ..recipes.methods import METHODS
 from ..recipes.paper import PAPER, ROW_TITLES
 from ..recipes.parameters import command
 from ..recipes.runs import captions_dir, classifier_dir, run_dir, samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.runs import IMAGES, training_fault
 from ..training.samples import samples_fault
 

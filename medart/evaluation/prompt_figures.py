@@ -16,7 +16,7 @@ from .table_files import made_at
 from ..method.caption_files import captions_for
 from ..recipes.paper import ROW_TITLES
 from ..recipes.runs import samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..recipes.values import count_of
 from ..training.samples import load_samples
 

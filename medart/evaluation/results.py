@@ -18,10 +18,10 @@ from .measures import find_measure
 from ..method.caption_files import captions_for, captions_key
 from ..recipes.datasets import dataset_of
 from ..recipes.parameters import command
-from ..recipes.recipe.recipe import recipe
+from ..recipes.recipe import recipe
 from ..recipes.runs import recipe_hash, run_dir, samples_dir, setting_word
 from ..recipes.scales import is_drawn, PHOTOGRAPHS
-from ..recipes.settings.settings import Recipe, settings
+from ..recipes.settings import Recipe, settings
 from ..training.samples import samples_key
 
 # %% ../../nbs/evaluation/17_results.ipynb #5a195fe8

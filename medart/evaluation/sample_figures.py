@@ -11,7 +11,7 @@ import seaborn as sns
 import torch
 
 from ..core.figures import image_grid
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import np_rng
 from ..data.images import crop, read_pixels, Split, unit
 from ..data.loading import load_split
@@ -19,7 +19,7 @@ from ..method.caption_files import captions_for
 from ..method.generation import paint
 from ..recipes.labels import category
 from ..recipes.runs import run_dir, samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.merging import merge
 from ..training.models import load_base, load_model
 from ..training.samples import load_samples

@@ -16,7 +16,7 @@ from scipy import stats
 from .extractors import space_name
 from .measures import find_measure
 from .results import results
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.logs import read_losses
 
 # %% ../../nbs/evaluation/22_seed_statistics.ipynb #83e701fb

@@ -17,7 +17,7 @@ from ..recipes.datasets import DATASETS
 from ..recipes.methods import METHODS
 from ..recipes.paper import PAPER
 from ..recipes.parameters import command, passed
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #7b7745e7
 def made_at(

@@ -16,7 +16,7 @@ from .embeddings import Cond
 from .model import config_of, loading_model, Model, put, reduction
 from .tokens import LENGTHS, token_limit
 from ..recipes.scales import FAMILIES
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/13_baselines.ipynb #0eeebc62
 import logging
@@ -34,7 +34,7 @@ from torch.nn.functional import pad
 from .embeddings import Cond
 from .model import config_of, loading_model, Model, put, reduction
 from ..recipes.scales import FAMILIES
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .tokens import LENGTHS, token_limit
 from ..core.pretrained import load_pipeline
 

@@ -24,7 +24,7 @@ from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
 from ..recipes.parameters import command
 from ..recipes.runs import captions_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/04_caption_files.ipynb #6dcba96e
 def captions_fault(

@@ -32,7 +32,7 @@ from medart.method.captions import (
 )
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/01_captioner.ipynb #cf43d0a6
 def gumbel(

@@ -25,7 +25,7 @@ from .embeddings import Cond
 from .model import config_of, loading_model, Model, put, reduction
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/15_dit_baselines.ipynb #27f185ad
 class HunyuanDiT(Baseline):

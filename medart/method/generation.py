@@ -13,7 +13,7 @@ from ..core.randomness import rng
 from .embeddings import cat_cond, Cond
 from .model import Model, vae_batch
 from .sampler import sample
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/12_generation.ipynb #c0d3faad
 def starting_noise(

@@ -25,7 +25,7 @@ from medart.method.losses import (
 from .model import Model, put
 from .sampler import sample
 from .schedule import add_noise, velocity
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/11_hldf.ipynb #cb69bb50
 @dataclass

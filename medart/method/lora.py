@@ -14,7 +14,7 @@ from peft import get_peft_model, LoraConfig
 from ..core.randomness import rng, seed_of
 from .model import Model, put
 from ..recipes.methods import PROFILES
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/07_lora.ipynb #24f4bf9e
 def lora_config(

@@ -24,7 +24,7 @@ from .embeddings import Cond, Moments
 from .tokens import check_limit
 from ..recipes.methods import DIT_TARGETS
 from ..recipes.scales import kind_of
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/06_model.ipynb #26c5459f
 # transformers is renaming what we do not use by name; nothing follows from it

@@ -14,8 +14,8 @@ from transformers import T5Config, T5EncoderModel
 
 from .lora import lora_config
 from ..recipes.methods import DIT_TARGETS
-from ..recipes.recipe.recipe import recipe
-from ..recipes.settings.settings import Recipe
+from ..recipes.recipe import recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #47d1db35
 PIXART_512 = dict(

@@ -17,7 +17,7 @@ from ..core.pretrained import load_network, with_words
 from .captions import tidy
 from .tokens import check_limit, count_tokens, load_tokenizers
 from ..recipes.scales import FAMILIES
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/03_simplify.ipynb #ff0b5414
 def limits(

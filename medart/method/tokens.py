@@ -16,7 +16,7 @@ from ..core.load_errors import loading
 from ..core.locations import locate
 from ..core.pretrained import part_classes, with_words
 from ..recipes.scales import FAMILIES, kind_of
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/02_tokens.ipynb #12418cac
 def load_tokenizers(

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from .methods import PROFILES
 from .scales import FAMILIES, SCALES
-from .settings.settings import Recipe
+from .settings import Recipe
 from .values import _oneof
 
 # %% ../../nbs/recipes/07_checks.ipynb #d202fdaf

@@ -12,9 +12,9 @@ import pandas as pd
 
 from ..core.paths import data_dir
 from .datasets import DATASETS
-from .recipe.recipe import recipe
+from .recipe import recipe
 from .runs import portable
-from .settings.settings import Recipe
+from .settings import Recipe
 
 # %% ../../nbs/recipes/11_describe.ipynb #96b322bb
 # The settings that decide most.

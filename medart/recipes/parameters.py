@@ -17,10 +17,10 @@ from pathlib import Path
 from ..core.paths import root
 from .datasets import DATASETS
 from .methods import _row
-from .recipe.recipe import recipe
+from .recipe import recipe
 from .runs import _plain
 from .scales import _scale
-from .settings.settings import FILES, PATHS, Recipe, settings
+from .settings import FILES, PATHS, Recipe, settings
 from .values import _oneof
 
 # %% ../../nbs/recipes/10_parameters.ipynb #c9ec420c

@@ -21,7 +21,7 @@ from medart.recipes.scales import (
     PHOTOGRAPHS_LR,
     SCALES,
 )
-from .settings.settings import PATHS, Recipe
+from .settings import PATHS, Recipe
 from .values import _as_str, _oneof, _typed
 
 # %% ../../nbs/recipes/08_recipe.ipynb #4424d818

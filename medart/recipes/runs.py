@@ -16,8 +16,8 @@ from ..core.files import write_atomic
 from ..core.paths import data_dir, file_word, outputs_dir, short_name
 from ..core.randomness import stable_hash
 from .datasets import DATASETS
-from .recipe.recipe import recipe
-from .settings.settings import FILES, PATHS, Recipe, settings
+from .recipe import recipe
+from .settings import FILES, PATHS, Recipe, settings
 from .values import _oneof, _typed
 
 # %% ../../nbs/recipes/09_runs.ipynb #c4b258e0

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save as serialize
 from ..core.files import disk_faults, save_pretrained, write_atomic
 from ..method.lora import lora_configs
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/04_adapters.ipynb #3dbea30a
 @contextmanager

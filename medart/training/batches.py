@@ -18,13 +18,13 @@ from safetensors.torch import load, save
 
 from ..core.files import disk_faults, read_kept, write_kept
 from ..core.paths import outputs_dir
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import np_rng, rng
 from ..data.images import crop, read_pixels, Split, unit
 from ..method.embeddings import Moments
 from ..method.hldf import Batch
 from ..method.model import Model, put, vae_batch
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/09_batches.ipynb #56f0e761
 def cached_moments(

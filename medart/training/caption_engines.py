@@ -19,7 +19,7 @@ from medart.method.captioner import (
     sampling_settings,
     stop_tokens,
 )
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/00_caption_engines.ipynb #35e15045
 @dataclass

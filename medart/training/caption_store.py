@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.distributed import processes
 from ..core.files import disk_faults
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.records import seal_of
 
 # %% ../../nbs/training/01_caption_store.ipynb #5c946257

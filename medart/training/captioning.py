@@ -22,7 +22,7 @@ from ..method.simplify import cut_to_fit, limits, load_simplifier, shortening_fa
 from ..method.tokens import reading
 from ..recipes.parameters import recipe_from_line
 from ..recipes.runs import captions_dir, captions_recipe
-from ..recipes.settings.settings import Recipe, settings
+from ..recipes.settings import Recipe, settings
 from .caption_engines import load_captioner
 from .caption_store import fill_store
 
@@ -123,7 +123,7 @@ def main(
 ) -> None:
     "Caption both splits, in as many processes as `accelerate launch` has started."
     r = recipe_from_line(
-        "medart.simplify",
+        "medart.training.captioning",
         "Caption the images of a data set; run again to continue.",
         args,
     )

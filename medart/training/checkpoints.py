@@ -21,7 +21,7 @@ from ..core.paths import shareable
 from ..core.records import set_aside
 from ..method.model import Model
 from ..recipes.runs import recipe_hash
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .logs import Log
 
 # %% ../../nbs/training/14_checkpoints.ipynb #ef7f78cf

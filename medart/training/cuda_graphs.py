@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..method.embeddings import Cond
 from ..method.hldf import Batch
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .fused_lora import converted, flat, unflat
 from .memory import floats
 

@@ -16,9 +16,9 @@ from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..core.progress.progress import peak_rss
+from ..core.progress import peak_rss
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/10_device.ipynb #a0900034
 def mark(device):  # now, on the device's own clock

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 
 from ..recipes.parameters import recipe_from_line
 from ..recipes.runs import run_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .trainer import train
 
 # %% ../../nbs/training/18_launch.ipynb #0a261d78
@@ -51,10 +51,10 @@ def _forked(r):
 def main(
     args=None,  # of the command line
 ) -> Path:  # the run's folder
-    "`accelerate launch -m medart.hldf --dataset skin --interval 50`"
+    "`accelerate launch -m medart.training.launch --dataset skin --interval 50`"
     return train(
         recipe_from_line(
-            "medart.hldf",
+            "medart.training.launch",
             "Fine-tune PixArt-alpha with HLDF; run again to continue.",
             args,
         )

@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..recipes.runs import run_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .batches import order, per_update, TrainingSet
 from .device import between
 

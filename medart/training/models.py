@@ -15,7 +15,7 @@ from ..core.locations import locate
 from ..core.pretrained import load_network
 from ..method.lora import add_loras
 from ..method.model import load_pretrained, loading_model, Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .adapters import check_adapters, load_adapters
 from .fused_lora import fuse_loras
 

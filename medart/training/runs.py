@@ -13,7 +13,7 @@ from ..core.weight_files import weights_key
 from ..method.losses import color_due
 from ..recipes.parameters import command
 from ..recipes.runs import recipe_hash, run_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .batches import per_update
 
 # %% ../../nbs/training/16_runs.ipynb #ee4d1a3f

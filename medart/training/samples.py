@@ -23,7 +23,7 @@ from ..data.images import read_pixels, Split
 from ..method.caption_files import captions_for, captions_key
 from ..recipes.parameters import command
 from ..recipes.runs import portable, recipe_hash, run_dir, samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .runs import training_fault
 from .sampling_plan import generation_plan, Plan
 

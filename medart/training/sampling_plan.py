@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..core.randomness import np_rng
 from ..data.prompts import told_prompts
 from ..method.caption_files import captions_for
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/19_sampling_plan.ipynb #c2bdecd1
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from ..core.distributed import processes
 from ..core.files import file_hash, write_atomic
 from ..core.paths import shareable
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import stable_hash
 from medart.core.records import (
     alone,
@@ -35,7 +35,7 @@ from ..method.embeddings import cat_cond
 from ..method.generation import paint
 from ..method.tokens import check_known, reading, unknown_words
 from ..recipes.runs import run_dir, samples_dir, save_recipe
-from ..recipes.settings.settings import Recipe, settings
+from ..recipes.settings import Recipe, settings
 from ..recipes.values import count_of
 from .merging import merge
 from .models import load_model

@@ -21,7 +21,7 @@ from medart.method.hldf import (
     hldf_step,
 )
 from ..method.model import Model
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .cuda_graphs import recomputing, recorded, recorded_gradients
 from .device import with_clock
 from .distributed import averaged

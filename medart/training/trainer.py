@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core.figures import save_figure
 from ..core.files import disk_faults, DiskFault, write_atomic
 from ..core.paths import shareable
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from medart.core.records import (
     alone,
     read_record,
@@ -34,7 +34,7 @@ from ..method.tokens import check_known
 from ..recipes.checks import check_shares
 from ..recipes.runs import run_dir, save_recipe
 from ..recipes.scales import kind_of
-from ..recipes.settings.settings import Recipe, settings
+from ..recipes.settings import Recipe, settings
 from .adapters import save_adapters
 from .batches import draw_batch, per_update, training_set
 from medart.training.checkpoints import (

@@ -24,7 +24,7 @@ from ..method.embeddings import Moments
 from ..method.hldf import Batch, diffusion_loss
 from ..method.model import Model, put
 from ..method.sampler import sample
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .batches import training_set, TrainingSet
 
 # %% ../../nbs/training/15_validation.ipynb #01b29641

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from ..core.files import write_atomic
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.adapters import read_adapter
 from .licenses import base_name
 

@@ -18,7 +18,7 @@ from ..core.paths import shareable
 from ..core.records import read_record, record_fault, set_aside
 from ..recipes.datasets import dataset_of
 from ..recipes.runs import load_recipe
-from ..recipes.settings.settings import settings
+from ..recipes.settings import settings
 from .licenses import base_name, hub_licence
 from medart.workflows.model_card import (
     caption_source,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..data.sources import SOURCES
 from ..recipes.scales import FAMILIES
-from ..recipes.settings.settings import PATHS, Recipe
+from ..recipes.settings import PATHS, Recipe
 from .model_files import TERMS
 
 # %% ../../nbs/workflows/06_licenses.ipynb #11cf12bd

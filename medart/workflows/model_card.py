@@ -18,10 +18,10 @@ from ..evaluation.results import results_fault, results_path
 from ..method.caption_files import captions_for, captions_used
 from ..recipes.datasets import dataset_of, DATASETS
 from ..recipes.labels import category
-from ..recipes.recipe.recipe import recipe
+from ..recipes.recipe import recipe
 from ..recipes.runs import run_dir
 from ..recipes.scales import FAMILIES, kind_of
-from ..recipes.settings.settings import Recipe, settings
+from ..recipes.settings import Recipe, settings
 from medart.workflows.licenses import (
     base_name,
     data_terms,

@@ -28,7 +28,7 @@ from medart.core.weight_files import (
 from ..method.model import loading_model
 from ..method.tokens import check_limit, load_tokenizers
 from ..recipes.scales import kind_of
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 
 # %% ../../nbs/workflows/03_model_files.ipynb #dc2ba049
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ..evaluation.results import metrics_note, metrics_table, results
 from ..recipes.datasets import Dataset, DATASETS, read_dataset
 from ..recipes.labels import category, class_folder
 from ..recipes.scales import SCALES
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.captioning import write_captions
 
 # %% ../../nbs/workflows/11_own_images.ipynb #fce12a87

@@ -36,7 +36,7 @@ from ..evaluation.sample_figures import color_histograms, real_beside_generated
 from ..recipes.labels import category
 from ..recipes.runs import samples_dir
 from ..recipes.scales import is_drawn, PHOTOGRAPHS
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .own_images import too_few_to_measure
 from .preflight import preflight, STAGES
 from medart.workflows.report_inputs import (

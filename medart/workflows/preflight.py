@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'findings_of', 'preflight']
 import pandas as pd
 
 from ..recipes.runs import captions_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from .model_files import check_model, Finding, NotReady
 from medart.workflows.preflight_checks import (
     check_caption,

@@ -31,7 +31,7 @@ from ..evaluation.results import unfit
 from ..method.captioner import load_processor
 from ..method.tokens import load_tokenizers
 from ..recipes.datasets import dataset_of
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from medart.workflows.model_files import (
     check_files,
     check_loading,

@@ -15,7 +15,7 @@ from scipy import stats
 
 from ..core.figures import read_names
 from ..core.paths import data_dir
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..core.randomness import stable_hash
 from ..data.images import Split
 from ..data.loading import load_split
@@ -30,7 +30,7 @@ from ..evaluation.classifier import count_updates, load_vit
 from ..recipes.datasets import DATASETS
 from ..recipes.labels import category
 from ..recipes.runs import samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.samples import check_painted
 
 # %% ../../nbs/workflows/15_rare_classes.ipynb #8ccecbdb

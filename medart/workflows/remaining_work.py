@@ -25,7 +25,7 @@ from medart.method.caption_files import (
     read_captions,
 )
 from ..recipes.runs import run_dir, samples_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..recipes.values import words_of
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #35e3ef96

@@ -19,7 +19,7 @@ from ..evaluation.caption_quality import samples_figure, validity
 from ..method.caption_files import captions_used, read_captions
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.logs import loss_figure, read_losses
 from medart.workflows.own_images import (
     captions_note,

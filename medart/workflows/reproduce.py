@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 
 from ..core.paths import root, shareable
-from ..core.progress.progress import progress
+from ..core.progress import progress
 from ..data.images import cores
 from ..evaluation.paper_tables import executed, PAPER_ONLY, runnable, words
 from ..recipes.methods import METHODS
 from ..recipes.paper import PAPER
 from ..recipes.runs import captions_dir, run_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..recipes.values import count_of
 from ..training.distributed import stop_signals
 from .processes import last_words, start, stop

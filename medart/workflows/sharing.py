@@ -22,7 +22,7 @@ from ..core.records import alone, read_record, record_fault, write_record
 from ..core.weight_files import files_below
 from ..method.caption_files import captions_for, captions_key
 from ..recipes.runs import run_dir
-from ..recipes.settings.settings import Recipe
+from ..recipes.settings import Recipe
 from ..training.merging import merge_and_save
 from ..training.models import load_model
 from ..training.runs import check_trained
