@@ -24,7 +24,7 @@ from medart.training.batches import draw_batch, training_set
 from medart.training.step import color_gradients, diffusion_gradients
 from medart.training.trainer import train
 from medart.method.embeddings import Moments
-from medart.method.lora import shaken
+from medart.method.lora import perturb_loras
 from medart.training.adapters import save_adapters
 from medart.training.models import load_base, load_model
 from medart.core.locations import locate
@@ -108,7 +108,7 @@ def test_stopped_and_continued_it_ends_the_same_and_paints(made, weights, method
 
 def adapted(r, folder):
     "A model whose LoRAs change something, saved to a folder."
-    model = shaken(load_model(r), 0.05)
+    model = perturb_loras(load_model(r), 0.05)
     return model, save_adapters(model, folder)
 
 

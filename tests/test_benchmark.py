@@ -26,7 +26,7 @@ from medart.bundled.benchmarks import agreement, quoted, time_case
 from medart.bundled.full_size_costs import continued, full_captions, shapes
 from medart.bundled.memory_benchmarks import alive_peak, allocated_peak, memory_table
 from medart.training.batches import draw_batch
-from medart.method.lora import shaken
+from medart.method.lora import perturb_loras
 from medart.recipes.recipe import recipe
 
 R = recipe("skin", scale="tiny", batch_size=1, interval=0, solver_steps=2)
@@ -136,7 +136,7 @@ def test_a_case_that_does_not_fit_is_written_down():
 
 
 def test_another_gradient_does_not_agree():
-    model = shaken(bench_model(R))
+    model = perturb_loras(bench_model(R))
     whole = model.predict
     calls = []
 

@@ -31,7 +31,7 @@ from medart.data import storage
 from drawn import picture, put
 from medart.core.files import file_hash
 from medart.data.duplicates import fingerprint, near_pairs
-from medart.data.images import clean, read_pixels
+from medart.data.images import clean_image, read_pixels
 from medart.data.listing import list_images
 from medart.data.loading import load_split
 from medart.data.preparation import prepare
@@ -282,7 +282,7 @@ def test_sixteen_bit_colour_keeps_its_upper_bits():
         + chunk(b"IDAT", zlib.compress(raw))
         + chunk(b"IEND", b"")
     )
-    _, kept, _, notes = clean(file)
+    _, kept, _, notes = clean_image(file)
     assert notes == ["16 bits to 8"]
     assert (np.abs(np.asarray(opened(kept)).astype(int) - g / 257) <= 1).all()
 
@@ -297,7 +297,7 @@ def swapped_profile():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_colours_of_another_space_are_converted(kind):
     im = picture(5)
-    _, kept, _, notes = clean(saved(im, kind, icc_profile=swapped_profile()))
+    _, kept, _, notes = clean_image(saved(im, kind, icc_profile=swapped_profile()))
     assert notes == ["another colour space to sRGB"]
     assert (
         np.abs(
@@ -321,7 +321,7 @@ def test_every_orientation_comes_out_upright(turn):
     im, exif = picture(3), Image.Exif()
     exif[0x0112] = turn
     stored = im if turn == 1 else im.transpose(Image.Transpose(back[turn]))
-    upright, kept, _, notes = clean(saved(stored, "PNG", exif=exif))
+    upright, kept, _, notes = clean_image(saved(stored, "PNG", exif=exif))
     assert (
         np.asarray(opened(kept)) == np.asarray(im)
     ).all() and upright.size == im.size
@@ -408,7 +408,7 @@ def test_stripping_a_jpeg_keeps_its_pixels_bit_for_bit(mode, k):
         **({"quality": 90} | k),
         comment=b"x" * 500,
     )
-    _, kept, ending, notes = clean(file + b"\xff\xd8 behind the end")
+    _, kept, ending, notes = clean_image(file + b"\xff\xd8 behind the end")
     assert (ending, notes) == (".jpg", []) and len(kept) < len(file) - 500
     assert (np.asarray(opened(kept)) == np.asarray(opened(file))).all()
 
@@ -1139,7 +1139,7 @@ def test_a_stopped_scan_goes_on_where_it_was(tree, tmp_path, monkeypatch):
     want = table(prepare(tree, SKIN, tmp_path / "want"), "manifest.csv")
     files = sorted(str(f.relative_to(tree)) for f in tree.rglob("*.jpg"))
     scan(tree, files[:12], tmp_path / "out")
-    with open(tmp_path / "out" / storage.LOCAL, "a") as f:
+    with open(tmp_path / "out" / storage.LOCAL_NAMES, "a") as f:
         f.write('{"file": "melanoma/9.j')  # killed in the middle of a line
     (tmp_path / "out/pool/.half.jpg.1").write_bytes(b"x")
     seen = looked_at(monkeypatch)
@@ -1169,10 +1169,10 @@ def test_processes_find_what_threads_find(tree, tmp_path):
 def test_one_file_that_breaks_everything_does_not_stop_the_run(
     tree, tmp_path, monkeypatch
 ):
-    real = images_room.clean
+    real = images_room.clean_image
     replace_everywhere(
         monkeypatch,
-        images_room.clean,
+        images_room.clean_image,
         lambda b: (
             (_ for _ in ()).throw(MemoryError("no room"))
             if b == (tree / "melanoma/5.jpg").read_bytes()

@@ -30,16 +30,16 @@ from medart.workflows.comfyui import (
     comfyui_fault,
     comfyui_layers,
     comfyui_state,
-    comfyui_strangers,
+    unknown_to_comfyui,
 )
 from medart.workflows.data_card import data_card
 from medart.workflows.sharing import export, export_fault, push_to_hub
-from medart.method.generation import paint
+from medart.method.generation import sample_images
 from medart.training.sampling_runs import generate
 from medart.training.trainer import train
 from medart.evaluation.evaluator import evaluate
 from medart.evaluation.results import results_path
-from medart.method.lora import lora_config, shaken
+from medart.method.lora import lora_config, perturb_loras
 from medart.method.parameter_counts import PIXART_512, T5_XXL
 from medart.training.adapters import save_adapters
 from medart.training.models import load_base, load_model
@@ -70,7 +70,7 @@ def trained(r):
     "A run with adapters that change something, noted as training notes them, without the minutes of training."
     train(r)
     key = captions_key(captions_for(r, "train"))
-    model = shaken(load_model(r), 0.03)
+    model = perturb_loras(load_model(r), 0.03)
     save_adapters(model, run_dir(r))
     old = read_record(run_dir(r) / "done.json")
     write_record(
@@ -152,10 +152,10 @@ def test_the_lines_on_the_card_paint_the_same_image(shared, monkeypatch):
         ),
         told,
     )
-    ours = paint(model, r, [told["caption"]]).clamp(-1, 1)
+    ours = sample_images(model, r, [told["caption"]]).clamp(-1, 1)
     gap = (told["image"][None] * 2 - 1 - ours[0]).abs()
     assert gap.max() < 2e-3 and gap.mean() < 5e-5
-    base = paint(load_base(r), r, [told["caption"]]).clamp(-1, 1)
+    base = sample_images(load_base(r), r, [told["caption"]]).clamp(-1, 1)
     assert (base - ours).abs().mean() > 0.01, (
         "the adapters should change the picture, or this test shows nothing"
     )
@@ -179,7 +179,9 @@ def test_the_merged_folder_paints_the_same_image(shared):
         * 2
         - 1
     )
-    assert (image - paint(model, r, ["a red circle"]).clamp(-1, 1)).abs().max() < 2e-3
+    assert (
+        image - sample_images(model, r, ["a red circle"]).clamp(-1, 1)
+    ).abs().max() < 2e-3
 
 
 # ComfyUI's file
@@ -296,7 +298,7 @@ def test_every_name_at_full_size_is_one_that_the_loader_has(tmp_path):
         k: next((k.removesuffix(e) for e in endings if k.endswith(e)), None)
         for k in state
     }
-    assert set(layers.values()) <= known and not comfyui_strangers(state)
+    assert set(layers.values()) <= known and not unknown_to_comfyui(state)
     assert all({x + e for e in endings} <= state.keys() for x in set(layers.values()))
     assert len(set(layers.values())) == sum(len(s) for s in full) // 2
     assert comfyui_layers(28, 24) <= known
@@ -307,7 +309,7 @@ def test_a_name_that_the_loader_lacks_is_found():
         "base_model.model.transformer_blocks.0.norm9.alpha": torch.tensor(1.0),
         "base_model.model.proj_out.alpha": torch.tensor(1.0),
     }
-    assert comfyui_strangers(state) == [
+    assert unknown_to_comfyui(state) == [
         "base_model.model.transformer_blocks.0.norm9.alpha"
     ]
 
@@ -339,7 +341,7 @@ def test_the_card_says_what_others_must_know(shared):
         'license: "other"',
     ):
         assert words in card, words
-    paper = model_card.licence_section(recipe("kvasir", scale="paper"), "")
+    paper = model_card.license_section(recipe("kvasir", scale="paper"), "")
     assert (
         "Open RAIL++-M" in paper
         and "use restrictions" in paper
@@ -576,10 +578,13 @@ def test_every_method_has_a_card(made):
             r = recipe("skin", method, scale=scale)
             lines = model_card.load_lines(
                 r,
-                [f"{n}/adapter_config.json" for n in scales.kind_of(r).parts.values()],
+                [
+                    f"{n}/adapter_config.json"
+                    for n in scales.model_class(r).parts.values()
+                ],
             )
             compile("\n".join(lines), "card", "exec")
-            assert licenses.model_terms(r) and licenses.hub_licence(r)
+            assert licenses.model_terms(r) and licenses.hub_license(r)
 
 
 # Generated images

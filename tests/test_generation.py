@@ -129,7 +129,7 @@ def block_of(r, file):
 
 def test_only_what_is_missing_is_painted(run, monkeypatch):
     sampling_runs.generate(run)
-    want, paint, blocks = painted(run), generation.paint, []
+    want, paint, blocks = painted(run), generation.sample_images, []
     replace_everywhere(
         monkeypatch,
         sample_figures.paint,
@@ -146,7 +146,7 @@ def test_only_what_is_missing_is_painted(run, monkeypatch):
 
 
 def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch):
-    load, paint, seen = models.load_model, generation.paint, {}
+    load, paint, seen = models.load_model, generation.sample_images, {}
 
     def loading(*a, **k):
         model = load(*a, **k)
@@ -200,7 +200,7 @@ def test_a_file_says_what_it_is(run):
 def test_whose_captions(run, split, n):
     r = replace(run, gen_split=split)
     plan, train_, test = (
-        sampling_plan.generation_plan(r),
+        sampling_plan.sampling_plan(r),
         captions_for(r, "train"),
         captions_for(r, "test"),
     )
@@ -215,10 +215,10 @@ def test_whose_captions(run, split, n):
             for c in set(plan.classes)
         }
         assert all(t in own[c] for t, c in zip(plan.texts, plan.classes))
-        assert sampling_plan.generation_plan(replace(r, seed=1)).texts != plan.texts
+        assert sampling_plan.sampling_plan(replace(r, seed=1)).texts != plan.texts
     else:
         assert plan.texts == (train_ if split == "train" else test).texts
-    some = sampling_plan.generation_plan(replace(r, gen_count=n // 2))
+    some = sampling_plan.sampling_plan(replace(r, gen_count=n // 2))
     assert len(some) == 8 * round(n / 16) and set(some.classes) == set(plan.classes)
 
 

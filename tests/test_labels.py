@@ -14,11 +14,11 @@ from PIL import Image
 
 from medart.core.figures import read_names
 from medart.data.folders import FileIndex
-from medart.data.labels import class_of, one_hot, refuse_collisions
-from medart.data.listing import classes_line, list_images
+from medart.data.labels import class_of, one_hot_labels, refuse_collisions
+from medart.data.listing import describe_classes, list_images
 from medart.data.loading import contact_sheet, load_split, split_bars
 from medart.data.preparation import prepare
-from medart.data.tables import read_table, stand_ins
+from medart.data.tables import read_table, placeholders
 from medart.data.phrases import article, simple_caption
 from medart.recipes.datasets import Dataset, dataset_named, DATASETS, read_dataset
 from medart.recipes.labels import (
@@ -211,7 +211,7 @@ def test_two_labels_of_an_archive_may_mean_one_class_and_it_is_said(tmp_path):
     )
     t, _ = listed(tmp_path, SKIN)
     assert classes(t) == dict(common_nevus=12)
-    assert classes_line(t, SKIN) == "1 classes: common_nevus 12 (labels Nevus, nv)"
+    assert describe_classes(t, SKIN) == "1 classes: common_nevus 12 (labels Nevus, nv)"
 
 
 def test_a_label_too_long_for_a_folder_is_refused_before_the_work(tmp_path):
@@ -606,12 +606,12 @@ def test_one_hot_needs_one_each():
             UNK=["0.0", "0.0", "1.0"],
         )
     )
-    assert one_hot(t, SKIN) == ["MEL", "NV", "UNK"] == one_hot(t, own())
+    assert one_hot_labels(t, SKIN) == ["MEL", "NV", "UNK"] == one_hot_labels(t, own())
     assert (
-        one_hot(t.drop(columns="UNK"), SKIN) == ["MEL", "NV", ""]
-        and one_hot(t.drop(columns="UNK"), own()) is None
+        one_hot_labels(t.drop(columns="UNK"), SKIN) == ["MEL", "NV", ""]
+        and one_hot_labels(t.drop(columns="UNK"), own()) is None
     )
-    assert one_hot(t.assign(NV="1"), SKIN)[0] == '["MEL", "NV"]'
+    assert one_hot_labels(t.assign(NV="1"), SKIN)[0] == '["MEL", "NV"]'
 
 
 @pytest.mark.parametrize("both", ["a|b", "a; b", "a, b"])
@@ -742,10 +742,10 @@ def test_stand_ins_for_patients_tie_nothing_and_it_is_said(tmp_path, word):
 
 
 def test_true_patients_are_no_stand_ins():
-    assert not stand_ins(["0", "0", "1", "1", "2", "2"]) and not stand_ins(
+    assert not placeholders(["0", "0", "1", "1", "2", "2"]) and not placeholders(
         ["P1"] * 6 + ["P2"] * 4
     )
-    assert not stand_ins(["P1", "", "", ""]) and not stand_ins(
+    assert not placeholders(["P1", "", "", ""]) and not placeholders(
         ["1"] * 3 + ["2", "3", "4"]
     )
 

@@ -21,7 +21,7 @@ from medart.training.sampling_plan import prompt_plan
 from medart.training.sampling_runs import generate, generate_in
 from medart.method.hldf import Batch, diffusion_loss, hldf_cond
 from medart.method.losses import channel_stats, color_due, color_loss
-from medart.method.lora import shaken
+from medart.method.lora import perturb_loras
 from medart.training.models import load_base, load_model
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
@@ -526,7 +526,7 @@ def test_offloading_draws_the_same_dropout_twice():
     r = official(batch_size=1, solver_steps=2, interval=1, dtype="float64")
     grads = []
     for offload in (False, True):
-        model = shaken(load_model(r))
+        model = perturb_loras(load_model(r))
         b, params = batch(model), list(model.trainable().values())
         b.noise = torch.randn(
             1, *model.latent_shape, generator=rng(0, "z"), dtype=torch.float64

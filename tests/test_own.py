@@ -24,7 +24,7 @@ from medart.workflows.own_images import (
     own_name,
     proposal,
 )
-from medart.workflows.own_report import limits_of, own_command
+from medart.workflows.own_report import run_limits, own_command
 from medart.workflows.report_pages import ReportPart, write_html, write_pdf
 from medart.data.phantoms import phantom
 from medart.recipes.datasets import DATASETS, read_dataset
@@ -189,7 +189,7 @@ def test_the_report_is_a_pdf_too_where_that_can_be_made(done):
 
 def test_too_few_images_for_a_number_still_end_in_a_report(done, monkeypatch):
     r = the_run(done)
-    monkeypatch.setattr(own_images_room, "LEAST", 13)
+    monkeypatch.setattr(own_images_room, "MIN_IMAGES", 13)
     assert "12 images, and 13 are needed" in own_images_room.evaluate_own(r).measured[0]
     kinds = [
         p.what for p in own_report.report_parts(r, "the command") if p.kind == "heading"
@@ -434,8 +434,8 @@ def test_a_font_that_has_the_signs_is_used(tmp_path, monkeypatch, capsys):
     broken.write_bytes(b"no font")
     fonts = [str(broken), a_font(tmp_path / "b.ttf", SKIN_CANCER)]
     monkeypatch.setattr(report_pages, "findSystemFonts", lambda **_: fonts)
-    assert report_pages.font_for(set(SKIN_CANCER)) == fonts[1]
-    assert report_pages.font_for(set(SKIN_CANCER + "肺")) == ""
+    assert report_pages.find_font(set(SKIN_CANCER)) == fonts[1]
+    assert report_pages.find_font(set(SKIN_CANCER + "肺")) == ""
     fig = chart()
     with warnings.catch_warnings(record=True) as warned:
         report_pages.png_bytes(fig)
@@ -456,7 +456,7 @@ def test_the_command_holds_no_folder_of_this_machine(folders, tmp_path):
 
 
 def test_limits_speak_of_this_run():
-    said = " ".join(limits_of(recipe("skin", scale="tiny"), dict(a=3, b=300)))
+    said = " ".join(run_limits(recipe("skin", scale="tiny"), dict(a=3, b=300)))
     assert (
         "coarse" in said
         and "drawn phantoms" in said

@@ -6,8 +6,8 @@ from diffusers import PixArtAlphaPipeline
 from peft import PeftModel
 
 from medart.core.randomness import rng
-from medart.method.generation import paint
-from medart.method.lora import shaken
+from medart.method.generation import sample_images
+from medart.method.lora import perturb_loras
 from medart.training.adapters import save_adapters
 from medart.training.merging import merge_and_save
 from medart.training.models import load_model
@@ -24,7 +24,7 @@ CAPTIONS = [
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     "A model whose LoRAs change something, and the folder they were saved to."
-    model = shaken(load_model(R), 0.03)
+    model = perturb_loras(load_model(R), 0.03)
     return model, save_adapters(model, tmp_path_factory.mktemp("run"))
 
 
@@ -73,7 +73,7 @@ def test_stock_pipeline_with_stock_peft_paints_the_same(adapted):
         pipe.text_encoder, str(folder / "text_encoder_lora")
     )
     adapted = stock(pipe, noise(model))
-    close(adapted, paint(model, R, CAPTIONS))
+    close(adapted, sample_images(model, R, CAPTIONS))
     assert (adapted - plain).abs().mean() > 0.01, (
         "the adapters should change the picture, or this test shows nothing"
     )
@@ -97,7 +97,7 @@ def test_merged_pipeline_paints_the_same(adapted, tmp_path):
             ),
             noise(model),
         ),
-        paint(model, R, CAPTIONS),
+        sample_images(model, R, CAPTIONS),
     )
     assert type(model.transformer).__name__ == "PeftModel", (
         "merging must leave the model in memory as it was"

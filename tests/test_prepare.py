@@ -30,9 +30,9 @@ from medart.core.files import file_hash, read_file, write_atomic
 from medart.core.records import alone, write_record
 from medart.data.loading import load_split
 from medart.data.preparation import prepare
-from medart.data.reports import tidy, with_names
+from medart.data.reports import prune_prepared, with_names
 from medart.data.splits import remember_sides
-from medart.data.storage import LOCAL, link_file, store_file, write_private
+from medart.data.storage import LOCAL_NAMES, link_file, store_file, write_private
 from medart.recipes.datasets import Dataset, read_dataset
 from medart.recipes.recipe import recipe
 
@@ -280,9 +280,9 @@ def test_a_name_stands_in_one_local_file_alone(tmp_path, capsys, layout):
             traces.search(f.read_bytes())
             or re.search("mueller|anna", f.relative_to(out).as_posix(), re.I)
         )
-    ] == [LOCAL]
-    assert (out / LOCAL).stat().st_mode & 0o777 == 0o600
-    assert "Keep it to yourself" in (out / LOCAL).read_text().split("\n")[0]
+    ] == [LOCAL_NAMES]
+    assert (out / LOCAL_NAMES).stat().st_mode & 0o777 == 0o600
+    assert "Keep it to yourself" in (out / LOCAL_NAMES).read_text().split("\n")[0]
     q, c = with_names(out, "quarantine"), with_names(out, "duplicates")
     assert (
         q.source.str.contains(WHO).all()
@@ -290,7 +290,7 @@ def test_a_name_stands_in_one_local_file_alone(tmp_path, capsys, layout):
         and (layout == "table") == q.detail.str.contains("the table").any()
     )
     assert {WHO in a and WHO in b for a, b in zip(c.a, c.b)} == {True}
-    (out / LOCAL).unlink()  # to share the folder
+    (out / LOCAL_NAMES).unlink()  # to share the folder
     before = contents(out)
     prepare(home, own("a", "b"), out)
     assert contents(out) == before, "it is whole without the names"
@@ -539,7 +539,7 @@ def test_damage_is_found_and_mended(raw, done, how):
         spoilt(f, how)
         prepare(raw, OWN, done)
         assert contents(done) == want, f.name
-    for f in files[:2] + [next((done / "pool").iterdir()), done / LOCAL]:
+    for f in files[:2] + [next((done / "pool").iterdir()), done / LOCAL_NAMES]:
         f.exists() and spoilt(f, how)
     (done / "manifest.csv").unlink()
     prepare(raw, OWN, done)
@@ -611,7 +611,7 @@ def test_killed_at_any_step_and_run_again_gives_the_same_bytes(
         write_record,
         write_private,
         remember_sides,
-        tidy,
+        prune_prepared,
     ):
         replace_everywhere(monkeypatch, writer, counted(writer))
     ended = False

@@ -19,11 +19,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from medart.bundled.random_pipelines import random_pipeline
-from medart.evaluation.classifier import load_vit, normal
+from medart.evaluation.classifier import load_classifier, normalize_pixels
 from medart.core.randomness import rng
-from medart.method.generation import paint
+from medart.method.generation import sample_images
 from medart.evaluation.extractors import load_extractor
-from medart.method.lora import shaken
+from medart.method.lora import perturb_loras
 from medart.training.merging import merge_and_save
 from medart.training.models import load_base, load_model
 from medart.core.locations import locate
@@ -31,7 +31,7 @@ from medart.recipes.recipe import recipe
 from medart.method.simplify import load_simplifier
 from medart.method.tokens import load_tokenizer
 from medart.method.captioner import load_vlm
-from medart.core.load_errors import load_error, loading
+from medart.core.load_errors import load_error, explain_load_errors
 from medart.core.pretrained import load_image_processor, load_network
 from medart.core.weight_files import (
     damaged_files,
@@ -522,7 +522,7 @@ def test_vit_preprocessors(vits, tmp_path, saved, network):
     )
     a, b = (load_extractor(str(f)) for f in (vits[network], folder))
     assert torch.equal(a.run(x)[0], b.run(x)[0]) and a.key == b.key
-    assert load_vit(str(folder), ("a", "b")).side == 224
+    assert load_classifier(str(folder), ("a", "b")).side == 224
 
 
 @pytest.mark.parametrize(
@@ -540,12 +540,12 @@ def test_a_classifier_sees_what_the_processor_says(vits, tmp_path, values):
     "The classifier's pixels are normalised on the device, batch by batch: by every value of the file, as the processor would."
     folder = shutil.copytree(vits["backbone"], tmp_path / "vit")
     edit(folder / "preprocessor_config.json", **values)
-    net = load_vit(str(folder), ("a", "b"))
+    net = load_classifier(str(folder), ("a", "b"))
     x = torch.randint(
         0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=rng(0, "x")
     )
     want = net.pre(list(x), do_resize=False, return_tensors="pt").pixel_values
-    assert torch.allclose(normal(x, net.pre, "cpu"), want, atol=1e-5)
+    assert torch.allclose(normalize_pixels(x, net.pre, "cpu"), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -591,7 +591,7 @@ def test_a_processor_that_nobody_knows_is_refused(vits, tmp_path):
         load_extractor(str(folder))
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="preprocessor_config.json"):
-        load_vit(str(folder), ("a", "b"))
+        load_classifier(str(folder), ("a", "b"))
 
 
 # t5-large
@@ -821,7 +821,7 @@ def test_a_pickle_in_place_of_weights_is_not_run(vits, tmp_path):
             folder / "pytorch_model.bin",
             _use_new_zipfile_serialization=modern,
         )
-        for load in (load_extractor, lambda f: load_vit(f, ("a", "b"))):
+        for load in (load_extractor, lambda f: load_classifier(f, ("a", "b"))):
             with pytest.raises(
                 ValueError,
                 match="is not read: a .bin file of it holds more than numbers",
@@ -933,7 +933,7 @@ def test_each_harm_has_its_own_sentence(vits, tmp_path, harm, kind, says):
     harm(folder)
     for load, setting in (
         (load_extractor, "extractor"),
-        (lambda f: load_vit(f, ("a", "b")), "classifier"),
+        (lambda f: load_classifier(f, ("a", "b")), "classifier"),
     ):
         with pytest.raises(kind, match=says) as e:
             load(str(folder))
@@ -1047,14 +1047,14 @@ def test_what_the_hub_and_the_machine_say(error, kind, says, wrapped):
         outer.__cause__ = error
         error = outer
     with pytest.raises(kind, match=says):
-        with loading("ViT", "some/model", "extractor"):
+        with explain_load_errors("ViT", "some/model", "extractor"):
             raise error
 
 
 def test_memory_is_not_the_files_fault():
     for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
         with pytest.raises(type(error)):
-            with loading("ViT", "data/tiny/vit-skin", "extractor"):
+            with explain_load_errors("ViT", "data/tiny/vit-skin", "extractor"):
                 raise error
 
 
@@ -1127,14 +1127,14 @@ def test_a_merged_pipeline_is_a_stock_one_and_paints_the_same(
         dtype=dtype,
         **({"model": str(drawn[family])} if family else {}),
     )
-    model = shaken(load_model(r), 0.05)
+    model = perturb_loras(load_model(r), 0.05)
     folder = merge_and_save(model, tmp_path / "merged")
     plain = load_base(
         recipe(
             "skin", method, scale="tiny", gen_steps=2, dtype=dtype, model=str(folder)
         )
     )
-    a, b, c = (paint(m, r, [CAPTION]) for m in (model, plain, load_base(r)))
+    a, b, c = (sample_images(m, r, [CAPTION]) for m in (model, plain, load_base(r)))
     far = (a - c).abs().mean()  # half precision rounds the merged weights once more
     assert far > 0.01 and (a - b).abs().mean() < far * (
         1e-3 if dtype == "float32" else 0.2

@@ -14,7 +14,7 @@ from medart.method import caption_files
 from medart.evaluation.classification import synthetic_recipe
 from medart.core.randomness import np_rng
 from medart.training.samples import samples_fault
-from medart.training.sampling_plan import generation_plan
+from medart.training.sampling_plan import sampling_plan
 from medart.training.sampling_runs import generate
 from medart.training.batches import order, permutation
 from medart.training.trainer import train
@@ -111,19 +111,19 @@ def test_an_unknown_sampling_is_refused():
 @pytest.mark.parametrize("split", ["test", "train", "sample"])
 @pytest.mark.parametrize("many", [1, 3, 11])
 def test_as_many_images_of_each_class_as_asked_for(small, split, many):
-    plan = generation_plan(small(gen_split=split, per_class=many))
+    plan = sampling_plan(small(gen_split=split, per_class=many))
     assert (
         set(Counter(plan.classes).values()) == {many}
         and len(Counter(plan.classes)) == 2
     )
     assert len(set(plan.index)) == len(plan)
-    whole = generation_plan(small(gen_split=split))
+    whole = sampling_plan(small(gen_split=split))
     first = set(zip(whole.index, whole.classes, whole.texts))
     mine = set(zip(plan.index, plan.classes, plan.texts))
     assert len(first & mine) == sum(
         min(many, n) for n in Counter(whole.classes).values()
     )
-    more = generation_plan(small(gen_split=split, per_class=many + 4))
+    more = sampling_plan(small(gen_split=split, per_class=many + 4))
     assert mine < set(zip(more.index, more.classes, more.texts))
 
 
@@ -137,9 +137,9 @@ def test_captions_are_used_again_only_when_all_were_used(small, monkeypatch):
         monkeypatch, sample_figures.captions_for, lambda *a: distinct(captions(*a))
     )
     for split, own in (("train", 4), ("test", 2), ("sample", 4)):
-        plan = generation_plan(small(gen_split=split, per_class=3 * own))
+        plan = sampling_plan(small(gen_split=split, per_class=3 * own))
         assert set(Counter(plan.texts).values()) == {3}
-        longer = generation_plan(small(gen_split=split, per_class=3 * own + 1))
+        longer = sampling_plan(small(gen_split=split, per_class=3 * own + 1))
         assert sorted(Counter(longer.texts).values())[-3:] == [3, 4, 4]
 
 
@@ -168,21 +168,21 @@ def test_negative_numbers_of_images_are_refused():
 
 
 def test_a_class_of_few_images_says_what_cannot_be_said_of_it():
-    from medart.evaluation.classes import by_class
+    from medart.evaluation.classes import class_table
     from medart.evaluation.features import Features
-    from medart.evaluation.image_stats import Seen
-    from medart.evaluation.uncertainty import floor_plan
+    from medart.evaluation.image_stats import ImageStats
+    from medart.evaluation.uncertainty import plan_real_baseline
 
     classes = ("a",) * 12 + ("b",) * 3 + ("c",)
 
     def seen(seed):
         f = np.random.default_rng(seed).normal(size=(16, 4))
-        return Seen(Features(f, None), None, None, f[:, 0], classes)
+        return ImageStats(Features(f, None), None, None, f[:, 0], classes)
 
     test, train, gen = map(seen, range(3))
-    t = by_class(gen, test, train, floor_plan(classes, classes, classes), ()).set_index(
-        "class"
-    )
+    t = class_table(
+        gen, test, train, plan_real_baseline(classes, classes, classes), ()
+    ).set_index("class")
     assert t.n_floor.tolist() == [12, 3, 1]
     assert t.frechet_floor.notna().tolist() == [True, False, False]
     assert t.kid_floor.notna().tolist() == [True, True, False]

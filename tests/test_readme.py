@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medart.evaluation.measures import find_measure, HEADLINE
+from medart.evaluation.measures import find_measure, HEADLINE_MEASURES
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "outputs" / "reference"
@@ -102,7 +102,7 @@ def label(measure):
 def effect_rows():
     t = read("effect-tiny-summary.csv").set_index(["dataset", "measure", "method"])
     for d in ("skin", "kvasir"):
-        for m in (*HEADLINE, "color_gap", "coverage"):
+        for m in (*HEADLINE_MEASURES, "color_gap", "coverage"):
             cells = [
                 show(m, *t.loc[(d, m, k), ["mean", "sd"]])
                 for k in ("base", "no_hldf", "medart", "medart_k5", "real")
@@ -120,7 +120,7 @@ def paired_rows():
         ["dataset", "measure", "method"], drop=False
     )
     for d in ("skin", "kvasir"):
-        for m in (*HEADLINE, "color_gap", "coverage"):
+        for m in (*HEADLINE_MEASURES, "color_gap", "coverage"):
             yield (
                 f"**{d}**: {find_measure(m).title}",
                 [pair(t.loc[d, m, k]) for k in ("medart", "medart_k5")],
@@ -180,7 +180,10 @@ SETTINGS = dict(
 def settings_rows():
     t = read("settings-tiny-summary.csv").set_index(["method", "measure"])
     for k, title in SETTINGS.items():
-        yield title, [show(m, *t.loc[(k, m), ["mean", "sd"]]) for m in HEADLINE]
+        yield (
+            title,
+            [show(m, *t.loc[(k, m), ["mean", "sd"]]) for m in HEADLINE_MEASURES],
+        )
 
 
 CLASSIFIERS = dict(
@@ -235,8 +238,13 @@ def test_no_table_of_results_holds_another_number():
 def test_the_headline_measures_are_shown_with_their_direction():
     "By name and direction, wherever methods are compared: as rows of the first table, as columns of the settings'."
     heads = [line for line in README.splitlines() if line.startswith("| on phantoms")]
-    assert len([line for line in heads if all(label(m) in line for m in HEADLINE)]) == 1
-    for m in HEADLINE:
+    assert (
+        len(
+            [line for line in heads if all(label(m) in line for m in HEADLINE_MEASURES)]
+        )
+        == 1
+    )
+    for m in HEADLINE_MEASURES:
         assert f"**skin**: {label(m)}" in README and f"**kvasir**: {label(m)}" in README
     for line in heads:
         named = [
@@ -467,7 +475,7 @@ def explained(name, method, measure, dataset):
             lambda: (
                 not any(
                     explained("effect", "medart_k5", m, "skin")
-                    for m in (*HEADLINE, "color_gap", "coverage")
+                    for m in (*HEADLINE_MEASURES, "color_gap", "coverage")
                 )
             ),
         ),
@@ -491,7 +499,9 @@ def explained(name, method, measure, dataset):
         ),
         (
             "gains in all three pairs by each of the five measures",
-            lambda: all(better("settings", "sd15_hldf", m) == (3, 3) for m in HEADLINE),
+            lambda: all(
+                better("settings", "sd15_hldf", m) == (3, 3) for m in HEADLINE_MEASURES
+            ),
         ),
         (
             "None of these settings moves saturation",

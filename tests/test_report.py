@@ -25,7 +25,7 @@ from medart.core.files import write_atomic
 from medart.core.records import read_record, write_record
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
-from medart.recipes.paper import PAPER
+from medart.recipes.paper import PAPER_TABLES
 from medart.recipes.recipe import recipe
 from medart.recipes.runs import classifier_dir, run_dir, samples_dir
 
@@ -68,7 +68,7 @@ def finish(r, fid=None, distance=None, kid=None, f1=None):
         )
         rows = [
             dict(training=k, seed=s, measure=m, value=f1 + 0.1 * i + 0.01 * s)
-            for i, k in enumerate(classification.KINDS)
+            for i, k in enumerate(classification.TRAINING_SETS)
             for s in (0, 1)
             for m in classifier_room.SCORES
         ]
@@ -77,13 +77,13 @@ def finish(r, fid=None, distance=None, kid=None, f1=None):
 
 def test_the_papers_rows_are_all_there():
     "Counts and a few cells, straight from the paper's text."
-    assert {k: (len(t["rows"]), len(t["columns"])) for k, t in PAPER.items()} == {
-        2: (6, 6),
-        3: (8, 3),
-        4: (7, 6),
-    }
+    assert {
+        k: (len(t["rows"]), len(t["columns"])) for k, t in PAPER_TABLES.items()
+    } == {2: (6, 6), 3: (8, 3), 4: (7, 6)}
     assert all(
-        len(v) == len(t["columns"]) for t in PAPER.values() for v in t["rows"].values()
+        len(v) == len(t["columns"])
+        for t in PAPER_TABLES.values()
+        for v in t["rows"].values()
     )
     assert (
         paper_tables.paper_value(2, "kvasir", "medart", "FID") == 51.99
@@ -339,7 +339,7 @@ def test_a_number_comes_with_its_spread_and_its_images(folders):
             path,
             {},
             rows=rows,
-            n=dict.fromkeys(classification.KINDS, 64),
+            n=dict.fromkeys(classification.TRAINING_SETS, 64),
             n_test=80,
             updates=16,
         )
@@ -589,15 +589,15 @@ def test_figure_two(folders, split):
     ]
     with pytest.raises(FileNotFoundError, match="has painted images"):
         prompt_figures.prompts_figure(rs)
-    from medart.training.sampling_plan import generation_plan
+    from medart.training.sampling_plan import sampling_plan
 
-    plan = generation_plan(rs[0])
+    plan = sampling_plan(rs[0])
     for r, shade, texts in ((rs[0], 40, ("",) * len(plan)), (rs[2], 200, plan.texts)):
         write_record(run_dir(r) / "done.json", {})
         files = tuple(f"{c}/{i:05d}.png" for c, i in zip(plan.classes, plan.index))
         image_sets.write_samples(
             samples_dir(r),
-            image_sets.Images(
+            image_sets.ImageSet(
                 torch.full((len(plan), 3, 64, 64), shade).byte(),
                 plan.classes,
                 texts,
@@ -661,7 +661,7 @@ def test_results_of_another_version_are_refused_with_the_command(folders, old):
     r = tiny("skin", "medart", 1)
     write_atomic(results_room.results_path(r, "metrics.json"), old)
     for read in (
-        results_room.results,
+        results_room.read_results,
         seed_statistics.row_measures,
         paper_tables.distances,
     ):

@@ -25,8 +25,8 @@ from medart.workflows import reproduce as reproduce_room
 from medart.core.files import write_atomic
 from medart.core.randomness import stable_hash
 from medart.core.records import write_record
-from medart.training.samples import painted_from
-from medart.training.sampling_plan import generation_plan
+from medart.training.samples import generated_from
+from medart.training.sampling_plan import sampling_plan
 from medart.training.sampling_runs import generate
 from medart.training.runs import IMAGES
 from medart.training.trainer import train
@@ -280,7 +280,7 @@ def test_what_is_left_of_a_row(made, folders):
     write_atomic(samples_dir(r) / "a.png", "an image")
     painted = write_record(
         samples_dir(r) / "key.json",
-        painted_from(r, generation_plan(r)),
+        generated_from(r, sampling_plan(r)),
         ["a.png", "metadata.csv"],
     )["key"]
     write_record(

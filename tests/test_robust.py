@@ -24,7 +24,7 @@ from medart.training import caption_store, checkpoints
 from medart.core import files as files_room
 from medart.training import runs
 from medart.evaluation.classification import classify
-from medart.evaluation.classifier_results import classified
+from medart.evaluation.classifier_results import read_classification
 from medart.core.figures import save_figure, save_table
 from medart.core.files import file_hash, read_kept, write_atomic, write_kept
 from medart.core.records import write_record
@@ -32,7 +32,7 @@ from medart.data.loading import load_split
 from medart.training.sampling_runs import generate
 from medart.training.trainer import train
 from medart.evaluation.evaluator import evaluate
-from medart.evaluation.results import results, results_path
+from medart.evaluation.results import read_results, results_path
 from medart.training.adapters import save_adapters
 from medart.training.models import load_model
 from medart.data.phantoms import write_phantoms
@@ -442,8 +442,8 @@ def test_no_lost_bit_of_results_is_shown(before):
     before("end")
     r = run()
     for path, read in (
-        (results_path(r, "metrics.json"), results),
-        (classifier_dir(r) / "classifier.json", classified),
+        (results_path(r, "metrics.json"), read_results),
+        (classifier_dir(r) / "classifier.json", read_classification),
     ):
         good, size = read(r), path.stat().st_size
         seal = path.read_bytes().index(b'"seal"')

@@ -24,7 +24,7 @@ from medart.core import progress
 from medart.recipes import scales
 from medart.core.files import save_pretrained
 from medart.core.paths import data_dir, file_word, outputs_dir, root, short_name
-from medart.training.sampling_plan import shares
+from medart.training.sampling_plan import class_shares
 from medart.training.sampling_runs import generate_in
 from medart.training.trainer import train
 from medart.method.model import check_size_and_steps
@@ -32,7 +32,12 @@ from medart.training.models import load_model
 from medart.core.locations import locate
 from medart.recipes.describe import describe
 from medart.recipes.methods import PROFILES
-from medart.recipes.parameters import command, recipe_from, recipe_from_line, row_from
+from medart.recipes.parameters import (
+    command,
+    recipe_from,
+    recipe_from_line,
+    method_recipe_from,
+)
 from medart.recipes.recipe import recipe
 from medart.recipes.runs import (
     captions_dir,
@@ -711,7 +716,7 @@ def test_adapters_that_hit_nothing_are_refused(changes, says):
 def test_an_even_share_that_is_not_what_was_asked_for_is_said(
     sizes, count, made, capsys
 ):
-    many = shares(dict(enumerate(sizes)), count)
+    many = class_shares(dict(enumerate(sizes)), count)
     said = capsys.readouterr().out
     assert sum(many.values()) == made and (f"{made} images are made" in said) == (
         made != count
@@ -725,9 +730,13 @@ def test_an_even_share_that_is_not_what_was_asked_for_is_said(
 
 
 def test_fewer_images_than_classes_are_refused():
-    assert shares(dict(a=3, b=2), 0) == shares(dict(a=3, b=2), 99) == dict(a=3, b=2)
+    assert (
+        class_shares(dict(a=3, b=2), 0)
+        == class_shares(dict(a=3, b=2), 99)
+        == dict(a=3, b=2)
+    )
     with pytest.raises(ValueError, match="gen_count=1.*2 classes"):
-        shares(dict(a=3, b=2), 1)
+        class_shares(dict(a=3, b=2), 1)
 
 
 @pytest.mark.parametrize(
@@ -855,7 +864,7 @@ def test_rows_take_the_cells_alone():
         interval=7,
     )
     made = [
-        row_from(space, "datasets", dataset="skin", method=m)
+        method_recipe_from(space, "datasets", dataset="skin", method=m)
         for m in ("medart", "base")
     ]
     assert [(r.epochs, r.interval) for r in made] == [(2.0, 50), (0.0, 0)]

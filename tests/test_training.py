@@ -39,7 +39,7 @@ from medart.training.step import (
 )
 from medart.training.trainer import train
 from medart.method.losses import color_loss
-from medart.method.lora import shaken
+from medart.method.lora import perturb_loras
 from medart.training.models import load_model
 from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir
@@ -308,7 +308,7 @@ def test_few_bits_want_a_package(small, monkeypatch):
 @pytest.fixture
 def ready(small):
     r = small(solver_steps=3, dtype="float64", t5_dropout=False)
-    model = shaken(load_model(r))
+    model = perturb_loras(load_model(r))
     s = captions_for(r, "train")
     return r, model, training_set(model, r, s)
 
@@ -433,7 +433,7 @@ def test_compiled_blocks_give_the_same_gradients(ready):
 def test_recorded_steps_have_the_same_gradients(small, change):
     "On a GPU they are recorded; on a CPU the same functions run as they are."
     r = small(solver_steps=3, dtype="float64", captions="simple", **change)
-    model = shaken(load_model(r))
+    model = perturb_loras(load_model(r))
     b = draw_batch(model, r, training_set(model, r, captions_for(r, "train")), 2)
     params = list(model.trainable().values())
     for grads in (diffusion_gradients, color_gradients):
@@ -565,7 +565,7 @@ def test_lean_loras_learn_what_peft_s_do(small):
         True,
     ):  # the gradients themselves, which AdamW would hide a factor of
         r = small(lean_lora=lean, captions="simple", alpha=16, dtype="float64")
-        model = shaken(load_model(r))
+        model = perturb_loras(load_model(r))
         ts = training_set(model, r, captions_for(r, "train"))
         made.append(
             diffusion_gradients(
@@ -577,7 +577,7 @@ def test_lean_loras_learn_what_peft_s_do(small):
 
 def test_lean_loras_leave_to_peft_what_they_do_not_know(small):
     "Another adapter, two of them, or none switched on."
-    m = shaken(load_model(small(lean_lora=True)))
+    m = perturb_loras(load_model(small(lean_lora=True)))
     net = m.transformer
     x = (
         torch.randn(1, *m.latent_shape, generator=rng(0, "x")),

@@ -13,7 +13,7 @@ from medart.training.runs import total_steps
 from medart.training.step import color_gradients, noise_gradients
 from medart.training.trainer import train
 from medart.training.validation import held_out, taken_in_turn, validation_loss
-from medart.method.lora import shaken
+from medart.method.lora import perturb_loras
 from medart.training.models import load_model
 from medart.recipes.parameters import command
 from medart.recipes.recipe import recipe
@@ -88,7 +88,7 @@ def test_what_is_looked_at_does_not_change_what_is_learned(small, folders, monke
 
 def test_the_validation_loss_is_the_same_for_the_same_weights(small):
     r = small(validation_images=4, dtype="float64")
-    model = shaken(load_model(r))
+    model = perturb_loras(load_model(r))
     batches = held_out(model, r)
     assert [len(b.texts) for b in batches] == [2, 2]
     first = validation_loss(model, r, batches)
@@ -147,7 +147,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(small, change):
         per_update(large) == per_update(parts) == 4
         and total_steps(large, 8) == total_steps(parts, 8) == 2
     )
-    model = shaken(load_model(large))
+    model = perturb_loras(load_model(large))
     params = list(model.trainable().values())
     got = []
     for r in (large, parts):

@@ -17,14 +17,14 @@ from torch.nn.utils import get_total_norm
 
 from .benchmark_models import bench_set, known_times
 from .plain_loop import Plain
-from ..method.embeddings import cat_cond, Cond
-from ..method.generation import paint
+from ..method.embeddings import cat_embeddings, TextEmbedding
+from ..method.generation import sample_images
 from ..method.model import Model
 from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.cuda_graphs import instead
 from ..training.device import compile_blocks, deterministic
-from ..training.fused_lora import LeanLora
+from ..training.fused_lora import FusedLoRALinear
 from ..training.step import color_gradients, make_optimizer, training_step, update
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #06099134
@@ -83,7 +83,7 @@ def our_event(model: Model, r: Recipe, inside=lambda model, r, b: nullcontext())
 @contextmanager
 def other_loras(model, r=None):
     "Inside, lean LoRAs compute as PEFT's do, and PEFT's as lean ones."
-    other = {LeanLora: lora.Linear, lora.Linear: LeanLora}
+    other = {FusedLoRALinear: lora.Linear, lora.Linear: FusedLoRALinear}
     ms = [m for n in model.networks for m in n.modules() if type(m) in other]
 
     def switch():
@@ -127,15 +127,15 @@ def one_optimizer(model: Model, r: Recipe, **kw):
 def encode_captions(model: Model, r: Recipe):
     "A block of the longest captions, and the empty one."
     with torch.no_grad():
-        return cat_cond(
+        return cat_embeddings(
             model.encode_text(["red " * 200] * r.gen_block), model.encode_text([""])
         )
 
 
-def paint_block(model: Model, r: Recipe, both: Cond):
+def paint_block(model: Model, r: Recipe, both: TextEmbedding):
     "A block of images."
     with known_times(model):
-        return paint(model, r, both)
+        return sample_images(model, r, both)
 
 
 @contextmanager

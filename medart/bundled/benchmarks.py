@@ -31,7 +31,7 @@ from medart.bundled.benchmark_models import (
 )
 from ..core.files import write_atomic
 from ..core.paths import outputs_dir
-from ..method.lora import shaken
+from ..method.lora import perturb_loras
 from ..method.model import Model
 from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
@@ -166,7 +166,7 @@ def benchmark(
     "Time everything on this machine, each measurement on disk as it is made."
     t0, device = time.monotonic(), Accelerator().device
     late = lambda: time.monotonic() - t0 > 60 * minutes
-    model = shaken(bench_model(r, device), 0.01)
+    model = perturb_loras(bench_model(r, device), 0.01)
     todo = cases(r, "inductor" if device.type == "cuda" else "aot_eager")
     flops, rate = (
         floor_flops(model, r, bench_set(model, r)),

@@ -29,7 +29,7 @@ from medart.bundled.benchmark_models import (
     one_step,
 )
 from .full_size_costs import continued, full_captions, shapes
-from ..method.embeddings import cat_cond
+from ..method.embeddings import cat_embeddings
 from ..method.hldf import Batch, hldf_cond, hldf_loss
 from ..method.model import Model, vae_batch
 from ..method.sampler import guided
@@ -183,7 +183,7 @@ def one_pass(model: Model, r: Recipe, b: Batch):
             model,
             b.noise,
             b.t[0],
-            cat_cond(c[-1:].expand(len(b.texts)), c[:-1]),
+            cat_embeddings(c[-1:].expand(len(b.texts)), c[:-1]),
             r.guidance,
         )
     return torch.autograd.grad(out.sum(), params)

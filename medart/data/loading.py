@@ -18,15 +18,15 @@ from ..core.paths import data_dir
 from .images import crop, read_image, Split, to_tensor
 from .phantoms import write_phantoms
 from .phrases import simple_caption
-from .preparation import damage, prepare
-from .sources import get_source, how_to_get
+from .preparation import prepared_fault, prepare
+from .sources import get_source, download_instructions
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
 from ..recipes.settings import Recipe
 
 # %% ../../nbs/data/24_loading.ipynb #30255245
 def _note_fault(folder):  # is it drawn or prepared? refuses one that was damaged since
-    fault = (folder / "prepared.json").exists() and damage(folder)
+    fault = (folder / "prepared.json").exists() and prepared_fault(folder)
     if fault:
         raise ValueError(
             f"{folder} was prepared before, and {fault}. Prepare it again from the "
@@ -48,14 +48,14 @@ def find_data(
         get_source(d, folder)
     except ConnectionError as e:
         raise ConnectionError(
-            f"{e}\n{how_to_get(d, folder)}\nOr pass scale=tiny to run on drawn "
+            f"{e}\n{download_instructions(d, folder)}\nOr pass scale=tiny to run on drawn "
             "phantoms."
         ) from e
     if not folder.is_dir():
         raise FileNotFoundError(
             f"No images at {folder} (data={r.data!r}). Put class folders there (the "
             f"classes of {r.dataset} are {', '.join(d.counts)}), pass data=FOLDER, or "
-            f"pass scale=tiny to run on drawn phantoms.\n{how_to_get(d, folder)}"
+            f"pass scale=tiny to run on drawn phantoms.\n{download_instructions(d, folder)}"
         )
     return prepare(folder, d)
 

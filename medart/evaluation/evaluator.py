@@ -17,43 +17,48 @@ from ..core.files import write_atomic
 from ..core.paths import shareable
 from ..core.randomness import stable_hash
 from ..core.records import alone, record_fault, write_record
-from .classes import by_class, names_no_class
+from .classes import class_table, missing_labels
 from .color import color_gaps, STATS
-from .comparison import compare, infinity_row, named_row, paired_row
-from .extractors import feature_space, load_extractor, space_names
-from .features import features
+from medart.evaluation.comparison import (
+    compare_sets,
+    infinity_row,
+    named_row,
+    paired_row,
+)
+from .extractors import load_feature_space, load_extractor, space_names
+from .features import extract_features
 from medart.evaluation.image_sets import (
     check_enough,
     generated_images,
     pixel_hash,
     real_images,
 )
-from .image_stats import look, measure, measure_other
+from .image_stats import compute_stats, measure_all, measure_distances
 from .memorization import find_copies
 from medart.evaluation.results import (
     base_recipe,
     distance_name,
-    measured_from,
-    origin,
-    results,
+    evaluation_inputs,
+    provenance,
+    read_results,
     results_path,
-    SAW,
-    unfit,
+    TRAINING_CAVEATS,
+    extractor_warning,
     VERSION,
 )
 from .review import review_sheet
-from .skin_tone import by_tone, skin_angle, tone_of
-from .uncertainty import floor_plan
+from .skin_tone import tone_table, skin_angle, tone_of
+from .uncertainty import plan_real_baseline
 from ..recipes.datasets import dataset_of
 from ..recipes.runs import recipe_hash, run_dir, samples_dir
 from ..recipes.settings import Recipe
 from ..recipes.values import words_of
-from ..training.samples import check_painted, samples_fault
+from ..training.samples import check_generated, samples_fault
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #9f79fe16
 def _others(r, spaces, device):  # further networks, none twice
     names = words_of("spaces", spaces) if spaces else ()
-    return [feature_space(s, device) for s in names if s != r.extractor]
+    return [load_feature_space(s, device) for s in names if s != r.extractor]
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #deaa263a
 def _image_sets(r):  # all images of an evaluation; what is said of the untouched base
@@ -88,19 +93,19 @@ def evaluate(
 ) -> pd.DataFrame:  # a row a measure
     "Measure a run's images, once: metrics.json, metrics.csv, the review sheet."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_painted(r)
+    check_generated(r)
     check_enough(r)
     ex, more = load_extractor(r.extractor, device), _others(r, spaces, device)
     (sets, said), out = _image_sets(r), results_path(r, "metrics.json")
     key = _measured_key(r, sets, (ex, *more), rate)
-    read = dict(measured=key) | measured_from(r)
+    read = dict(measured=key) | evaluation_inputs(r)
     if "base" not in sets:
         read.pop("the untouched model's images", None)
-    head = dict(hash=key, about=origin(r), base=said, read=read)
+    head = dict(hash=key, about=provenance(r), base=said, read=read)
     with alone(run_dir(r), out.stem):
         if record_fault(out, read):
             _evaluate(r, sets, ex, more, rate, head, out)
-    found = results(r)
+    found = read_results(r)
     for warning in found["warnings"]:
         warnings.warn(warning, stacklevel=2)
     return pd.DataFrame(found["rows"])
@@ -108,7 +113,7 @@ def evaluate(
 # %% ../../nbs/evaluation/18_evaluator.ipynb #74586585
 def _rows(seen, sides, how):  # what every space is asked for
     base = seen.get("base")
-    rows = compare(*sides(seen), base, how).to_dict("records")
+    rows = compare_sets(*sides(seen), base, how).to_dict("records")
     return [*rows, infinity_row(*sides(seen), base)]
 
 
@@ -116,13 +121,15 @@ def _all_rows(r, sets, seen, sides, ex, more, spaces):  # of all spaces, each na
     whose = "test" if r.gen_split == "test" else "train"
     bases = seen.get("base"), sets.get("base")
     pairs = seen["gen"], sets["gen"], seen[whose], sets[whose]
-    rows = _rows(seen, sides, measure)
+    rows = _rows(seen, sides, measure_all)
     rows.append(paired_row(*pairs, *bases))
     rows.append(named_row(seen["gen"], seen["test"], ex, bases[0]))
     rows = [dict(x, space=spaces[ex.name]) for x in rows]
     for e in more:
-        s = {k: replace(v, F=features(e, sets[k].x)) for k, v in seen.items()}
-        rows += [dict(x, space=spaces[e.name]) for x in _rows(s, sides, measure_other)]
+        s = {k: replace(v, F=extract_features(e, sets[k].x)) for k, v in seen.items()}
+        rows += [
+            dict(x, space=spaces[e.name]) for x in _rows(s, sides, measure_distances)
+        ]
     return rows
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #2631431c
@@ -130,7 +137,7 @@ def _tones(r, sets, seen):
     if dataset_of(r).modality != "dermoscopic":
         return []
     gen, real = (tone_of(skin_angle(sets[k].x)) for k in ("gen", "test"))
-    return by_tone(seen["gen"], gen, seen["test"], real).to_dict("records")
+    return tone_table(seen["gen"], gen, seen["test"], real).to_dict("records")
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #c08a508a
 def _clean(o):  # JSON knows no NaN
@@ -144,9 +151,9 @@ def _clean(o):  # JSON knows no NaN
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #c69dadd0
 def _evaluate(r, sets, ex, more, rate, head, out):
-    seen = {k: look(ex, s) for k, s in sets.items()}
+    seen = {k: compute_stats(ex, s) for k, s in sets.items()}
     gen, test, train = (seen[k] for k in ("gen", "test", "train"))
-    plan = floor_plan(test.classes, train.classes, gen.classes, seed=r.seed)
+    plan = plan_real_baseline(test.classes, train.classes, gen.classes, seed=r.seed)
 
     def sides(s):
         return s["gen"], s["test"], s[plan.source], plan
@@ -156,20 +163,20 @@ def _evaluate(r, sets, ex, more, rate, head, out):
     rows = _all_rows(r, sets, seen, sides, ex, more, spaces)
     got = [x for x in rows if np.isfinite(x["value"])]
     gone = [x for x in rows if not np.isfinite(x["value"])]
-    labels = () if names_no_class(ex, test.classes) else ex.labels
+    labels = () if missing_labels(ex, test.classes) else ex.labels
     result = head | dict(
         n=len(sets["gen"]),
         n_real=len(sets["test"]),
         n_floor=plan.n,
         floor=plan.how,
         spaces={spaces[e.name]: _about_space(r, e) for e in networks},
-        warnings=[w for e in networks if (w := unfit(r, e))],
+        warnings=[w for e in networks if (w := extractor_warning(r, e))],
         extractors={spaces[e.name]: stable_hash(e.name) for e in networks},
         rows=got,
         missing=[
             dict(measure=x["measure"], space=x["space"], why=x["note"]) for x in gone
         ],
-        classes=by_class(*sides(seen), labels).to_dict("records"),
+        classes=class_table(*sides(seen), labels).to_dict("records"),
         colors=dict(zip(STATS, color_gaps(gen.stats, test.stats).tolist())),
         tones=_tones(r, sets, seen),
         copies=find_copies(sets, ex, rate),
@@ -180,7 +187,9 @@ def _evaluate(r, sets, ex, more, rate, head, out):
 
 def _about_space(r, e):
     name = distance_name(r, e.name)
-    return f"{name}, {e.about}, trained on {e.trained_on}" + SAW.get(e.name, "")
+    return f"{name}, {e.about}, trained on {e.trained_on}" + TRAINING_CAVEATS.get(
+        e.name, ""
+    )
 
 
 def _shareable_settings(r):  # without folders of this machine

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'DRAWN', 'PHOTOS', 'TRAINED_ON', 'Extractor', 'weights_hash', 'learned_from', 'check_extractor', 'Features',
-           'features']
+           'extract_features']
 
 # %% ../../nbs/evaluation/05_features.ipynb #i0pad585
 import hashlib
@@ -126,7 +126,7 @@ class Features:
         return Features(self.f[i], None if self.logits is None else self.logits[i])
 
 # %% ../../nbs/evaluation/05_features.ipynb #4f0c3019
-def features(
+def extract_features(
     ex: Extractor,  # network
     x: Tensor,  # uint8 (n,3,h,w)
     batch: int = 64,  # images at once

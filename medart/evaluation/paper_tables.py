@@ -15,18 +15,18 @@ from ..core.randomness import stable_hash
 from ..core.records import read_record
 from .classification import classifier_fault, synthetic_recipe
 from .classifier import SCORES
-from .classifier_results import classified
+from .classifier_results import read_classification
 from .extractors import space_name
 from .measures import find_measure
 from medart.evaluation.results import (
     distance_name,
-    results,
+    read_results,
     results_fault,
     results_path,
 )
 from ..method.caption_files import captions_for, captions_key, looked_at_once
 from ..recipes.methods import METHODS
-from ..recipes.paper import PAPER, ROW_TITLES
+from ..recipes.paper import PAPER_TABLES, METHOD_TITLES
 from ..recipes.parameters import command
 from ..recipes.runs import captions_dir, classifier_dir, run_dir, samples_dir
 from ..recipes.settings import Recipe
@@ -145,7 +145,7 @@ def distances(
     r: Recipe,  # an evaluated run
 ) -> dict:  # measure -> its row of metrics.json, with n and n_real; None where it was not measured
     "Table 2's numbers of a run, and what real images score."
-    found = results(r)
+    found = read_results(r)
     size = {k: found.get(k) for k in ("n", "n_real", "n_floor")}
     lacking = [dict(x, value=None) for x in found.get("missing", [])]
     rows = {(x["space"], x["measure"]): x | size for x in [*found["rows"], *lacking]}
@@ -157,7 +157,7 @@ def learned(
     kind: str = "synthetic",  # what they were trained on: synthetic, real or both
 ) -> dict:  # measure -> value, sd, of: mean, spread and number of the classifiers; n, n_real, updates
     "Table 4's numbers of a run. The paper's F1 is taken for the weighted one."
-    found = classified(r)
+    found = read_classification(r)
     rows = pd.DataFrame(found["rows"])
     rows = (
         rows[rows.training == kind]
@@ -178,7 +178,7 @@ def learned(
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #cd4269ba
 def row_title(k, m):
     return (
-        "w/o HLDF (PixArt-alpha)" if k == 3 and m == "no_hldf" else ROW_TITLES[m]
+        "w/o HLDF (PixArt-alpha)" if k == 3 and m == "no_hldf" else METHOD_TITLES[m]
     )  # what table k calls a row
 
 
@@ -189,7 +189,7 @@ def table_rows(
     seeds=(0,),  # of its runs
 ) -> list:  # methods
     "The paper's rows, and after them those of ours that exist."
-    rows = list(PAPER[k]["rows"])
+    rows = list(PAPER_TABLES[k]["rows"])
 
     def exists(m):
         try:
@@ -207,7 +207,7 @@ def paper_value(
     measure: str,
 ):  # number, or None
     "What the paper has in a cell."
-    t = PAPER[k]
+    t = PAPER_TABLES[k]
     at = (dataset, measure)
     return (
         t["rows"][method][t["columns"].index(at)]
@@ -317,7 +317,7 @@ BOTH = "Real and Med-Art's images"
 def _paper_cells(
     k, dataset, wanted, of
 ):  # what the paper measured and we call otherwise
-    t = PAPER[k]
+    t = PAPER_TABLES[k]
     names = [x for d, x in t["columns"] if d == dataset and x not in wanted]
     return [
         dict(

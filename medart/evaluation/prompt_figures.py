@@ -14,7 +14,7 @@ from ..data.loading import load_split
 from .paper_tables import commands, to_run
 from .table_files import made_at
 from ..method.caption_files import captions_for
-from ..recipes.paper import ROW_TITLES
+from ..recipes.paper import METHOD_TITLES
 from ..recipes.runs import samples_dir
 from ..recipes.settings import Recipe
 from ..recipes.values import count_of
@@ -88,7 +88,7 @@ def prompts_figure(
                     fontsize=7,
                 )
     for ax, t in zip(
-        axs[0, 1:], ["Real", *[ROW_TITLES.get(q.method, q.method) for q in recipes]]
+        axs[0, 1:], ["Real", *[METHOD_TITLES.get(q.method, q.method) for q in recipes]]
     ):
         ax.set_title(t, fontsize=8)
     for ax in axs.flat:

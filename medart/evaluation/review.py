@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..core.files import write_atomic
 from ..core.randomness import np_rng
-from .image_sets import Images
-from .uncertainty import mixed_order
+from .image_sets import ImageSet
+from .uncertainty import stratified_order
 
 # %% ../../nbs/evaluation/15_review.ipynb #cce6a679
 _QUESTION = (
@@ -58,8 +58,8 @@ def _review_page(items, first):  # at most ten images -> figure
 
 # %% ../../nbs/evaluation/15_review.ipynb #0bbf4fc9
 def review_sheet(
-    gen: Images,  # generated
-    real: Images,  # real
+    gen: ImageSet,  # generated
+    real: ImageSet,  # real
     folder,  # receives review.pdf and review-key.csv
     n: int = 50,  # images in all, half of each
     seed: int = 0,  # which ones, in what order
@@ -67,7 +67,7 @@ def review_sheet(
     "A printable sheet to judge images blindly, and its key."
 
     def pick(s, k, side):
-        order = mixed_order(s.classes, np_rng(seed, f"review {side}"))
+        order = stratified_order(s.classes, np_rng(seed, f"review {side}"))
         return [(side, s.files[i], s.classes[i], s.texts[i], s.x[i]) for i in order[:k]]
 
     both = pick(gen, n // 2, "generated") + pick(real, n - n // 2, "real")

@@ -15,7 +15,7 @@ from scipy import stats
 
 from .extractors import space_name
 from .measures import find_measure
-from .results import results
+from .results import read_results
 from ..recipes.settings import Recipe
 from ..training.logs import read_losses
 
@@ -24,7 +24,7 @@ def row_measures(
     r: Recipe,  # an evaluated row
 ) -> pd.DataFrame:  # measure, value, low, high, floor, n, n_real, and the row's name
     "A row's measures, and what real images score against real ones."
-    found = results(r)
+    found = read_results(r)
     rows = pd.DataFrame(
         [*found["rows"], *found.get("missing", [])]
     )  # those without a value too

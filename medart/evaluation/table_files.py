@@ -15,8 +15,8 @@ from ..core.paths import outputs_dir, shareable, short_name
 from .paper_tables import _can_be_made, table_cells
 from ..recipes.datasets import DATASETS
 from ..recipes.methods import METHODS
-from ..recipes.paper import PAPER
-from ..recipes.parameters import command, passed
+from ..recipes.paper import PAPER_TABLES
+from ..recipes.parameters import command, papermill_option
 from ..recipes.settings import Recipe
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #7b7745e7
@@ -80,7 +80,9 @@ def wide(
                 f"{c.paper:.{_digits(c, True)}f}"
             )
     table = pd.DataFrame(out).reindex(list(dict.fromkeys(cells.title)))
-    first = [("the paper", f"{d} {m}") for d, m in PAPER[cells.table[0]]["columns"]]
+    first = [
+        ("the paper", f"{d} {m}") for d, m in PAPER_TABLES[cells.table[0]]["columns"]
+    ]
     order = [c for c in first if c in table] + [c for c in table if c[0] != "the paper"]
     said = [f"[{i}] {k}" for k, i in notes.items()]
     if table[order].isna().to_numpy().any():
@@ -260,11 +262,14 @@ def missing_command(
         scale=r.scale,
         seeds=" ".join(map(str, seeds)),
     )
-    if set(methods) - set(PAPER[k]["rows"]):
+    if set(methods) - set(PAPER_TABLES[k]["rows"]):
         given["methods"] = " ".join(methods)
     if lack.measure.isin(["FID", "KID"]).any():
         given["spaces"] = "inception"
-    words = [passed(a, shareable(v)) for a, v in (given | given_settings(r)).items()]
+    words = [
+        papermill_option(a, shareable(v))
+        for a, v in (given | given_settings(r)).items()
+    ]
     return "papermill nbs/reproduce.ipynb outputs/reproduce.ipynb" + "".join(words)
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #668dcbdd

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ..core.load_errors import loading
+from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
-from ..core.pretrained import load_network, with_words
+from ..core.pretrained import load_network, check_vocabulary
 from ..core.randomness import seed_of
 from ..data.images import open_image, Split
 from ..data.phrases import simple_caption
@@ -195,7 +195,7 @@ def load_processor(
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(locate(name), padding_side="left")
-    with_words(processor.tokenizer)
+    check_vocabulary(processor.tokenizer)
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     if processor.chat_template is None:
@@ -234,7 +234,7 @@ def load_vlm(
     "The VLM that a recipe asks for."
     from transformers import AutoModelForImageTextToText
 
-    with loading(
+    with explain_load_errors(
         "vision-language model",
         r.vlm,
         "vlm",

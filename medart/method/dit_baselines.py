@@ -20,9 +20,15 @@ from ..core.locations import locate
 from ..core.pretrained import load_network
 from ..core.randomness import seed_of
 from ..data.loading import load_split
-from .baselines import Baseline, latents_of, uneven
-from .embeddings import Cond
-from .model import config_of, loading_model, Model, put, reduction
+from .baselines import Baseline, latent_shape_for, size_multiple_fault
+from .embeddings import TextEmbedding
+from medart.method.model import (
+    part_config,
+    explain_model_errors,
+    Model,
+    to_device_async,
+    downsampling_factor,
+)
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
 from ..recipes.settings import Recipe
@@ -49,7 +55,9 @@ class HunyuanDiT(Baseline):
 
     @classmethod
     def size_fault(cls, r: Recipe):
-        return uneven(r, reduction(r) * config_of(r, "transformer")["patch_size"])
+        return size_multiple_fault(
+            r, downsampling_factor(r) * part_config(r, "transformer")["patch_size"]
+        )
 
     def to(self, where):
         if not isinstance(where, torch.dtype):
@@ -76,8 +84,10 @@ def tokens(self: HunyuanDiT, texts, raw=False):
 @patch
 def read(self: HunyuanDiT, ids, mask, ids_2, mask_2):
     bert, t5 = self.text_encoders
-    second = Cond(t5(input_ids=ids_2, attention_mask=mask_2)[0], mask_2)
-    return Cond(bert(input_ids=ids, attention_mask=mask)[0], mask, other=second)
+    second = TextEmbedding(t5(input_ids=ids_2, attention_mask=mask_2)[0], mask_2)
+    return TextEmbedding(
+        bert(input_ids=ids, attention_mask=mask)[0], mask, other=second
+    )
 
 
 @patch
@@ -110,7 +120,7 @@ class FastDiT(Model):
     def __init__(self, vae, abar, r: Recipe):
         self.vae = vae
         self.abar = abar
-        self.latent_shape = latents_of(vae, r.size)
+        self.latent_shape = latent_shape_for(vae, r.size)
         known = [category(c).lower() for c in dataset_of(r).counts]
         self.classes = known or sorted(_classes_there(r))
         side = self.latent_shape[-1]
@@ -135,7 +145,7 @@ def _classes_there(r):  # of a data set whose classes the recipe does not know
 @patch(cls_method=True)
 def from_weights(cls: FastDiT, r: Recipe, **given):
     base = locate(r.model)
-    with loading_model(r):
+    with explain_model_errors(r):
         vae = load_network(AutoencoderKL, base, "vae", dtype=getattr(torch, r.dtype))
         schedule = DPMSolverMultistepScheduler.from_pretrained(
             base, subfolder="scheduler"
@@ -145,10 +155,10 @@ def from_weights(cls: FastDiT, r: Recipe, **given):
 
 @patch(cls_method=True)
 def size_fault(cls: FastDiT, r: Recipe):  # from 8 patches a side on
-    f = reduction(r)
+    f = downsampling_factor(r)
     if r.size < f:
-        return uneven(r, f)
-    return uneven(r, f * max(1, r.size // f // 8))
+        return size_multiple_fault(r, f)
+    return size_multiple_fault(r, f * max(1, r.size // f // 8))
 
 # %% ../../nbs/method/15_dit_baselines.ipynb #b66c5838
 @patch
@@ -162,12 +172,12 @@ def tokens(self: FastDiT, texts, raw=False):
         )
     empty = len(self.classes)
     numbers = [self.classes.index(t) if t else empty for t in names]
-    return (put(torch.tensor(numbers), self.device)[:, None],)
+    return (to_device_async(torch.tensor(numbers), self.device)[:, None],)
 
 
 @patch
 def read(self: FastDiT, labels):
-    return Cond(labels[..., None], torch.ones_like(labels))
+    return TextEmbedding(labels[..., None], torch.ones_like(labels))
 
 
 @patch

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..data.images import unit
-from .embeddings import Cond
+from .embeddings import TextEmbedding
 from medart.method.losses import (
     color_due,
     color_loss,
@@ -22,7 +22,7 @@ from medart.method.losses import (
     latent_loss,
     min_snr_weight,
 )
-from .model import Model, put
+from .model import Model, to_device_async
 from .sampler import sample
 from .schedule import add_noise, velocity
 from ..recipes.settings import Recipe
@@ -44,14 +44,14 @@ class Batch:
 
     def x(self) -> Tensor:
         "The real images, (n,3,h,w) in -1..1, on the latents' device."
-        return unit(put(torch.stack(self.crops), self.z0.device))
+        return unit(to_device_async(torch.stack(self.crops), self.z0.device))
 
 # %% ../../nbs/method/11_hldf.ipynb #65a52791
 def diffusion_loss(
     model: Model,  # the four verbs
     r: Recipe,  # how captions are written, min_snr
     b: Batch,  # what the step sees
-    cond: Cond | None = None,  # captions already encoded
+    cond: TextEmbedding | None = None,  # captions already encoded
 ) -> Tensor:  # scalar
     "Eq. 3: noise the latents, predict the noise from the caption."
     abar = model.abar[b.t]
@@ -71,7 +71,7 @@ def hldf_cond(
     model: Model,  # the four verbs
     r: Recipe,  # of the run; its `lowercase` is about the noise loss alone
     b: Batch,  # its captions
-) -> Cond:  # n captions, then the empty one
+) -> TextEmbedding:  # n captions, then the empty one
     "The captions of a colour loss, in lower case as wherever images are sampled."
     return model.encode_text([*b.texts, ""])
 
@@ -80,7 +80,7 @@ def hldf_loss(
     model: Model,  # the four verbs
     r: Recipe,  # M, guidance, how far back to differentiate
     b: Batch,  # what the step sees
-    cond: Cond | None = None,  # captions already encoded, then the empty one
+    cond: TextEmbedding | None = None,  # captions already encoded, then the empty one
 ) -> Tensor:  # scalar, unweighted
     "Eq. 4 on images sampled now, from fresh noise and the batch's own captions."
     c = hldf_cond(model, r, b) if cond is None else cond
@@ -95,7 +95,7 @@ def diffusion_value_and_grad(
     r: Recipe,  # as for `diffusion_loss`
     b: Batch,  # what the step sees
     params: list,  # tensors that get a gradient
-    cond: Cond | None = None,  # captions already encoded
+    cond: TextEmbedding | None = None,  # captions already encoded
 ) -> tuple:  # noise loss, its gradients
     "Eq. 3 and its gradients."
     loss = diffusion_loss(model, r, b, cond)
@@ -107,7 +107,7 @@ def color_value_and_grad(
     r: Recipe,  # as for `hldf_loss`, and the weight
     b: Batch,  # what the step sees
     params: list,  # tensors that get a gradient
-    cond: Cond | None = None,  # captions already encoded, then the empty one
+    cond: TextEmbedding | None = None,  # captions already encoded, then the empty one
 ) -> tuple:  # color loss, gradients of its weighted value
     "Eq. 4 and the gradients of its part of Eq. 5."
     color = hldf_loss(model, r, b, cond)

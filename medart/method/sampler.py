@@ -11,7 +11,7 @@ from math import expm1
 import torch
 from torch import Tensor
 
-from .embeddings import cat_cond, Cond
+from .embeddings import cat_embeddings, TextEmbedding
 from .model import Model
 from .schedule import clean_latents, Schedule, schedule
 
@@ -61,7 +61,7 @@ def guided(
     model: Model,  # the four verbs
     zt: Tensor,  # latents, (n,4,h,w)
     t: Tensor,  # time, a scalar
-    both: Cond,  # 2n captions: empty ones first
+    both: TextEmbedding,  # 2n captions: empty ones first
     guidance: float,  # 1 follows the caption alone
 ) -> Tensor:  # eps, as zt
     "Classifier-free guidance. https://arxiv.org/abs/2207.12598"
@@ -74,8 +74,8 @@ def guided(
 def sample(
     model: Model,  # the four verbs
     z: Tensor,  # Gaussian noise, (n,4,h,w)
-    cond: Cond,  # n captions
-    null: Cond,  # the empty caption, 1 row
+    cond: TextEmbedding,  # n captions
+    null: TextEmbedding,  # the empty caption, 1 row
     steps: int = 20,  # M
     guidance: float = 4.5,  # classifier-free guidance scale
     last_k: int = 0,  # differentiate so many last steps, 0 for all
@@ -83,7 +83,7 @@ def sample(
 ) -> Tensor:  # clean latents, (n,4,h,w)
     "Guided DPM-Solver++(2M) from noise and captions to latents."
     sch = schedule(model.abar, steps)
-    both = cat_cond(null.expand(len(z)), cond)
+    both = cat_embeddings(null.expand(len(z)), cond)
     times = torch.tensor(sch.t, device=z.device)
 
     def denoise(zt, i):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.load_errors import loading
+from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
-from ..core.pretrained import load_network, with_words
+from ..core.pretrained import load_network, check_vocabulary
 from .captions import tidy
 from .tokens import check_limit, count_tokens, load_tokenizers
 from ..recipes.scales import FAMILIES
@@ -96,13 +96,13 @@ def load_simplifier(
     "The T5 that a recipe asks for."
     from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-    with loading(
+    with explain_load_errors(
         "T5",
         r.simplifier,
         "simplifier",
         " The small embedded one is simplifier=data/tiny/simplifier.",
     ):
-        tok = with_words(AutoTokenizer.from_pretrained(locate(r.simplifier)))
+        tok = check_vocabulary(AutoTokenizer.from_pretrained(locate(r.simplifier)))
         model = load_network(
             T5ForConditionalGeneration,
             locate(r.simplifier),

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.load_errors import loading
+from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
-from ..core.pretrained import part_classes, with_words
-from ..recipes.scales import FAMILIES, kind_of
+from ..core.pretrained import part_classes, check_vocabulary
+from ..recipes.scales import FAMILIES, model_class
 from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/02_tokens.ipynb #12418cac
@@ -26,15 +26,16 @@ def load_tokenizers(
     names = FAMILIES[r.family]["reads"]
     if not names:
         return {}
-    kinds, where = part_classes(kind_of(r).pipeline), locate(r.model)
-    with loading(
+    kinds, where = part_classes(model_class(r).pipeline), locate(r.model)
+    with explain_load_errors(
         "tokenizer",
         r.model,
         "model",
         " To run on the small embedded models pass scale=tiny.",
     ):
         return {
-            n: with_words(kinds[n].from_pretrained(where, subfolder=n)) for n in names
+            n: check_vocabulary(kinds[n].from_pretrained(where, subfolder=n))
+            for n in names
         }
 
 
@@ -78,7 +79,7 @@ def token_limit(
 def _config(r, part):  # config.json of a network in a pipeline
     from transformers.utils import cached_file
 
-    with loading("config.json", r.model, "model"):
+    with explain_load_errors("config.json", r.model, "model"):
         path = cached_file(locate(r.model), "config.json", subfolder=part)
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
@@ -97,7 +98,7 @@ def text_limits(
     tokenizers = load_tokenizers(r)
     if not tokenizers:
         return {}
-    denoiser, limits = _config(r, next(iter(kind_of(r).parts))), {}
+    denoiser, limits = _config(r, next(iter(model_class(r).parts))), {}
     for name, tokenizer in tokenizers.items():
         encoder, length = LENGTHS[name]
         places = _config(r, encoder).get("max_position_embeddings")

@@ -16,7 +16,7 @@ import yaml
 from ..core.files import read_file
 from ..core.paths import data_dir
 from .labels import as_folder, class_folder, label_key
-from .values import _oneof
+from .values import one_of
 
 # %% ../../nbs/recipes/03_datasets.ipynb #fea10f9a
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _number(value, kind):  # of a text
 
 
 def _checked_value(path, key, value):  # what stands under a key, as what it must be
-    want = YAML_KEYS[_oneof(f"key in {path}:", key, YAML_KEYS)]
+    want = YAML_KEYS[one_of(f"key in {path}:", key, YAML_KEYS)]
     try:
         if want in (int, float):
             value = _number(value, want)
@@ -219,7 +219,7 @@ def dataset_named(
     if described:
         return _own_dataset(name, path)
     try:
-        return DATASETS[_oneof("dataset", name, DATASETS)]
+        return DATASETS[one_of("dataset", name, DATASETS)]
     except ValueError as e:
         missing = f" (there is no {path})." if data else "."
         raise ValueError(

@@ -23,7 +23,7 @@ from ..core.randomness import np_rng, rng
 from ..data.images import crop, read_pixels, Split, unit
 from ..method.embeddings import Moments
 from ..method.hldf import Batch
-from ..method.model import Model, put, vae_batch
+from ..method.model import Model, to_device_async, vae_batch
 from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/09_batches.ipynb #56f0e761
@@ -57,7 +57,7 @@ def _encode(model, pixels, batch):  # the bytes of a safetensors file
     starts = range(0, len(pixels), batch)
     parts = []
     for i in progress(starts, desc="encoding images", leave=False):
-        x = unit(put(torch.stack(pixels[i : i + batch]), model.device))
+        x = unit(to_device_async(torch.stack(pixels[i : i + batch]), model.device))
         parts.append(model.encode_image(x))
     mean = torch.cat([m.mean for m in parts]).cpu().contiguous()
     std = torch.cat([m.std for m in parts]).cpu().contiguous()
@@ -169,7 +169,7 @@ def draw_batch(
     def randn(stream):
         shape = (len(ids), *model.latent_shape)
         x = torch.randn(shape, generator=generator(stream), dtype=wide)
-        return put(x[mine], model.device)
+        return to_device_async(x[mine], model.device)
 
     dropped = torch.rand(len(ids), generator=generator("drop")) < r.caption_dropout
     t = torch.randint(len(model.abar), (len(ids),), generator=generator("time"))
@@ -188,7 +188,7 @@ def draw_batch(
         crops,
         z0=m.sample(randn("latent")),
         eps=randn("noise"),
-        t=put(t[mine], model.device),
+        t=to_device_async(t[mine], model.device),
         noise=randn("start"),
     )
 
@@ -204,7 +204,7 @@ def _cropped(model, ts, ids, corners, batch):  # crops, and their latents' momen
     crops = [crop(ts.pixels[j], ts.size, at) for j, at in zip(ids, corners)]
     parts = []
     for k in range(0, len(crops), batch):
-        x = unit(put(torch.stack(crops[k : k + batch]), model.device))
+        x = unit(to_device_async(torch.stack(crops[k : k + batch]), model.device))
         parts.append(model.encode_image(x))
     mean = torch.cat([m.mean for m in parts])
     return crops, Moments(mean, torch.cat([m.std for m in parts]))

@@ -9,7 +9,7 @@ __all__ = ['VllmVlm', 'load_vllm', 'load_captioner']
 from dataclasses import dataclass
 
 from ..core.distributed import processes
-from ..core.load_errors import loading
+from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
 from medart.method.captioner import (
     _ids,
@@ -79,7 +79,7 @@ def load_vllm(
         raise ValueError(
             "vLLM runs in one process and on one GPU: start it without `accelerate launch`."
         )
-    with loading("vision-language model", name, "vlm"):
+    with explain_load_errors("vision-language model", name, "vlm"):
         processor = load_processor(name)
     engine = LLM(model=locate(name), dtype=dtype, limit_mm_per_prompt=dict(image=1))
     return VllmVlm(

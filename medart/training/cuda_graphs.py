@@ -14,11 +14,15 @@ from weakref import WeakSet
 import torch
 from fastcore.basics import patch
 
-from ..method.embeddings import Cond
+from ..method.embeddings import TextEmbedding
 from ..method.hldf import Batch
 from ..method.model import Model
 from ..recipes.settings import Recipe
-from .fused_lora import converted, flat, unflat
+from medart.training.fused_lora import (
+    cast_lora_weights,
+    flatten_tensors,
+    unflatten_tensors,
+)
 from .memory import floats
 
 # %% ../../nbs/training/08_cuda_graphs.ipynb #61bfd955
@@ -100,7 +104,7 @@ class Recomputed:
         wanted = [*self.params, *floats(xs)]
         gw = torch.autograd.grad(ys, wanted, gs, materialize_grads=True)
         k = len(self.params)
-        weights = flat(gw[:k]) if k else gs[0].new_zeros(0)
+        weights = flatten_tensors(gw[:k]) if k else gs[0].new_zeros(0)
         return [weights, *gw[k:]]
 
 # %% ../../nbs/training/08_cuda_graphs.ipynb #e8997f17
@@ -116,7 +120,7 @@ def __call__(self: Recomputed, *xs):
             self.backward.record(*xs, *floats(outs))
     if self.weights is None:
         none = torch.zeros(0, device=xs[0].device, requires_grad=True)
-        self.weights = flat(self.params) if self.params else none
+        self.weights = flatten_tensors(self.params) if self.params else none
     return _Recomputed.apply(self, self.weights, *xs)
 
 
@@ -163,7 +167,7 @@ def recomputing(
     "Inside, each pass of the transformer and of T5 is made anew for its gradient."
 
     def call_predict(f, zt, t, *cond):
-        return [f(zt, t, Cond.of(cond))]
+        return [f(zt, t, TextEmbedding.of(cond))]
 
     def call_read(f, *tokens):
         return f(*tokens).tensors()
@@ -175,7 +179,7 @@ def recomputing(
         return predict(zt, t.expand(len(zt)), *cond.tensors())[0]
 
     def new_read(*tokens):
-        return Cond.of(read(*tokens))
+        return TextEmbedding.of(read(*tokens))
 
     new = dict(predict=new_predict)
     if read.params:
@@ -192,7 +196,7 @@ def _recomputed(model, name, nets, call):  # one of its functions, as a `Recompu
     params = [p for n in nets for p in n.parameters() if p.requires_grad]
 
     def run(*xs):
-        with converted(nets, model.dtype):
+        with cast_lora_weights(nets, model.dtype):
             return call(f, *xs)
 
     key = (name, f, *map(id, params))
@@ -229,15 +233,15 @@ def recorded_gradients(
     def replayed(model, r, b, params):
         def run(z0, eps, t, *tokens):
             part = Batch(None, None, z0, eps, t, None)
-            with converted(model.networks, model.dtype):
+            with cast_lora_weights(model.networks, model.dtype):
                 cond = model.read(*tokens)
                 loss, grads = value_and_grad(model, r, part, params, cond)
-            return [loss, flat(grads)]
+            return [loss, flatten_tensors(grads)]
 
         key = ("step", r, *map(id, params))
         step = graphs(model).setdefault(key, Graphed(run))
         tokens = model.tokens(b.texts, raw=not r.lowercase)
         loss, grads = step(b.z0, b.eps, b.t, *tokens)
-        return loss, unflat(grads, params)
+        return loss, unflatten_tensors(grads, params)
 
     return replayed

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
-from ..method.model import put
+from ..method.model import to_device_async
 from .device import mark
-from .fused_lora import flat, unflat
+from .fused_lora import flatten_tensors, unflatten_tensors
 
 # %% ../../nbs/training/11_distributed.ipynb #d6a02944
 def across(
@@ -25,7 +25,7 @@ def across(
     "Average over processes, in a single message."
     if acc.num_processes == 1:
         return list(tensors)
-    return unflat(acc.reduce(flat(tensors), "mean"), tensors)
+    return unflatten_tensors(acc.reduce(flatten_tensors(tensors), "mean"), tensors)
 
 
 def averaged(
@@ -72,7 +72,7 @@ class Votes:
     def __call__(self, asked: list) -> bool:
         if self.acc.num_processes == 1:
             return bool(asked)
-        mine = put(torch.tensor([float(bool(asked))]), self.acc.device)
+        mine = to_device_async(torch.tensor([float(bool(asked))]), self.acc.device)
         flag = self.acc.reduce(mine, "sum").to("cpu", non_blocking=True)
         before, self.sent = self.sent, (flag, mark(self.acc.device))
         if before is None:

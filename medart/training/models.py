@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, T5EncoderModel
 from ..core.locations import locate
 from ..core.pretrained import load_network
 from ..method.lora import add_loras
-from ..method.model import load_pretrained, loading_model, Model
+from ..method.model import load_pretrained, explain_model_errors, Model
 from ..recipes.settings import Recipe
 from .adapters import check_adapters, load_adapters
 from .fused_lora import fuse_loras
@@ -37,7 +37,7 @@ def quantized_text(
     dtype = getattr(torch, r.dtype)
     nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     bits = {8: dict(load_in_8bit=True), 4: dict(load_in_4bit=True, **nf4)}
-    with loading_model(r):
+    with explain_model_errors(r):
         return load_network(
             T5EncoderModel,
             locate(r.model),

@@ -33,7 +33,7 @@ from ..method.model import check_size_and_steps
 from ..method.tokens import check_known
 from ..recipes.checks import check_shares
 from ..recipes.runs import run_dir, save_recipe
-from ..recipes.scales import kind_of
+from ..recipes.scales import model_class
 from ..recipes.settings import Recipe, settings
 from .adapters import save_adapters
 from .batches import draw_batch, per_update, training_set
@@ -117,7 +117,7 @@ def _write_table(path, rows, columns):
 
 
 def _adapter_files(r, out):  # names of what `save_adapters` has written
-    folders = [out / name for name in kind_of(r).parts.values()]
+    folders = [out / name for name in model_class(r).parts.values()]
     files = [f for folder in folders for f in folder.rglob("*")]
     files += out.glob("*.safetensors")
     return sorted(f.relative_to(out).as_posix() for f in files if f.is_file())
@@ -150,7 +150,10 @@ def _ready(acc, r, out, key, steps):
 def _set_aside_run(r, out, why):
     # done.json last: without it nobody takes the rest for whole
     tag = read_record(out / "done.json").get("key", "")
-    made = [*kind_of(r).parts.values(), *(f.name for f in out.glob("*.safetensors"))]
+    made = [
+        *model_class(r).parts.values(),
+        *(f.name for f in out.glob("*.safetensors")),
+    ]
     made += ["losses.csv", "timing.csv", "grids", "done.json"]
     for name in made:
         if (out / name).exists():

@@ -22,7 +22,7 @@ from ..core.randomness import np_rng, rng
 from ..method.caption_files import captions_for
 from ..method.embeddings import Moments
 from ..method.hldf import Batch, diffusion_loss
-from ..method.model import Model, put
+from ..method.model import Model, to_device_async
 from ..method.sampler import sample
 from ..recipes.settings import Recipe
 from .batches import training_set, TrainingSet
@@ -55,7 +55,7 @@ def _from_fixed_noise(model, r, texts, first):
         torch.randn(model.latent_shape, generator=rng(r.seed, "grid", first + k))
         for k in range(len(texts))
     ]
-    z = put(torch.stack(z), model.device)
+    z = to_device_async(torch.stack(z), model.device)
     z = z.to(torch.promote_types(model.dtype, torch.float32))
     c = model.encode_text([*texts, ""])
     return model.decode(sample(model, z, c[:-1], c[-1:], r.solver_steps, r.guidance))
@@ -120,7 +120,7 @@ def held_out(
 
     def randn(stream):
         shape = (n, *model.latent_shape)
-        return put(
+        return to_device_async(
             torch.randn(shape, generator=rng(r.seed, stream), dtype=wide), model.device
         )
 
@@ -128,7 +128,9 @@ def held_out(
     z0 = m.sample(randn("validation latent"))
     # one time from each of n equal parts of the schedule, in a random order
     place = np_rng(r.seed, "validation time").permutation(n) + 0.5
-    t = put(torch.from_numpy(place / n * len(model.abar)).long(), model.device)
+    t = to_device_async(
+        torch.from_numpy(place / n * len(model.abar)).long(), model.device
+    )
     eps = randn("validation noise")
     whole = Batch(list(s.texts), ts.pixels, z0, eps, t, eps)
     return [whole[k : k + r.batch_size] for k in range(0, n, r.batch_size)]

@@ -19,11 +19,11 @@ from ..core.records import read_record, record_fault, set_aside
 from ..recipes.datasets import dataset_of
 from ..recipes.runs import load_recipe
 from ..recipes.settings import settings
-from .licenses import base_name, hub_licence
+from .licenses import base_name, hub_license
 from medart.workflows.model_card import (
     caption_source,
     front_matter,
-    licence_section,
+    license_section,
     markdown_table,
 )
 
@@ -85,7 +85,7 @@ def _set_facts(r, record, table, said):  # one line each
 
 def _set_card(r, record, table, said, licence):  # of a finished set
     front = dict(
-        license=hub_licence(r, licence),
+        license=hub_license(r, licence),
         pretty_name=f"Med-Art: synthetic {r.dataset}",
         task_categories=["text-to-image", "image-classification"],
         tags=["synthetic", "medical", "not-for-diagnosis"],
@@ -97,7 +97,7 @@ def _set_card(r, record, table, said, licence):  # of a finished set
         facts=markdown_table(("", ""), facts),
         counts=markdown_table(("class", "images"), counts),
     )
-    return front_matter(front) + body + licence_section(r, licence)
+    return front_matter(front) + body + license_section(r, licence)
 
 # %% ../../nbs/workflows/10_data_card.ipynb #a362c2ba
 def data_card(

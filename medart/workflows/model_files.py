@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from huggingface_hub import constants, model_info
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..core.load_errors import loading
+from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
 from ..core.pretrained import part_classes
 from medart.core.weight_files import (
@@ -25,9 +25,9 @@ from medart.core.weight_files import (
     missing_files,
     weight_files,
 )
-from ..method.model import loading_model
+from ..method.model import explain_model_errors
 from ..method.tokens import check_limit, load_tokenizers
-from ..recipes.scales import kind_of
+from ..recipes.scales import model_class
 from ..recipes.settings import Recipe
 
 # %% ../../nbs/workflows/03_model_files.ipynb #dc2ba049
@@ -126,7 +126,7 @@ def check_files(
     "Are a model's weights there and whole, and can its networks be built?"
     fault, nets, fetch = "", {}, 0
     try:
-        with loading(what, name, setting):
+        with explain_load_errors(what, name, setting):
             repo = find_repository(name)
         fault, fetch = _files_fault(repo, networks), _to_fetch(repo, networks)
         if fault:
@@ -134,7 +134,7 @@ def check_files(
                 f"{what} at {name!r}: {fault} Fetch it again, or pass {setting}=FOLDER."
             )
         else:
-            with loading(what, name, setting):
+            with explain_load_errors(what, name, setting):
                 nets = {p: skeleton(c, locate(name), p) for p, c in networks.items()}
     except Exception as e:
         fault = str(e)
@@ -183,7 +183,7 @@ def model_networks(
     r: Recipe,  # family
 ) -> dict:  # part -> class
     "The networks of a recipe's model that have published weights."
-    pipeline = kind_of(r).pipeline
+    pipeline = model_class(r).pipeline
     if pipeline is None:
         return dict(vae=AutoencoderKL)
     return {
@@ -218,8 +218,8 @@ def check_model(
 def _small_parts(
     r,
 ):  # tokenizers and the schedule: all of a pipeline that has no weights
-    where, pipeline = locate(r.model), kind_of(r).pipeline
-    with loading_model(r):
+    where, pipeline = locate(r.model), model_class(r).pipeline
+    with explain_model_errors(r):
         schedule = DDPMScheduler.load_config(where, subfolder="scheduler")
         if pipeline:
             pipeline.load_config(where)

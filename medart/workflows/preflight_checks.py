@@ -19,15 +19,15 @@ import psutil
 import torch
 from huggingface_hub import constants
 
-from ..core.load_errors import loading
+from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
 from ..core.paths import data_dir, outputs_dir
-from ..core.pretrained import with_words
-from ..data.sources import how_to_get, SOURCES
-from ..evaluation.classifier import load_vit
+from ..core.pretrained import check_vocabulary
+from ..data.sources import download_instructions, SOURCES
+from ..evaluation.classifier import load_classifier
 from ..evaluation.extractors import load_extractor
 from ..evaluation.photo_networks import INCEPTION
-from ..evaluation.results import unfit
+from ..evaluation.results import extractor_warning
 from ..method.captioner import load_processor
 from ..method.tokens import load_tokenizers
 from ..recipes.datasets import dataset_of
@@ -59,7 +59,9 @@ def check_evaluate(
 
 
 def _sees(r, ex):  # what an extractor is, and whether it knows such images
-    return f"{ex.about}, trained on {ex.trained_on}. {unfit(r, ex)}".removesuffix(". ")
+    return f"{ex.about}, trained on {ex.trained_on}. {extractor_warning(r, ex)}".removesuffix(
+        ". "
+    )
 
 
 def check_inception() -> list:  # of findings
@@ -90,7 +92,7 @@ def check_classify(
     "What learns from generated images."
     return check_loading(
         f"classifier: {r.classifier}",
-        lambda: load_vit(r.classifier, ("a", "b")),
+        lambda: load_classifier(r.classifier, ("a", "b")),
         lambda net: f"{net.side} px",
     )
 
@@ -128,15 +130,15 @@ def check_caption(
 
 
 def _processor(r):
-    with loading("processor of the vision-language model", r.vlm, "vlm"):
+    with explain_load_errors("processor of the vision-language model", r.vlm, "vlm"):
         return load_processor(r.vlm)
 
 
 def _simplifier_tokenizer(r):
     from transformers import AutoTokenizer
 
-    with loading("tokenizer of the simplifier", r.simplifier, "simplifier"):
-        return with_words(AutoTokenizer.from_pretrained(locate(r.simplifier)))
+    with explain_load_errors("tokenizer of the simplifier", r.simplifier, "simplifier"):
+        return check_vocabulary(AutoTokenizer.from_pretrained(locate(r.simplifier)))
 
 # %% ../../nbs/workflows/04_preflight_checks.ipynb #50826457
 def check_images(
@@ -168,7 +170,7 @@ def check_images(
     return [
         Finding(
             "images",
-            fault=f"No images at data={r.data!r}. {how_to_get(d, folder.name)}\n  Or pass data=FOLDER, or scale=tiny.",
+            fault=f"No images at data={r.data!r}. {download_instructions(d, folder.name)}\n  Or pass data=FOLDER, or scale=tiny.",
         )
     ]
 

@@ -17,7 +17,7 @@ from ..core.randomness import stable_hash
 from ..data.loading import load_split
 from ..evaluation.classification import check_classes_known, synthetic_recipe
 from ..evaluation.paper_tables import runnable, to_run
-from ..evaluation.results import results
+from ..evaluation.results import read_results
 from medart.method.caption_files import (
     captions_fault,
     looked_at_once,
@@ -64,7 +64,7 @@ def repaint(
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #a29af75c
 def _in_spaces(r, spaces):  # was it evaluated in all of them?
-    asked, found = words_of("spaces", spaces) if spaces else [], results(r)
+    asked, found = words_of("spaces", spaces) if spaces else [], read_results(r)
     known = found.get("extractors")  # a result of an earlier version has names alone
     if known is None:
         return {Path(x).name for x in asked} <= {*found["spaces"]}

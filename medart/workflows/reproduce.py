@@ -16,7 +16,7 @@ from ..core.progress import progress
 from ..data.images import cores
 from ..evaluation.paper_tables import executed, PAPER_ONLY, runnable, words
 from ..recipes.methods import METHODS
-from ..recipes.paper import PAPER
+from ..recipes.paper import PAPER_TABLES
 from ..recipes.runs import captions_dir, run_dir
 from ..recipes.settings import Recipe
 from ..recipes.values import count_of
@@ -301,8 +301,8 @@ def rows_of(
     return list(
         dict.fromkeys(
             m
-            for k in ([int(table)] if str(table) else PAPER)
-            for m in PAPER[k]["rows"]
+            for k in ([int(table)] if str(table) else PAPER_TABLES)
+            for m in PAPER_TABLES[k]["rows"]
             if m in METHODS
         )
     )
