@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTLINES', 'BORDERS', 'TEXTURES', 'RADII', 'canvas', 'smooth_noise', 'blend', 'finish', 'strokes', 'wander',
-           'outline_radius', 'border_radius', 'stamp', 'dots', 'texture_field', 'highlights']
+           'border_radius', 'stamp', 'dots', 'texture_field', 'highlights']
 
 # %% ../../nbs/data/00_canvas.ipynb #i0pd3200
 import numpy as np
@@ -83,7 +83,7 @@ OUTLINES = ("circle", "oval", "square", "triangle", "star", "patch")
 BORDERS = ("smooth", "wavy", "jagged", "blurred")
 
 
-def outline_radius(
+def _outline_radius(
     g: np.random.Generator,  # source of randomness
     theta: np.ndarray,  # angles, radians
     outline: str,  # one of OUTLINES
@@ -139,7 +139,7 @@ def stamp(
     x, y = (c * x + s * y) / np.sqrt(aspect), (c * y - s * x) * np.sqrt(aspect)
     theta = np.arctan2(y, x) % (2 * np.pi)
     depth = np.hypot(x, y) / (
-        radius * outline_radius(g, theta, outline) * border_radius(g, theta, border)
+        radius * _outline_radius(g, theta, outline) * border_radius(g, theta, border)
     )
     edge = 0.45 if border == "blurred" else 3 / (size * radius)
     return np.clip((1 - depth) / edge + 0.5, 0, 1), depth

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RealBaseline', 'plan_real_baseline', 'stratified_order', 'delete_half_jackknife', 'too_few_for_infinity',
-           'extrapolate', 'frechet_infinity', 'wilson_interval', 'confidence_interval']
+           'extrapolate', 'wilson_interval', 'confidence_interval']
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #i0p7f224
 from dataclasses import dataclass
@@ -139,7 +139,7 @@ def extrapolate(
     return float(intercept)
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #aecb3435
-def frechet_infinity(
+def _frechet_infinity(
     a: np.ndarray,  # features, (m,d)
     b: np.ndarray,  # features, (n,d)
     a_classes=None,  # subsets keep their shares

@@ -20,7 +20,7 @@ class TextEmbedding:
     emb: Tensor  # embeddings, (n,l,d)
     mask: Tensor  # 1 for a token, 0 for padding, (n,l)
     pooled: Tensor | None = None  # whole captions, (n,p), where a model wants them
-    other: "Cond|None" = None  # the same captions through a second encoder
+    other: "TextEmbedding|None" = None  # the same captions through a second encoder
 
     def __len__(self):
         return len(self.emb)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'diffusion_loss', 'hldf_cond', 'hldf_loss', 'diffusion_value_and_grad', 'color_value_and_grad',
-           'clip_to_norm', 'clip_and_step', 'hldf_step', 'set_dropout', 'fine_tune']
+           'clip_and_step', 'hldf_step']
 
 # %% ../../nbs/method/11_hldf.ipynb #i0pb9c52
 from dataclasses import dataclass, fields
@@ -115,7 +115,7 @@ def color_value_and_grad(
     return color.detach(), torch.autograd.grad(weight * color, params)
 
 # %% ../../nbs/method/11_hldf.ipynb #a0900023
-def clip_to_norm(
+def _clip_to_norm(
     grads: list,  # gradients
     most: float,  # the largest norm they may have together, 0 for any
 ) -> tuple:  # gradients, and the norm that they had
@@ -156,26 +156,26 @@ def hldf_step(
 ) -> dict:  # scalars, still on the device
     "Eq. 5, one update."
     params = [p for group in opt.param_groups for p in group["params"]]
-    set_dropout(model, r.t5_dropout)
+    _set_dropout(model, r.t5_dropout)
     loss, grads = diffusion(model, r, b, params)
     log = dict(loss=loss)
     if color_due(step, r.interval, r.color_at_start):
-        set_dropout(model, r.color_dropout)
+        _set_dropout(model, r.color_dropout)
         gap, more = color(model, r, b, params)
-        more, norm = clip_to_norm(more, r.clip_color)
+        more, norm = _clip_to_norm(more, r.clip_color)
         grads = torch._foreach_add(grads, more)
         log |= dict(color=gap, color_grad_norm=norm)
     log["grad_norm"] = get_total_norm(grads)
     return log | update(model, r, opt, params, grads, log)
 
 
-def set_dropout(model: Model, on: bool) -> None:
+def _set_dropout(model: Model, on: bool) -> None:
     "Switch the text encoders' own dropout."
     for e in model.text_encoders:
         e.train(on)
 
 # %% ../../nbs/method/11_hldf.ipynb #a0900026
-def fine_tune(
+def _fine_tune(
     model: Model,  # its LoRAs are trained in place
     r: Recipe,  # lr, weight_decay, interval, solver_steps, lambda_color, clips
     draw,  # function of a step's number that gives a Batch
@@ -194,7 +194,7 @@ def fine_tune(
             color = hldf_loss(model, r, b)  # Eq. 4
             weight = color_weight(r.solver_steps, r.lambda_color)
             more = torch.autograd.grad(weight * color, params)
-            more, _ = clip_to_norm(more, r.clip_color)
+            more, _ = _clip_to_norm(more, r.clip_color)
             grads = [g + m for g, m in zip(grads, more)]  # Eq. 5
             log[-1]["color"] = color.item()
         for p, g in zip(params, grads):
