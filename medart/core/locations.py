@@ -73,13 +73,8 @@ def locate(
 ) -> str:  # a folder if there is one, else the id
     "Find model weights in the repository first."
     path = Path(name).expanduser() if name else Path("no name")
-    for folder in (root() / path, path):
-        try:
-            if folder.is_dir():
-                return str(folder)
-        except OSError:  # longer than a name can be, or not ours to look into
-            continue
-    return name
+    folders = [str(p) for p in (root() / path, path) if _is_folder(p)]
+    return folders[0] if folders else name
 
 # %% ../../nbs/core/07_locations.ipynb #9de23a82
 def model_path(
