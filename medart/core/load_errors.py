@@ -87,18 +87,19 @@ def _hub_error(about, name, setting, chain, said, more):
     if _first(chain, GatedRepoError):
         return PermissionError(
             f"{about} is published under terms that have to be accepted: open "
-            f"https://huggingface.co/{name}, accept them, and run `hf auth login`. {said}"
+            f"https://huggingface.co/{name}, accept them, and run `hf auth login`. "
+            f"{said}"
         )
     like_a_path = name.count("/") > 1 or name.startswith((".", "~", "/"))
     if _first(chain, HFValidationError) or like_a_path:
         return FileNotFoundError(
             f"No {about}: there is no such folder, and it is not a name of the Hugging "
-            f"Face hub either. P{instead[1:]} {said}"
+            f"Face hub either. Pass {setting}=FOLDER.{more} {said}"
         )
     if _first(chain, RepositoryNotFoundError):
         return FileNotFoundError(
-            f"No {about}: the Hugging Face hub has no such repository, or it is private. "
-            f"Check the spelling, or {instead} {said}"
+            f"No {about}: the Hugging Face hub has no such repository, or it is "
+            f"private. Check the spelling, or {instead} {said}"
         )
     return _unreached(about, name, chain, said, instead)
 
@@ -141,8 +142,8 @@ def _files_error(about, name, setting, error, said, more):
     # OSError is the libraries' word for a file that is not there
     if missing or isinstance(error, OSError):
         return FileNotFoundError(
-            f"No {about} that is complete: {' '.join(missing) or words} Fetch it again, "
-            f"or pass {setting}=FOLDER.{more} {said}"
+            f"No {about} that is complete: {' '.join(missing) or words} Fetch it "
+            f"again, or pass {setting}=FOLDER.{more} {said}"
         )
     return ValueError(
         f"{about} is there, but cannot be used as it is: {words} Pass {setting}=FOLDER "

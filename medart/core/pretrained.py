@@ -70,8 +70,8 @@ def load_image_processor(
     return kind.from_dict({k: v for k, v in values.items() if k not in names})
 
 # %% ../../nbs/core/10_pretrained.ipynb #64542125
+# Parts of pipelines that we neither download nor read.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-"Parts of pipelines that we neither download nor read."
 
 
 def part_classes(

@@ -22,13 +22,13 @@ from .locations import locate
 from .randomness import stable_hash
 
 # %% ../../nbs/core/08_weight_files.ipynb #d29bcd50
+# What a network's weights are called, the first that is there being read.
 _WEIGHT_NAMES = (
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
-"What a network's weights are called, the first that is there being read."
 
 
 def weight_files(
@@ -182,7 +182,7 @@ def _hash_now(
 def weights_key(
     name: str,  # hub id or folder
 ) -> str:  # the hub id, or a hash of what the folder holds
-    "Changes when a model does: the contents of all its files, but for notes, tables and pictures."
+    "A hash of all files of a model, but for notes, tables and pictures."
     where = Path(locate(name))
     if not where.is_dir():
         return name

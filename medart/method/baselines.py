@@ -51,10 +51,10 @@ from .tokens import LENGTHS, token_limit
 from ..core.pretrained import load_pipeline
 
 # %% ../../nbs/method/13_baselines.ipynb #474123e0
+# Modules of a denoiser's attention that get a LoRA.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"Modules of a denoiser's attention that get a LoRA."
+# Modules of a CLIP text encoder that get one.
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-"Modules of a CLIP text encoder that get one."
 
 # %% ../../nbs/method/13_baselines.ipynb #4e9258a0
 def latent_shape_for(
@@ -152,7 +152,7 @@ def ids(
 
 # %% ../../nbs/method/13_baselines.ipynb #ca4629bd
 class StableDiffusion(Baseline):
-    "Stable Diffusion 1.4 and 1.5: a U-Net and one CLIP. https://arxiv.org/abs/2112.10752"
+    "Stable Diffusion 1.4, 1.5: a U-Net, one CLIP. https://arxiv.org/abs/2112.10752"
 
     parts = dict(unet="unet_lora", text_encoder="text_encoder_lora")
     pipeline = StableDiffusionPipeline

@@ -35,7 +35,7 @@ from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/15_dit_baselines.ipynb #27f185ad
 class HunyuanDiT(Baseline):
-    "Hunyuan-DiT 1.2: reads with BERT and mT5, predicts v. https://arxiv.org/abs/2405.08748"
+    "Hunyuan-DiT 1.2: BERT and mT5; predicts v. https://arxiv.org/abs/2405.08748"
 
     parts = dict(
         transformer="transformer_lora",
@@ -67,8 +67,8 @@ class HunyuanDiT(Baseline):
     def targets(self, r: Recipe):
         if r.lora_text:
             raise ValueError(
-                "lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, as in "
-                "the paper. Pass lora_text=False."
+                "lora_text=True: Hunyuan-DiT is fine-tuned in its denoiser alone, "
+                "as in the paper. Pass lora_text=False."
             )
         return super().targets(r)
 

@@ -35,7 +35,7 @@ warnings.filterwarnings(
 
 # %% ../../nbs/method/06_model.ipynb #7b10ac14
 class Model:
-    "PixArt-alpha: a transformer, an autoencoder, a T5 encoder and its tokenizer. https://arxiv.org/abs/2310.00426"
+    "PixArt-alpha: a transformer, an autoencoder and T5. https://arxiv.org/abs/2310.00426"
 
     parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora")
     predicts = "eps"  # the noise, or "v"
@@ -208,7 +208,7 @@ def size_fault(
 def check_size_and_steps(
     r: Recipe,  # a recipe
 ) -> None:
-    "Refuse what a model cannot do; one that cannot be read is left to loading to report."
+    "Refuse what a model cannot do; loading reports a model that cannot be read."
     try:
         fault = model_class(r).size_fault(r)
         times = DPMSolverMultistepScheduler.load_config(
@@ -263,7 +263,7 @@ def to_device_async(
 def tokens(
     self: Model,
     texts: list,  # n captions
-    raw: bool = False,  # keep upper case and outer spaces, as the authors' training does
+    raw: bool = False,  # keep upper case and outer spaces, as the authors do
 ) -> tuple:  # token numbers and mask, (n,l) each, l a multiple of pad_to, or max_tokens
     "Captions as numbers, on the device."
     tok = self.tokenizer(

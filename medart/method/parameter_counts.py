@@ -17,6 +17,7 @@ from ..recipes.recipe import recipe
 from ..recipes.settings import Recipe
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #47d1db35
+# The published transformer's configuration at 512 pixels.
 PIXART_512 = dict(
     num_attention_heads=16,
     attention_head_dim=72,
@@ -33,8 +34,8 @@ PIXART_512 = dict(
     norm_eps=1e-6,
     use_additional_conditions=False,
 )
-"The published transformer's configuration at 512 pixels."
 
+# The published T5 v1.1 XXL encoder's configuration.
 T5_XXL = dict(
     vocab_size=32128,
     d_model=4096,
@@ -45,7 +46,6 @@ T5_XXL = dict(
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
 )
-"The published T5 v1.1 XXL encoder's configuration."
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #a05378d3
 def _lora_count(
@@ -71,6 +71,7 @@ def _full_size_counts(
     )
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #8a113d52
+# CLIP ViT-L/14's text encoder: Stable Diffusion 1 and SDXL read with it.
 _CLIP_L = dict(
     vocab_size=49408,
     hidden_size=768,
@@ -80,7 +81,7 @@ _CLIP_L = dict(
     projection_dim=768,
     hidden_act="quick_gelu",
 )
-"CLIP ViT-L/14's text encoder: Stable Diffusion 1 and SDXL read with it."
+# OpenCLIP ViT-bigG/14's text encoder, SDXL's second.
 _CLIP_G = dict(
     vocab_size=49408,
     hidden_size=1280,
@@ -90,9 +91,9 @@ _CLIP_G = dict(
     projection_dim=1280,
     hidden_act="gelu",
 )
-"OpenCLIP ViT-bigG/14's text encoder, SDXL's second."
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #aa6487dd
+# The U-Net of Stable Diffusion 1.4 and 1.5.
 _UNET_SD = dict(
     sample_size=64,
     cross_attention_dim=768,
@@ -101,7 +102,7 @@ _UNET_SD = dict(
     down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 )
-"The U-Net of Stable Diffusion 1.4 and 1.5."
+# SDXL's U-Net.
 _UNET_SDXL = dict(
     sample_size=128,
     cross_attention_dim=2048,
@@ -115,9 +116,9 @@ _UNET_SDXL = dict(
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 )
-"SDXL's U-Net."
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #bbdafb86
+# Hunyuan-DiT 1.2's transformer.
 _HUNYUAN = dict(
     num_attention_heads=16,
     attention_head_dim=88,
@@ -134,7 +135,7 @@ _HUNYUAN = dict(
     text_len_t5=256,
     use_style_cond_and_image_meta_size=False,
 )
-"Hunyuan-DiT 1.2's transformer."
+# DiT-S/8 for eight classes at 512 pixels.
 _DIT_S8 = dict(
     num_attention_heads=6,
     attention_head_dim=64,
@@ -145,4 +146,3 @@ _DIT_S8 = dict(
     patch_size=8,
     num_embeds_ada_norm=8,
 )
-"DiT-S/8 for eight classes at 512 pixels."

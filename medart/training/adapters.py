@@ -59,8 +59,8 @@ def _write_lora(net, folder):
     write_atomic(path, json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 # %% ../../nbs/training/04_adapters.ipynb #c8b8f9f1
+# The file from which a diffusers pipeline loads all LoRAs.
 _ONE_FILE = "pytorch_lora_weights.safetensors"
-"The file from which a diffusers pipeline loads all LoRAs."
 
 _DESCRIBED = (
     "r",
@@ -115,7 +115,8 @@ def _adapter_error(
     "What is said of adapters that must not be used."
     return ValueError(
         f"The adapter in {folder} is refused: {why}. Put the file back that training "
-        "wrote, or run train again: it writes the adapters anew from the last checkpoint."
+        "wrote, or run train again: it writes the adapters anew from the last "
+        "checkpoint."
     )
 
 
@@ -161,7 +162,7 @@ def _attach_adapter(
     folder,  # of one saved LoRA
     trainable: bool = False,
 ):  # the network with it
-    "Put a saved LoRA onto the network that it was made for; another network is refused."
+    "Put a saved LoRA onto the network it was made for; refuse another network."
     _adapter_config(folder)
     there = read_adapter(folder).keys()
     try:

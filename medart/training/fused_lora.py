@@ -44,7 +44,7 @@ class _LowRank(torch.autograd.Function):
 
 # %% ../../nbs/training/03_fused_lora.ipynb #a6ae4f63
 class FusedLoRALinear(lora.Linear):
-    "PEFT's LoRA of a linear layer, in the precision of its input. https://arxiv.org/abs/2106.09685"
+    "PEFT's LoRA, in its input's precision. https://arxiv.org/abs/2106.09685"
 
     copies = None  # of both matrices, while there are some
 

@@ -32,9 +32,9 @@ def merge_loras(
 def _not_mergeable(model):  # why a model cannot be written as a plain pipeline, or ""
     if model.pipeline is None:
         return (
-            f"{type(model).__name__} has no adapters to merge: what it was trained to is "
-            "a whole network already, in the run's folder transformer/, and diffusers' "
-            "DiTTransformer2DModel.from_pretrained reads it."
+            f"{type(model).__name__} has no adapters to merge: what it was trained to "
+            "is a whole network already, in the run's folder transformer/, and "
+            "diffusers' DiTTransformer2DModel.from_pretrained reads it."
         )
     gone = [p for p in model.parts if getattr(model, p) is None]
     if gone:
