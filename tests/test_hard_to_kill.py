@@ -385,7 +385,7 @@ def test_updates_that_are_not_finite_are_skipped_logged_and_end_the_run(small):
     ts = caption_files.captions_for(r, "train").files
     assert (
         d.step[d.skipped == 1].tolist() == [3, 6]
-        and d.images[2].split() == [ts[i] for i in batches.order(r, 8, 2)]
+        and d.images[2].split() == [ts[i] for i in batches.batch_indices(r, 8, 2)]
         and d.images.notna().sum() == 2
     )
     a = [

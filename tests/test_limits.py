@@ -19,7 +19,7 @@ from medart.bundled.random_pipelines import random_pipeline
 from medart.core.randomness import rng
 from medart.training.sampling_plan import prompt_plan
 from medart.training.sampling_runs import generate, generate_in
-from medart.method.hldf import Batch, diffusion_loss, hldf_cond
+from medart.method.hldf import Batch, diffusion_loss, sampling_embeddings
 from medart.method.losses import channel_stats, color_due, color_loss
 from medart.method.lora import perturb_loras
 from medart.training.models import load_base, load_model
@@ -468,7 +468,7 @@ def test_case_of_captions_in_both_losses(profile):
     )
     with torch.no_grad():
         diffusion_loss(model, r, batch(model))
-        color = hldf_cond(model, r, batch(model))
+        color = sampling_embeddings(model, r, batch(model))
     assert seen == [profile == "official", False]
     assert torch.allclose(color.emb, encode(model, [TEXT.lower(), ""]).emb, atol=1e-6)
     assert not torch.allclose(

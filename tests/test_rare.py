@@ -16,7 +16,7 @@ from medart.core.randomness import np_rng
 from medart.training.samples import samples_fault
 from medart.training.sampling_plan import sampling_plan
 from medart.training.sampling_runs import generate
-from medart.training.batches import order, permutation
+from medart.training.batches import batch_indices, epoch_permutation
 from medart.training.trainer import train
 from medart.recipes.recipe import recipe
 from medart.recipes.runs import classifier_dir, run_dir, samples_dir
@@ -47,7 +47,7 @@ def test_by_default_every_image_is_drawn_as_it_always_was():
     r = recipe("skin", scale="tiny", batch_size=3, seed=5)
     for step in range(40):
         places = range(step * 3, step * 3 + 3)
-        assert order(r, 7, step) == [
+        assert batch_indices(r, 7, step) == [
             int(np_rng(5, "order", p // 7).permutation(7)[p % 7]) for p in places
         ]
 
@@ -59,17 +59,17 @@ def test_a_permutation_is_drawn_once_a_pass(monkeypatch):
     )
     r = recipe("skin", scale="tiny", batch_size=4, seed=71)
     for step in range(50):
-        order(r, 100, step)
+        batch_indices(r, 100, step)
     assert len(drawn) == 2
     assert (
-        permutation(71, "order", 100, 1).tolist()
+        epoch_permutation(71, "order", 100, 1).tolist()
         == np_rng(71, "order", 1).permutation(100).tolist()
     )
 
 
 def test_balanced_classes_take_turns_and_so_do_their_images():
     r = recipe("skin", scale="tiny", batch_size=5, sampling="balanced")
-    seen = [i for step in range(36) for i in order(r, 15, step, MEMBERS)]
+    seen = [i for step in range(36) for i in batch_indices(r, 15, step, MEMBERS)]
     name = {i: c for c, ids in MEMBERS.items() for i in ids}
     for k in range(0, 180, 3):
         assert {name[i] for i in seen[k : k + 3]} == set(MEMBERS)
@@ -82,8 +82,10 @@ def test_balanced_classes_take_turns_and_so_do_their_images():
 
 def test_a_balanced_step_depends_on_its_number_alone():
     r = recipe("skin", scale="tiny", batch_size=4, sampling="balanced")
-    forth = [order(r, 15, s, MEMBERS) for s in range(30)]
-    assert [order(r, 15, s, MEMBERS) for s in reversed(range(30))] == forth[::-1]
+    forth = [batch_indices(r, 15, s, MEMBERS) for s in range(30)]
+    assert [batch_indices(r, 15, s, MEMBERS) for s in reversed(range(30))] == forth[
+        ::-1
+    ]
 
 
 def test_balanced_training_that_was_stopped_ends_the_same(small, folders, monkeypatch):

@@ -28,9 +28,9 @@ from medart.training.sampling_runs import generate
 from medart.method.hldf import diffusion_loss
 from medart.training.batches import draw_batch, training_set
 from medart.training.checkpoints import checkpoint_fault
-from medart.training.cuda_graphs import recorded
+from medart.training.cuda_graphs import uses_cuda_graphs
 from medart.training.device import compile_blocks, deterministic
-from medart.training.runs import check_steps, without_color
+from medart.training.runs import check_steps, missing_color_note
 from medart.training.step import (
     color_gradients,
     diffusion_gradients,
@@ -45,7 +45,7 @@ from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir
 from medart.method.sampler import dpmpp_step
 from medart.method.schedule import schedule
-from medart.training.cuda_graphs import Graphed, graphs, Recomputed
+from medart.training.cuda_graphs import Graphed, recordings, Recomputed
 from medart.training.memory import count_calls
 from medart.method.caption_files import captions_for
 
@@ -233,7 +233,7 @@ def test_a_run_that_ends_before_its_first_color_loss_says_so(small, capsys):
     assert "no color loss" in capsys.readouterr().out
     train(small(epochs=1, interval=2, seed=1), stop_after=1)
     assert "no color loss" not in capsys.readouterr().out
-    assert not without_color(small(interval=0), 4) and not without_color(
+    assert not missing_color_note(small(interval=0), 4) and not missing_color_note(
         small(interval=50, color_at_start=True), 4
     )
     with pytest.raises(ValueError, match="lr=0"):
@@ -444,11 +444,11 @@ def test_recorded_steps_have_the_same_gradients(small, change):
             abs((x - y).item()) < 1e-12
             and max((p - q).abs().max().item() for p, q in zip(plain, same)) < 1e-10
         )
-    assert graphs(model) and not {"predict", "read"} & set(vars(model))
-    assert not graphs(copy.deepcopy(model)), (
+    assert recordings(model) and not {"predict", "read"} & set(vars(model))
+    assert not recordings(copy.deepcopy(model)), (
         "a copy would replay what was recorded of the original"
     )
-    assert not graphs(model.to("cpu")), (
+    assert not recordings(model.to("cpu")), (
         "what was recorded in one place is replayed in another"
     )
 
@@ -517,8 +517,10 @@ def test_what_must_not_be_recorded_is_not(small, change):
     r = small(cuda_graphs=True, captions="simple", color_at_start=True, **change)
     model = load_model(r)
     ts = training_set(model, r, captions_for(r, "train"))
-    assert not recorded(r) and recorded(r, event=True) == ("t5_dropout" in change)
-    assert recorded(small(cuda_graphs=True)) and recorded(
+    assert not uses_cuda_graphs(r) and uses_cuda_graphs(r, event=True) == (
+        "t5_dropout" in change
+    )
+    assert uses_cuda_graphs(small(cuda_graphs=True)) and uses_cuda_graphs(
         small(cuda_graphs=True, offload=True, lora_text=False)
     )
     training_step(
@@ -529,7 +531,7 @@ def test_what_must_not_be_recorded_is_not(small, change):
         0,
         Accelerator(),
     )
-    assert {k[0] for k in graphs(model)} == (
+    assert {k[0] for k in recordings(model)} == (
         {"predict", "read"} if "t5_dropout" in change else set()
     )
 

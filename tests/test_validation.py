@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from medart.training.batches import draw_batch, per_update, training_set
+from medart.training.batches import draw_batch, images_per_update, training_set
 from medart.training.logs import loss_figure
 from medart.training.runs import total_steps
 from medart.training.step import color_gradients, noise_gradients
 from medart.training.trainer import train
-from medart.training.validation import held_out, taken_in_turn, validation_loss
+from medart.training.validation import validation_batches, round_robin, validation_loss
 from medart.method.lora import perturb_loras
 from medart.training.models import load_model
 from medart.recipes.parameters import command
@@ -89,21 +89,27 @@ def test_what_is_looked_at_does_not_change_what_is_learned(small, folders, monke
 def test_the_validation_loss_is_the_same_for_the_same_weights(small):
     r = small(validation_images=4, dtype="float64")
     model = perturb_loras(load_model(r))
-    batches = held_out(model, r)
+    batches = validation_batches(model, r)
     assert [len(b.texts) for b in batches] == [2, 2]
     first = validation_loss(model, r, batches)
     torch.manual_seed(5)
-    assert validation_loss(model, r, held_out(model, r)) == first and first.isfinite()
+    assert (
+        validation_loss(model, r, validation_batches(model, r)) == first
+        and first.isfinite()
+    )
     other = recipe(
         "skin", **(SMALL | dict(validation_images=4, dtype="float64", batch_size=3))
     )
-    assert abs(validation_loss(model, other, held_out(model, other)) / first - 1) < 1e-9
+    assert (
+        abs(validation_loss(model, other, validation_batches(model, other)) / first - 1)
+        < 1e-9
+    )
     t = torch.cat([b.t for b in batches])
     assert sorted(t.tolist()) == [125, 375, 625, 875]
 
 
 def test_held_out_images_are_of_all_classes():
-    assert taken_in_turn(["a"] * 5 + ["b"] * 5 + ["c"], 5) == [0, 5, 10, 1, 6]
+    assert round_robin(["a"] * 5 + ["b"] * 5 + ["c"], 5) == [0, 5, 10, 1, 6]
 
 
 def test_own_prompts_are_checked_before_training(small, folders):
@@ -144,7 +150,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(small, change):
     large = small(batch_size=4, dtype="float64", **change)
     parts = small(batch_size=1, accumulate=4, dtype="float64", **change)
     assert (
-        per_update(large) == per_update(parts) == 4
+        images_per_update(large) == images_per_update(parts) == 4
         and total_steps(large, 8) == total_steps(parts, 8) == 2
     )
     model = perturb_loras(load_model(large))

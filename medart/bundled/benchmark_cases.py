@@ -21,7 +21,7 @@ from ..method.generation import sample_images
 from ..method.model import Model
 from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
-from ..training.cuda_graphs import instead
+from ..training.cuda_graphs import temporary_attributes
 from ..training.device import compile_blocks, deterministic
 from ..training.fused_lora import FusedLoRALinear
 from ..training.step import color_gradients, make_optimizer, training_step, update
@@ -158,7 +158,7 @@ def _two_passes(model, r=None, b=None):
             [whole(zt[i], t[i], cond[i]) for i in (slice(n), slice(n, None))]
         )
 
-    return instead(model, predict=halves)
+    return temporary_attributes(model, predict=halves)
 
 
 def _t5_each_step(model, r, b):
@@ -169,7 +169,7 @@ def _t5_each_step(model, r, b):
     def anew(zt, t, cond):
         return whole(zt, t, model.encode_text(texts, raw=not r.lowercase))
 
-    return instead(model, predict=anew)
+    return temporary_attributes(model, predict=anew)
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #f27a417f
 @contextmanager

@@ -26,8 +26,8 @@ from ..method.model import Model
 from ..method.parameter_counts import PIXART_512, T5_XXL
 from ..recipes.settings import Recipe
 from ..training.batches import draw_batch, TrainingSet
-from ..training.cuda_graphs import instead
-from ..training.device import between, mark
+from ..training.cuda_graphs import temporary_attributes
+from ..training.device import elapsed, record_event
 from ..training.fused_lora import fuse_loras
 from ..training.step import color_gradients, diffusion_gradients
 
@@ -143,7 +143,7 @@ def one_step(model: Model, r: Recipe, b: Batch):
 
 def known_times(model):
     "Inside, a model without numbers still has the noise schedule's, from which the solver takes its steps."
-    return instead(model, abar=_ABAR if model.abar.is_meta else model.abar)
+    return temporary_attributes(model, abar=_ABAR if model.abar.is_meta else model.abar)
 
 
 def one_event(model: Model, r: Recipe, b: Batch):
@@ -189,9 +189,9 @@ def timed(
         torch.cuda.synchronize()
     spans = []
     for k in range(warmup, warmup + repeats):
-        t0 = mark(device)
+        t0 = record_event(device)
         run(k)
-        spans.append((t0, mark(device)))
+        spans.append((t0, record_event(device)))
     memory, reserved = (
         (
             torch.cuda.max_memory_allocated() / 1e9,
@@ -200,7 +200,7 @@ def timed(
         if cuda
         else (None, None)
     )
-    return dict(seconds=[between(*s) for s in spans], memory=memory, reserved=reserved)
+    return dict(seconds=[elapsed(*s) for s in spans], memory=memory, reserved=reserved)
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #304da3e5
 def matmul_rate(

@@ -29,7 +29,7 @@ from medart.bundled.benchmark_models import (
 )
 from .full_size_costs import continued, full_captions, shapes
 from ..method.embeddings import cat_embeddings
-from ..method.hldf import Batch, hldf_cond, hldf_loss
+from ..method.hldf import Batch, sampled_color_loss, sampling_embeddings
 from ..method.model import Model, vae_batch
 from ..method.sampler import guided
 from ..recipes.recipe import recipe
@@ -37,6 +37,7 @@ from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.cuda_graphs import recomputing
 from ..training.memory import checkpointing
+from ..training.step import chain_recomputed
 
 # %% ../../nbs/bundled/21_memory_benchmarks.ipynb #955574a0
 class _Alive(TorchDispatchMode):
@@ -162,7 +163,7 @@ def _apart(
     model, r, b
 ):  # captions without their way through T5, and what then gets a gradient
     with torch.no_grad():
-        c = hldf_cond(model, r, b)
+        c = sampling_embeddings(model, r, b)
     c = replace(c, emb=c.emb.detach().requires_grad_())
     return c, [c.emb, *(p for p in model.transformer.parameters() if p.requires_grad)]
 
@@ -170,8 +171,8 @@ def _apart(
 def _chain_alone(model: Model, r: Recipe, b: Batch):
     "The first part of a colour loss with `offload`: T5 is away."
     c, params = _apart(model, r, b)
-    with known_times(model):
-        return torch.autograd.grad(hldf_loss(model, r, b, c), params)
+    with known_times(model), chain_recomputed(model, r):
+        return torch.autograd.grad(sampled_color_loss(model, r, b, c), params)
 
 
 def _one_pass(model: Model, r: Recipe, b: Batch):
@@ -191,7 +192,7 @@ def _one_pass(model: Model, r: Recipe, b: Batch):
 def _text_alone(model: Model, r: Recipe, b: Batch):
     "The second part: T5's share of the gradient."
     with checkpointing(model, r.checkpoint_all, text=r.checkpoint_all):
-        emb = hldf_cond(model, r, b).emb
+        emb = sampling_embeddings(model, r, b).emb
     params = [p for p in model.text_encoder.parameters() if p.requires_grad]
     return torch.autograd.grad(emb, params, torch.zeros_like(emb))
 

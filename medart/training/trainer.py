@@ -36,16 +36,16 @@ from ..recipes.runs import run_dir, save_recipe
 from ..recipes.scales import model_class
 from ..recipes.settings import Recipe, settings
 from .adapters import save_adapters
-from .batches import draw_batch, per_update, training_set
+from .batches import draw_batch, images_per_update, training_set
 from medart.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
     set_aside_outdated,
 )
-from .cuda_graphs import in_the_way
+from .cuda_graphs import cuda_graph_blockers
 from .device import compile_blocks, deterministic, peak_memory
-from .distributed import stop_signals, Votes
-from .logs import read_log, shown
+from .distributed import stop_signals, StopConsensus
+from .logs import read_log, progress_text
 from .models import load_model
 from medart.training.runs import (
     _reads,
@@ -53,15 +53,15 @@ from medart.training.runs import (
     divergence,
     finished,
     training_fault,
-    without_color,
+    missing_color_note,
 )
 from .step import make_optimizer, training_step
 from medart.training.validation import (
-    held_out,
+    validation_batches,
     sample_grid,
-    track_picture,
+    log_image,
     validation_loss,
-    Window,
+    LiveFigure,
 )
 
 # %% ../../nbs/training/17_trainer.ipynb #c436a880
@@ -139,7 +139,7 @@ def _ready(acc, r, out, key, steps):
     set_aside_outdated(out / "checkpoints", r, key, steps)
     if (out / "done.json").exists():
         _set_aside_run(r, out, training_fault(r, key))
-    why = in_the_way(r)
+    why = cuda_graph_blockers(r)
     if acc.device.type == "cuda" and r.cuda_graphs and why:
         print(
             f"With {', '.join(why)} steps are not recorded as CUDA graphs but launched "
@@ -185,8 +185,8 @@ class _Training:
             config = {k: str(v) for k, v in settings(r).items()}
             acc.init_trackers("medart", config=config)
         watched = self.main and r.validation_images
-        self.held = held_out(self.model, r) if watched else []
-        self.window, self.saved = Window(), time.time()
+        self.held = validation_batches(self.model, r) if watched else []
+        self.window, self.saved = LiveFigure(), time.time()
         last = self.log.clock[-1] if self.log.clock else (0, 0.0, 0.0, 0.0)
         self.in_color, self.in_grids = last[2:]
         self.t0 = time.perf_counter() - last[1]
@@ -228,7 +228,7 @@ def write_down(self: _Training, done: int, bar) -> None:
     times = time.perf_counter() - self.t0, self.in_color, self.in_grids
     self.log.clock.append((done, *(round(t, 3) for t in times)))
     rate = _rate(self.log.clock, self.r)
-    bar.set_postfix(shown(self.log.rows, rate), refresh=False)
+    bar.set_postfix(progress_text(self.log.rows, rate), refresh=False)
     if self.r.tracker:
         for row in new:
             scalars = {k: v for k, v in row.items() if k != "images"}
@@ -252,13 +252,13 @@ def show_grid(self: _Training, done: int) -> None:
     fig = sample_grid(self.model, self.r, self.ts, prompts=self.prompts)
     self.window.show(save_figure(fig, path))
     if self.r.tracker:
-        track_picture(self.acc, path, done)
+        log_image(self.acc, path, done)
     self.in_grids += time.perf_counter() - t0
 
 
 def _rate(clock, r):  # images a second since the log was last read
     (k0, t0, *_), (k1, t1, *_) = ([(0, 0.0)] + clock)[-2:]
-    return (k1 - k0) * per_update(r) / max(t1 - t0, 1e-9)
+    return (k1 - k0) * images_per_update(r) / max(t1 - t0, 1e-9)
 
 # %% ../../nbs/training/17_trainer.ipynb #a0900044
 @patch
@@ -267,7 +267,7 @@ def loop(
     stop_after: int | None,  # stop early after so many steps done, with a checkpoint
 ) -> bool:  # whether the run has come to its end
     "Draw, step, and now and then write down, save and look."
-    r, acc, vote = self.r, self.acc, Votes(self.acc)
+    r, acc, vote = self.r, self.acc, StopConsensus(self.acc)
     bar = progress(
         range(self.start, self.steps),
         initial=self.start,
@@ -345,7 +345,7 @@ def train(
             return out
         if acc.is_main_process:
             _ready(acc, r, out, key, steps)
-            note = without_color(r, steps)
+            note = missing_color_note(r, steps)
             if note:
                 print(note)
         acc.wait_for_everyone()
