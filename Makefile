@@ -8,12 +8,13 @@ IN_VENV := . $(VENV)/bin/activate &&
 export JUPYTER_PATH := $(CURDIR)/$(VENV)/share/jupyter
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test notebooks readme docs reference clean
+.PHONY: help setup demo test notebooks examples readme docs reference clean
 
 help:
 	@echo "make demo       train, generate, evaluate, classify and tables at tiny scale: outputs/*.ipynb"
 	@echo "make test       lint, then run every test and every numbered notebook"
 	@echo "make notebooks  write medart/ and re-execute the numbered notebooks in place"
+	@echo "make examples   run the run notebooks once at tiny scale and store what they show in nbs/"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make docs       a site of README and all notebooks, to read and search offline: build/docs"
 	@echo "make reference  renew outputs/reference from your own outputs/tables, figures and benchmark"
@@ -56,6 +57,10 @@ test: $(READY)
 notebooks: $(READY)
 	$(IN_VENV) nbdev-export
 	$(IN_VENV) for nb in nbs/*/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(IN_VENV) nbdev-clean
+
+examples: $(READY)
+	$(IN_VENV) python tools/execute_runs.py
 	$(IN_VENV) nbdev-clean
 
 readme: $(READY)
