@@ -66,3 +66,46 @@ def files():
     )
     paths = sorted({Path(name) for name in listed.stdout.split("\0") if name})
     return [path for path in paths if (ROOT / path).is_file()]
+
+
+@pytest.fixture(scope="session")
+def few_phantoms(tmp_path_factory):
+    "A small set of phantoms and a random ViT, made once and only read."
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    from medart.data.phantoms import write_phantoms
+    from medart.recipes.datasets import DATASETS
+
+    data = tmp_path_factory.mktemp("few_phantoms")
+    classes = list(DATASETS["skin"].counts)
+    few = dict(train=dict.fromkeys(classes, 12), test=dict.fromkeys(classes, 14))
+    write_phantoms("skin", data / "few", counts=few)
+    torch.manual_seed(0)
+    names = dict(enumerate(classes))
+    vit = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            image_size=64,
+            patch_size=8,
+            id2label=names,
+            label2id={c: i for i, c in names.items()},
+        )
+    )
+    vit.save_pretrained(data / "vit")
+    ViTImageProcessorPil(size=dict(height=64, width=64)).save_pretrained(data / "vit")
+    return data
+
+
+@pytest.fixture
+def few_run(few_phantoms, tmp_path, monkeypatch):
+    "A recipe on these few phantoms, its outputs in a folder of their own."
+    from medart.recipes.recipe import recipe
+
+    monkeypatch.setenv("MEDART_DATA", str(few_phantoms))
+    monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path))
+    return recipe("skin", scale="tiny", data="few", extractor=str(few_phantoms / "vit"))

@@ -18,8 +18,8 @@ from ..data.images import unit
 from ..method.losses import channel_stats
 
 # %% ../../nbs/evaluation/09_color.ipynb #d8378180
+# what Eq. 4 compares
 STATS = ("mean R", "mean G", "mean B", "std R", "std G", "std B")
-"What Eq. 4 compares."
 
 
 def color_stats(

@@ -25,11 +25,9 @@ from .image_sets import pixel_hash
 from ..recipes.scales import PHOTOGRAPHS
 
 # %% ../../nbs/evaluation/05_features.ipynb #fbb093df
+# what extractors were trained on: where nobody says it, and of the bundled ones
 _UNKNOWN = "unknown images"
-"What extractors were trained on, where nobody says it."
-
 DRAWN = ("drawn phantoms", "drawn shapes")
-"What the bundled extractors were trained on."
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ def weights_hash(
 
 # %% ../../nbs/evaluation/05_features.ipynb #ce4b11fb
 PHOTOS = "ImageNet photographs"
+# what published extractors were trained on
 _TRAINED_ON = {
     PHOTOGRAPHS: PHOTOS,
     "inception": PHOTOS,
@@ -68,7 +67,6 @@ _TRAINED_ON = {
     "mmuratarat/kvasir-v2-classifier": "Kvasir v2 itself",
     "Anwarkh1/Skin_Cancer-Image_Classification": "HAM10000",
 }
-"What published extractors were trained on."
 
 
 def learned_from(

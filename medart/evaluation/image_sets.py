@@ -57,8 +57,8 @@ def real_images(
     return ImageSet(x, s.classes, s.texts, s.files, tuple(range(len(s))))
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #e458be82
+# fewer images than this make no distance
 MIN_IMAGES = 10
-"Fewer images than this make no distance."
 
 
 def _image_size(

@@ -93,10 +93,11 @@ _ALL = [
     _share("auc", "AUC, one against rest", short="AUC"),
 ]
 
+# every measure of this project, those of the classifier among them
 MEASURES = {m.key: m for m in _ALL}
-"Every measure of this project, those of the classifier among them."
 
 # %% ../../nbs/evaluation/02_measures.ipynb #63295bb1
+# what must be shown wherever methods are compared in short
 HEADLINE_MEASURES = (
     "paired_color_gap",
     "lab_distance",
@@ -104,7 +105,6 @@ HEADLINE_MEASURES = (
     "frechet",
     "named",
 )
-"What must be shown wherever methods are compared in short."
 
 # %% ../../nbs/evaluation/02_measures.ipynb #187753f2
 def find_measure(

@@ -20,12 +20,12 @@ from ..recipes.scales import PHOTOGRAPHS
 # %% ../../nbs/evaluation/06_photo_networks.ipynb #5e0adb94
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_FOLDER = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+# the Inception v3 of the original FID, converted to torch
 INCEPTION = dict(
     file=_INCEPTION_FILE,
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     url=_INCEPTION_FOLDER + _INCEPTION_FILE,
 )
-"The Inception v3 of the original FID, converted to torch."
 
 
 def _inception_weights() -> Path:  # the file, of the right content
@@ -79,8 +79,8 @@ def load_inception(
     return Extractor(name, run, (), f"299 px, bilinear {how}", key, trained_on=PHOTOS)
 
 # %% ../../nbs/evaluation/06_photo_networks.ipynb #446051a4
+# SHA-256 of the weights of EfficientNet-Lite0, of version 0.1.0 of their package
 EFFICIENTNET = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"SHA-256 of the weights of EfficientNet-Lite0, of version 0.1.0 of their package."
 
 
 def efficientnet_weights() -> Path:  # the file, of the right content

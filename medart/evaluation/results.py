@@ -25,8 +25,8 @@ from ..recipes.settings import Recipe, settings
 from ..training.samples import samples_key
 
 # %% ../../nbs/evaluation/17_results.ipynb #5a195fe8
+# raised when a measure changes, so that old results are not taken for new ones
 VERSION = 5
-"Raised when a measure changes, so that old results are not taken for new ones."
 
 
 def provenance(
@@ -97,12 +97,12 @@ def results_fault(
     return record_fault(results_path(r, "metrics.json"), evaluation_inputs(r, data))
 
 # %% ../../nbs/evaluation/17_results.ipynb #b48a95b3
+# what must be said of published extractors' training
 TRAINING_CAVEATS = {
     "mmuratarat/kvasir-v2-classifier": "; perhaps on these very test images",
     "Anwarkh1/Skin_Cancer-Image_Classification": "; it may share images with the "
     "test set",
 }
-"What must be said of published extractors' training."
 
 
 def distance_name(

@@ -26,6 +26,7 @@ def _typology_angle(
     return np.where(b > 0.6, np.degrees(np.arctan2(L - 50, b)), np.nan)
 
 # %% ../../nbs/evaluation/13_skin_tone.ipynb #aa7ecc2e
+# lower bounds of the typology angle, degrees (Del Bino and Bernerd 2013)
 _TONES = {
     "very light": 55,
     "light": 41,
@@ -34,10 +35,8 @@ _TONES = {
     "brown": -30,
     "dark": -np.inf,
 }
-"Lower bounds of the individual typology angle, degrees (Del Bino and Bernerd 2013)."
-
+# what is neither yellowish nor, therefore, skin
 _NO_SKIN = "not a skin color"
-"What is neither yellowish nor, therefore, skin."
 
 
 def skin_angle(

@@ -1,0 +1,116 @@
+"Distances between clouds of points whose distance is known."
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from medart.evaluation import distances as distances_room
+from medart.core.randomness import np_rng
+
+
+@pytest.mark.parametrize("n,m,d", [(300, 400, 24), (500, 200, 8), (400, 500, 40)])
+def test_frechet_is_the_usual_formula(n, m, d):
+    g = np_rng(0, "usual", n)
+    mix = g.standard_normal((d, d))
+    a, b = g.standard_normal((n, d)) @ mix, g.standard_normal((m, d)) @ mix * 1.2 + 0.1
+    s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    usual = (
+        ((a.mean(0) - b.mean(0)) ** 2).sum()
+        + np.trace(s)
+        + np.trace(t)
+        - 2 * np.trace(sqrtm(s @ t)).real
+    )
+    assert distances_room.frechet_distance(a, b) == pytest.approx(usual, rel=1e-6, abs=1e-6)
+    assert distances_room.frechet_distance(b, a) == pytest.approx(
+        distances_room.frechet_distance(a, b), rel=1e-9
+    )
+    assert distances_room.frechet_distance(a, a) == pytest.approx(0, abs=1e-9 * np.trace(s))
+
+
+def test_frechet_agrees_with_torchmetrics_and_its_formula():
+    "The metric of torchmetrics, given a network of our own, and torch-fidelity's formula, from the same features."
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Pooled(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, x):
+            return torch.nn.functional.adaptive_avg_pool2d(x.double(), 2).flatten(1)
+
+    g, net = torch.Generator().manual_seed(0), Pooled()
+    a, b = (
+        torch.randint(0, 256, (60, 3, 8, 8), generator=g).byte(),
+        torch.randint(0, 200, (80, 3, 8, 8), generator=g).byte(),
+    )
+    fid = FrechetInceptionDistance(feature=net).set_dtype(torch.float64)
+    fid.update(a, real=True)
+    fid.update(b, real=False)
+    f1, f2 = net(a).numpy(), net(b).numpy()
+    s, t = np.cov(f1, rowvar=False), np.cov(f2, rowvar=False)
+    root = sqrtm(s.dot(t))
+    formula = (
+        (f1.mean(0) - f2.mean(0)).dot(f1.mean(0) - f2.mean(0))
+        + np.trace(s)
+        + np.trace(t)
+        - 2 * np.trace(root.real)
+    )
+    assert distances_room.frechet_distance(f1, f2) == pytest.approx(formula, rel=1e-6)
+    assert distances_room.frechet_distance(f1, f2) == pytest.approx(
+        fid.compute().item(), rel=1e-6
+    )
+
+
+def test_frechet_with_fewer_images_than_dimensions():
+    "The covariance is singular, which makes the general matrix root complex; ours stays real and at least zero."
+    g = np_rng(0, "thin")
+    a, b = g.standard_normal((20, 100)), g.standard_normal((30, 100))
+    assert distances_room.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert distances_room.frechet_distance(a, b) > 0
+
+
+def test_kid_is_unbiased_and_seeded():
+    g = np_rng(0, "kid")
+    values = [
+        distances_room.mmd2(g.standard_normal((50, 8)), g.standard_normal((60, 8)))
+        for _ in range(300)
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
+    a, b = g.standard_normal((80, 8)), g.standard_normal((80, 8)) + 0.5
+    assert (
+        distances_room.kid(a, b, seed=3)
+        == distances_room.kid(a, b, seed=3)
+        != distances_room.kid(a, b, seed=4)
+    )
+    with pytest.raises(ValueError, match="take a size from 2 to 80"):
+        distances_room.kid(a, b, size=81)
+
+
+def test_order_does_not_matter():
+    g = np_rng(0, "order")
+    a, b = g.standard_normal((90, 6)), g.standard_normal((90, 6)) + 0.3
+    p = g.permutation(90)
+    assert distances_room.frechet_distance(a[p], b) == pytest.approx(
+        distances_room.frechet_distance(a, b), rel=1e-9
+    )
+    assert distances_room.mmd2(a[p], b) == pytest.approx(
+        distances_room.mmd2(a, b), rel=1e-9
+    )
+    assert distances_room.prdc(a[p], b) == pytest.approx(distances_room.prdc(a, b))
+
+
+def test_stratified_kernel_distance_is_centered_on_zero_where_the_plain_one_is_not():
+    shares = np.repeat(np.arange(5), [12, 6, 6, 3, 1])
+    centers = np_rng(0, "centers").standard_normal((5, 8)) * 1.5
+    draw = lambda i, side: centers[shares] + np_rng(i, side).standard_normal((28, 8))
+    pairs = [(draw(i, "a"), draw(i, "b")) for i in range(400)]
+    plain = np.array([distances_room.mmd2(a, b) for a, b in pairs])
+    ours = np.array(
+        [distances_room.stratified_mmd2(a, b, shares, shares) for a, b in pairs]
+    )
+    assert (
+        abs(ours.mean()) < 3 * ours.std() / 20 and plain.mean() < -5 * plain.std() / 20
+    )
+    apart = [
+        distances_room.stratified_mmd2(a + 1, b, shares, shares) for a, b in pairs[:20]
+    ]
+    assert np.mean(apart) > 10 * ours.std()
