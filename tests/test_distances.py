@@ -20,11 +20,15 @@ def test_frechet_is_the_usual_formula(n, m, d):
         + np.trace(t)
         - 2 * np.trace(sqrtm(s @ t)).real
     )
-    assert distances_room.frechet_distance(a, b) == pytest.approx(usual, rel=1e-6, abs=1e-6)
+    assert distances_room.frechet_distance(a, b) == pytest.approx(
+        usual, rel=1e-6, abs=1e-6
+    )
     assert distances_room.frechet_distance(b, a) == pytest.approx(
         distances_room.frechet_distance(a, b), rel=1e-9
     )
-    assert distances_room.frechet_distance(a, a) == pytest.approx(0, abs=1e-9 * np.trace(s))
+    assert distances_room.frechet_distance(a, a) == pytest.approx(
+        0, abs=1e-9 * np.trace(s)
+    )
 
 
 def test_frechet_agrees_with_torchmetrics_and_its_formula():

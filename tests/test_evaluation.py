@@ -239,7 +239,11 @@ def test_small_sets_get_no_number_and_a_reason(few_run, few_phantoms):
         in measures.too_few("coverage", 12, 12)[0]
     )
     plan = uncertainty.plan_real_baseline(seen.classes, seen.classes, seen.classes)
-    notes = comparison.compare_sets(seen, seen, seen, plan, reps=4).set_index("measure").note
+    notes = (
+        comparison.compare_sets(seen, seen, seen, plan, reps=4)
+        .set_index("measure")
+        .note
+    )
     assert "no interval" in notes["coverage"] and "no interval" not in notes["frechet"]
     with pytest.raises(
         ValueError, match="needs 6 images on each side, and there are 5"
@@ -336,10 +340,12 @@ def test_captions_of_a_sample_find_the_image_they_describe(few_run):
     train = replace(train, texts=tuple(f"{t} {i}" for i, t in enumerate(train.texts)))
     order = [5, 3, 90, 41]
     drawn = replace(train[order], index=(0, 1, 2, 3))
-    assert comparison._caption_partners(drawn, train) == order and comparison._caption_partners(
-        train, train
-    ) == list(range(96))
-    assert comparison._caption_partners(replace(drawn, texts=("none",) * 4), train) is None
+    assert comparison._caption_partners(
+        drawn, train
+    ) == order and comparison._caption_partners(train, train) == list(range(96))
+    assert (
+        comparison._caption_partners(replace(drawn, texts=("none",) * 4), train) is None
+    )
 
 
 def test_damaged_results_are_measured_again(painted):
@@ -375,7 +381,9 @@ def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
         == ""
     )
     assert (
-        results_room.extractor_warning(r, extractors_room.load_extractor(str(few_phantoms / "vit")))
+        results_room.extractor_warning(
+            r, extractors_room.load_extractor(str(few_phantoms / "vit"))
+        )
         == ""
     ), "nobody knows"
     said = results_room.extractor_warning(r, ex)
@@ -397,16 +405,22 @@ def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
         replace_everywhere(monkeypatch, getattr(image_sets, name), lambda *a: test)
     replace_everywhere(monkeypatch, evaluator.check_enough, lambda r: None)
     replace_everywhere(monkeypatch, evaluator.check_generated, lambda r: None)
-    replace_everywhere(monkeypatch, evaluator.evaluation_inputs, lambda r, data=True: {})
+    replace_everywhere(
+        monkeypatch, evaluator.evaluation_inputs, lambda r, data=True: {}
+    )
     for _ in range(2):  # measured, and read again
         with pytest.warns(UserWarning, match="vit-skin has seen drawn phantoms alone"):
             evaluator.evaluate(r)
     assert (
         results_room.read_results(r)["warnings"] == [said]
-        and "trained on drawn phantoms" in results_room.read_results(r)["spaces"]["vit-skin"]
+        and "trained on drawn phantoms"
+        in results_room.read_results(r)["spaces"]["vit-skin"]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert (
-            results_room.extractor_warning(r, replace(ex, trained_on="ImageNet photographs")) == ""
+            results_room.extractor_warning(
+                r, replace(ex, trained_on="ImageNet photographs")
+            )
+            == ""
         )

@@ -47,7 +47,8 @@ def test_features_are_kept_by_content_and_do_not_depend_on_the_batch(
     file = next((tmp_path / "many").glob("*.npz"))
     file.write_bytes(file.read_bytes()[:100])
     assert (
-        features_room.extract_features(ex, x, batch=7, cache=tmp_path / "many").f == many.f
+        features_room.extract_features(ex, x, batch=7, cache=tmp_path / "many").f
+        == many.f
     ).all(), "a damaged cache file is not trusted"
 
 
@@ -396,7 +397,9 @@ def test_fid_resizes_as_the_original_unless_asked(
         sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity")
     )
     monkeypatch.setattr(fid, "NoTrainInceptionV3", Net)
-    replace_everywhere(monkeypatch, photo_networks._inception_weights, lambda: "weights")
+    replace_everywhere(
+        monkeypatch, photo_networks._inception_weights, lambda: "weights"
+    )
     ex = extractors_room.load_feature_space(name)
     assert asked == [antialias] and word in ex.about and ex.name == name
     assert results_room.distance_name(few_run, name) == (
@@ -530,5 +533,7 @@ def test_a_linear_probe_tells_coarse_photographs_from_sharp_ones(photographs):
     )
     assert extractors_room._linear_probe_accuracy(coarse, real) > 0.9
     same = g.standard_normal((60, 40))
-    assert abs(extractors_room._linear_probe_accuracy(same[:30], same[30:]) - 0.5) < 0.25
+    assert (
+        abs(extractors_room._linear_probe_accuracy(same[:30], same[30:]) - 0.5) < 0.25
+    )
     assert extractors_room._linear_probe_accuracy(same[:30] + 2, same[30:]) == 1

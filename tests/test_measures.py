@@ -69,7 +69,9 @@ def test_share_of_the_way_follows_direction_and_sign(key, value, base, real, sha
 
 
 def test_interval_ends_with_the_range():
-    assert uncertainty.confidence_interval("coverage", 0.98, 0.05) == pytest.approx((0.882, 1))
+    assert uncertainty.confidence_interval("coverage", 0.98, 0.05) == pytest.approx(
+        (0.882, 1)
+    )
     assert uncertainty.confidence_interval("named", 0.01, 0.05)[0] == 0
     assert (
         uncertainty.confidence_interval("frechet", 0.5, 1)[0] == 0

@@ -58,7 +58,9 @@ def test_copies_are_found_in_every_disguise_and_strangers_are_not(
     )
     limits = memorization._copy_thresholds(s[: len(test)], rate=0.02)
     flagged = memorization._flagged(s, limits)[len(test) :]
-    assert uncertainty.wilson_interval(flagged[: len(fresh)].sum(), len(fresh))[0] < 0.02
+    assert (
+        uncertainty.wilson_interval(flagged[: len(fresh)].sum(), len(fresh))[0] < 0.02
+    )
     assert dict(
         zip(planted, flagged[len(fresh) :].reshape(5, -1).mean(1))
     ) == dict.fromkeys(planted, 1.0)
@@ -103,7 +105,9 @@ def test_turned_strangers_are_flagged_no_oftener_than_promised(many):
     fresh = _drawn(7, 10)
     plain = memorization._copy_scores(fresh, train, test, spaces)
     assert (
-        uncertainty.wilson_interval(memorization._flagged(plain, limits).sum(), len(fresh))[0]
+        uncertainty.wilson_interval(
+            memorization._flagged(plain, limits).sum(), len(fresh)
+        )[0]
         < 0.02
     )
     for at in (1, 6):

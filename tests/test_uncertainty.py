@@ -99,7 +99,9 @@ def test_infinitely_many_images_take_two_a_feature(n, d):
 
 def test_floor_of_classes_with_single_images():
     "A class that cannot stand on both sides is left out, and said; where no class can, there is no floor."
-    plan = uncertainty.plan_real_baseline(("a",) * 8 + ("b",), ("a",) * 3, ("a",) * 8 + ("b",))
+    plan = uncertainty.plan_real_baseline(
+        ("a",) * 8 + ("b",), ("a",) * 3, ("a",) * 8 + ("b",)
+    )
     assert plan.n == 4 and "without b" in plan.how
     none = uncertainty.plan_real_baseline(("a", "b"), (), ("a", "b"))
     assert none.draws == [] and none.n == 0
