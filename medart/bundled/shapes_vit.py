@@ -165,7 +165,7 @@ def _losses_csv(losses):  # means over 20 updates
 # %% ../../nbs/bundled/00_shapes_vit.ipynb #a5c1f0e0
 _CARD = """# A small ViT for shapes
 
-A `ViTModel` for 64-pixel images, pretrained on drawn, brightly coloured shapes to \
+A `ViTModel` for 64-pixel images, pretrained on drawn, brightly colored shapes to \
 name their attributes: the stand-in of a ViT-B/16 pretrained on everyday images. It \
 has never seen a phantom or a medical image.
 

@@ -58,7 +58,7 @@ def _synthetic_images(
     "One generated image for each training image's caption, checked."
     s = synthetic_recipe(r)
     folder = samples_dir(s)
-    again = f"Paint one image for each training caption: {command(s, 'generate')}"
+    again = f"Generate one image for each training caption: {command(s, 'generate')}"
     if not (folder / "metadata.csv").exists():
         raise FileNotFoundError(
             f"{folder} holds no generated images (no metadata.csv). {again}"
@@ -82,7 +82,7 @@ def _synthetic_images(
 class LabeledImages:
     "Images and their classes."
 
-    x: Tensor  # of `sized`: uint8 (n,3,side,side), or features (n,1280)
+    x: Tensor  # of `network_inputs`: uint8 (n,3,side,side), or features (n,1280)
     y: Tensor  # (n,)
 
     def __len__(self):
@@ -139,7 +139,7 @@ TRAINING_SETS = ("synthetic", "real", "both")
 
 
 def _training_sets(
-    r: Recipe,  # a run whose images are painted
+    r: Recipe,  # a run whose images are generated
 ) -> tuple:  # kind -> Labelled, the test set, and an untrained Net
     "Everything that classifiers learn from and are examined on."
     real, test = load_split(r, "train"), load_split(r, "test")
@@ -246,11 +246,11 @@ def classifier_fault(
 
 # %% ../../nbs/evaluation/20_classification.ipynb #9a7ac150
 def classify(
-    r: Recipe,  # a run with one image painted for each training caption
+    r: Recipe,  # a run with one image generated for each training caption
     seeds=(0, 1, 2),  # of the classifiers
     device=None,  # where they run
 ) -> pd.DataFrame:  # training, seed, measure, value
-    "Train and examine all classifiers of a run: classifier.json and .csv in its folder."
+    "Train and examine a run's classifiers: classifier.json and .csv in its folder."
     seeds = list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(

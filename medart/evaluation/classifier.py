@@ -155,7 +155,7 @@ def normalize_pixels(
 @patch
 def logits(
     self: Classifier,
-    x: Tensor,  # of `sized`
+    x: Tensor,  # of `network_inputs`
 ) -> Tensor:  # (n,k)
     "What the network says before the softmax."
     if not self.pre:
@@ -203,7 +203,7 @@ def _check_finite(
 # %% ../../nbs/evaluation/19_classifier.ipynb #3506842b
 def train_classifier(
     net: Classifier,  # trained in place
-    x: Tensor,  # of `sized`: uint8 (n,3,side,side), or features (n,1280)
+    x: Tensor,  # of `network_inputs`: uint8 (n,3,side,side), or features (n,1280)
     y: Tensor,  # classes (n,), or shares of k attributes (n,k)
     epochs: int = 5,  # passes over the images
     lr: float = 2e-5,  # AdamW
@@ -243,7 +243,7 @@ def train_classifier(
 @torch.no_grad()
 def predict(
     net: Classifier,  # trained
-    x: Tensor,  # of `sized`: uint8 (n,3,side,side), or features (n,1280)
+    x: Tensor,  # of `network_inputs`: uint8 (n,3,side,side), or features (n,1280)
     batch: int = 128,  # images at once
 ) -> np.ndarray:  # probabilities (n,k), float64
     "What a network thinks of images."

@@ -40,7 +40,7 @@ def read_classification(
 
 # %% ../../nbs/evaluation/21_classifier_results.ipynb #b05eb33f
 def scores_table(
-    res: dict,  # of `classified`
+    res: dict,  # of `read_classification`
 ) -> pd.DataFrame:  # a row a training set
     "Scores as mean ± standard deviation over seeds; larger is better."
     rows = pd.DataFrame(res["rows"]).groupby(["training", "measure"], sort=False)
@@ -63,7 +63,7 @@ def _mean_and_spread(v):  # of several seeds
 
 # %% ../../nbs/evaluation/21_classifier_results.ipynb #9c01a525
 def recall_table(
-    res: dict,  # of `classified`
+    res: dict,  # of `read_classification`
 ) -> pd.DataFrame:  # a row a class, a column a training set
     "Share of each class's test images that were recognized, mean over seeds."
     found = {k: np.diag(c) / np.sum(c, 1) for k, c in res["confusion"].items()}
@@ -72,7 +72,7 @@ def recall_table(
 
 # %% ../../nbs/evaluation/21_classifier_results.ipynb #67c1119e
 def confusion_figure(
-    res: dict,  # of `classified`
+    res: dict,  # of `read_classification`
 ):  # figure
     "What each class's test images were taken for, a panel a training set."
     k, seeds = len(res["classes"]), len(res["seeds"])
@@ -99,7 +99,7 @@ def _confusion_panel(ax, counts, names):  # percentages, empty below half of one
 
 # %% ../../nbs/evaluation/21_classifier_results.ipynb #1f5d2071
 def recall_figure(
-    res: dict,  # of `classified`
+    res: dict,  # of `read_classification`
 ):  # figure
     "Recall of each class, a bar a training set."
     k, seeds = len(res["classes"]), len(res["seeds"])

@@ -28,12 +28,12 @@ from medart.workflows.model_card import (
 )
 
 # %% ../../nbs/workflows/10_data_card.ipynb #164b0c43
-def _painted(folder):  # the record of a finished set of images, or an error
+def _finished(folder):  # the record of a finished set of images, or an error
     record = read_record(folder / "key.json")
     fault = record_fault(folder / "key.json", {})
     if fault or "metadata.csv" not in record["files"]:
         raise ValueError(
-            f"{folder} cannot be described: {fault or 'painting was not finished'}. "
+            f"{folder} cannot be described: {fault or 'generation was not finished'}. "
             "Run generate again."
         )
     return record
@@ -47,14 +47,17 @@ def _says(folder, name):  # what an image says of itself
 _SET = """# Synthetic {modality} images
 
 **These images are synthetic and not for diagnosis.** They show no patient and are no
-evidence about any. Each file says so in its own text (`note`), together with its caption,
-its seed and the settings it was painted with. Do not use them to train or test a device
+evidence about any. Each file says so in its own text (`note`), together with its \
+caption,
+its seed and the settings it was generated with. Do not use them to train or test \
+a device
 for diagnosis without clinical validation, and look for copies of training images
 (`nbs/evaluate.ipynb`) before passing them on.
 
 {facts}
 {counts}
-The image of `file_name` in `metadata.csv` starts from the noise of its `seed` and `index`.
+The image of `file_name` in `metadata.csv` starts from the noise of its `seed` and \
+`index`.
 
 """
 
@@ -106,7 +109,7 @@ def data_card(
 ) -> Path:  # README.md
     "Write a card beside the images' metadata.csv; another README.md is set aside."
     folder = Path(folder)
-    record = _painted(folder)
+    record = _finished(folder)
     if not (folder.parent / "config.json").exists():
         raise FileNotFoundError(
             f"{folder.parent.name} holds no config.json: a set of images is described "

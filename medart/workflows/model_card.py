@@ -125,7 +125,8 @@ _COMFY = """
 For ComfyUI, put `{file}` into `models/loras` and apply it with the node "Load LoRA" to
 the model and to CLIP, both at strength 1: one half of it changes the transformer, the
 other T5. Write prompts in lower case, as the adapters read them in training. The names
-of its tensors were checked against those that ComfyUI's loader looks for; ComfyUI itself
+of its tensors were checked against those that ComfyUI's loader looks for; \
+ComfyUI itself
 was not run.
 """
 
@@ -192,8 +193,8 @@ def _settings_section(r, steps):  # how it was trained
     if model_class(r).pipeline is None:
         how = "all weights of the transformer were trained, from nothing"
     text = (
-        f"## How it was trained\n\nMethod `{r.method}`, {r.scale} scale, seed {r.seed}, "
-        f"{steps:,} updates; {how}. "
+        f"## How it was trained\n\nMethod `{r.method}`, {r.scale} scale, seed "
+        f"{r.seed}, {steps:,} updates; {how}. "
     )
     if not rows:
         return text + "All settings are the paper's.\n"
@@ -260,26 +261,27 @@ def _result_row(x):  # of the table
 # %% ../../nbs/workflows/08_model_card.ipynb #6ad739fd
 _USE = """## What it is for, and what not
 
-It paints {modality} images from captions, for research and teaching: to study such
+It generates {modality} images from captions, for research and teaching: to study such
 models, to try methods on images that show no patient, and to add images of rare
 classes to a training set, after showing on real images that this helps.
 
 It is not for diagnosis, nor for training or testing a device for it without clinical
-validation, and what it paints is no evidence about any patient. It knows the classes
+validation, and what it generates is no evidence about any patient. It knows the classes
 above and no others; it repeats what was one-sided in its training images; and it can
-repeat a training image, so look for copies before sharing what it paints.
+repeat a training image, so look for copies before sharing what it generates.
 """
 
 _LICENCE = """## Licence
 
 - Base model, {base}: {model}.
 - Training images: {data}.
-- These files, and the images they paint, may be used where both allow it.
+- These files, and the images they generate, may be used where both allow it.
 """
 
 _RAIL = """
 The use restrictions of the base model's licence (its attachment A) bind everyone who
-uses these adapters, a model that they were merged into, or what either paints. Whoever
+uses these adapters, a model that they were merged into, or what either generates. \
+Whoever
 passes the files on passes these restrictions on.
 """
 
@@ -312,7 +314,7 @@ def _title(r):
         what = f"LoRA adapters for {base_name(r)} (family {r.family})"
     return (
         f"# Med-Art: {r.dataset}\n\n{what}, trained with Med-Art's method `{r.method}` "
-        f"to paint {dataset_of(r).modality} images from captions.\n"
+        f"to generate {dataset_of(r).modality} images from captions.\n"
     )
 
 

@@ -184,8 +184,8 @@ def cropping_note(
     if most < 0.005:
         return "All images are square: nothing is cropped away."
     return (
-        f"A square from the middle throws away {mean:.0%} of the pixels on average, and "
-        f"{most:.0%} of the image that loses most."
+        f"A square from the middle throws away {mean:.0%} of the pixels on average, "
+        f"and {most:.0%} of the image that loses most."
     )
 
 # %% ../../nbs/workflows/11_own_images.ipynb #3b15f14b
@@ -287,8 +287,8 @@ def too_few_to_measure(
         return ""
     return (
         f"No distances and no search for copies: the test set holds {n} images, and "
-        f"{MIN_IMAGES} are needed. A fifth of each class goes there, so about {5 * MIN_IMAGES} "
-        "images in all are enough."
+        f"{MIN_IMAGES} are needed. A fifth of each class goes there, so about "
+        f"{5 * MIN_IMAGES} images in all are enough."
     )
 
 

@@ -142,8 +142,8 @@ def _class_parts(res):
         columns=_COLUMN_TITLES
     )
     note = (
-        "Distances of fewer than five images a side are left empty. Real against real is "
-        "what the real images of a class score against each other"
+        "Distances of fewer than five images a side are left empty. Real against real "
+        "is what the real images of a class score against each other"
     )
     return [ReportPart("heading", "Class by class"), ReportPart("table", shown, note)]
 
@@ -152,8 +152,8 @@ def _tone_parts(res):
     if not res["tones"]:
         return []
     said = (
-        "Estimated from the image's own skin (individual typology angle), not from what "
-        "patients said."
+        "Estimated from the image's own skin (individual typology angle), not from "
+        "what patients said."
     )
     t = pd.DataFrame(res["tones"]).rename(columns=_COLUMN_TITLES)
     return [
@@ -168,9 +168,9 @@ def _copy_parts(res, sets):
     said = (
         f"{c['flagged']} of {c['n']} generated images are so much closer to a training "
         "image than to any test image that they look like copies (95% interval "
-        f"{c['low']:.1%} to {c['high']:.1%}); at most {c['rate']:.0%} of images that copy "
-        "nothing would be flagged too. Look at these before images are passed on: a copy "
-        "of a patient's image is that patient's image."
+        f"{c['low']:.1%} to {c['high']:.1%}); at most {c['rate']:.0%} of images that "
+        "copy nothing would be flagged too. Look at these before images are passed on: "
+        "a copy of a patient's image is that patient's image."
     )
     pictures = png_bytes(copies_figure(res, sets))
     about = "The ten closest: generated, nearest training and nearest test image"
@@ -188,8 +188,8 @@ def _copy_parts(res, sets):
 def _classifier_parts(r):
     res = read_classification(r)
     said = (
-        "Classifiers trained on real images, on generated ones and on both, and examined "
-        "on real test images: what generated images teach. They start from "
+        "Classifiers trained on real images, on generated ones and on both, and "
+        "examined on real test images: what generated images teach. They start from "
         f"{res['start']}. {res['n_test']} test images; as many updates for each; "
         f"seeds: {', '.join(map(str, res['seeds']))}."
     )
@@ -214,7 +214,7 @@ def run_limits(
     said = []
     if r.scale == "tiny":
         said.append(
-            "Tiny scale: the models are small, start from drawn shapes and paint "
+            "Tiny scale: the models are small, start from drawn shapes and generate "
             f"{r.size} x {r.size} pixels. The images are coarse whatever the numbers "
             "say: they show that the method runs, not what it can do."
         )
@@ -226,13 +226,13 @@ def run_limits(
     few = [category(c) for c, n in counts.items() if n < 20]
     if few:
         said.append(
-            f"Fewer than 20 real test images of {', '.join(few)}: their own numbers vary "
-            "widely by chance."
+            f"Fewer than 20 real test images of {', '.join(few)}: their own numbers "
+            "vary widely by chance."
         )
     if sum(counts.values()) < 200:
         said.append(
-            f"{sum(counts.values())} real test images in all: small differences between "
-            "runs are chance."
+            f"{sum(counts.values())} real test images in all: small differences "
+            "between runs are chance."
         )
     said.append(
         "The split is by image unless the table names patients or lesions: several "
@@ -282,7 +282,8 @@ def _short_summary(
     n = {k: len(s.x) for k, s in sets.items()}
     classes = len(set(sets["test"].classes))
     rows = {
-        "images": f"{n['train']} to train on, {n['test']} to test on, {classes} classes",
+        "images": f"{n['train']} to train on, {n['test']} to test on, "
+        f"{classes} classes",
         "generated": f"{n['gen']} images",
     }
     if res:

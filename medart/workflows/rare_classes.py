@@ -45,7 +45,8 @@ def rare_counts(
     classes = DATASETS[dataset].counts
     if not rare or set(rare) - set(classes):
         raise ValueError(
-            f"rare={' '.join(rare)!r} must name classes of {dataset}: {' '.join(classes)}."
+            f"rare={' '.join(rare)!r} must name classes of {dataset}: "
+            f"{' '.join(classes)}."
         )
     return dict(
         train={c: few if c in rare else many for c in classes},
@@ -77,7 +78,7 @@ def _repeated_images(
 
 # %% ../../nbs/workflows/15_rare_classes.ipynb #921d77ba
 def _generated_rare(
-    r: Recipe,  # a run whose images are painted with `per_class`
+    r: Recipe,  # a run whose images are generated with `per_class`
     rare: tuple,  # class folders
 ) -> Split:
     "The generated images of rare classes, checked."
@@ -88,7 +89,7 @@ def _generated_rare(
 
 # %% ../../nbs/workflows/15_rare_classes.ipynb #68836fec
 def rare_sets(
-    r: Recipe,  # a run whose images are painted with `per_class`
+    r: Recipe,  # a run whose images are generated with `per_class`
     rare: tuple,  # class folders
 ) -> tuple:  # arm -> Labelled, the test set, the classes
     "What classifiers learn from and are examined on."
@@ -113,7 +114,7 @@ def class_recalls(
 
 # %% ../../nbs/workflows/15_rare_classes.ipynb #37c71af3
 def rare_recalls(
-    r: Recipe,  # a run whose images are painted with `per_class`
+    r: Recipe,  # a run whose images are generated with `per_class`
     rare: tuple,  # class folders
     seeds=range(5),  # of the classifiers
     device=None,  # where they run

@@ -50,9 +50,9 @@ def data_parts(
         ReportPart("table", _class_counts(m), "Images of each class"),
         ReportPart(
             "text",
-            f"Set aside before anything else: {len(aside)} files. Copies among the rest: "
-            f"{kinds['exact']} pairs that are the same and {kinds['near']} that look "
-            "alike.",
+            f"Set aside before anything else: {len(aside)} files. Copies among the "
+            f"rest: {kinds['exact']} pairs that are the same and {kinds['near']} that "
+            "look alike.",
         ),
     ]
     if len(aside):
@@ -112,8 +112,8 @@ def _written_captions(r, tables):  # by a captioner
     shares = validity(both)
     shares["class"] = shares["class"].map(category)
     note = (
-        "Shares of captions accepted at once, accepted after asking again, and replaced "
-        "by the simple one"
+        "Shares of captions accepted at once, accepted after asking again, and "
+        "replaced by the simple one"
     )
     samples = png_bytes(samples_figure(r, "test", tables["test"]))
     about = "Test images. In brackets the simple caption, then the one that is used"
@@ -130,14 +130,14 @@ def training_parts(
     "What was trained, and how it went."
     told = [
         f"{r.method}, {r.scale} scale: {r.epochs:g} passes over the training images in "
-        f"batches of {r.batch_size}, {r.size} x {r.size} pixels, LoRA of rank {r.rank}, "
-        f"seed {r.seed}. Model: {shareable(r.model)}."
+        f"batches of {r.batch_size}, {r.size} x {r.size} pixels, LoRA of rank "
+        f"{r.rank}, seed {r.seed}. Model: {shareable(r.model)}."
     ]
     if r.interval:
         steps = int(read_losses(r).step.max())
         told.append(
             f"Every {r.interval} updates the color loss compares means and spreads of "
-            "channels, painted and real: "
+            "channels, generated and real: "
             f"{steps // r.interval} times in {steps} updates."
         )
     curves = png_bytes(loss_figure(r))

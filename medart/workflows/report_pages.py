@@ -172,8 +172,8 @@ def write_html(
     return write_atomic(
         path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(str(parts[0].what))}</title><style>{_PAGE_STYLE}</style></head>"
-        f"<body>{body}</body></html>\n",
+        f"<title>{html.escape(str(parts[0].what))}</title>"
+        f"<style>{_PAGE_STYLE}</style></head><body>{body}</body></html>\n",
     )
 
 # %% ../../nbs/workflows/12_report_pages.ipynb #aae99374
@@ -274,8 +274,9 @@ def write_pdf(
 
 _NO_FONT = (
     "No font of this machine has some of the signs in this report. In the PDF and in "
-    "figures they stand by their numbers, as [U+76AE]; the web page shows them. Install "
-    "a font that has them, for example Noto Sans CJK, and write the report again."
+    "figures they stand by their numbers, as [U+76AE]; the web page shows them. "
+    "Install a font that has them, for example Noto Sans CJK, and write the report "
+    "again."
 )
 
 

@@ -52,8 +52,8 @@ def _refuse_foreign(folder):
     fault = "" if empty or not folder.exists() else export_fault(folder)
     if fault:
         raise FileExistsError(
-            f"{folder} is there already, and {fault}. Nothing was written: move it away, "
-            "or pass another folder."
+            f"{folder} is there already, and {fault}. Nothing was written: move it "
+            "away, or pass another folder."
         )
 
 # %% ../../nbs/workflows/09_sharing.ipynb #62e5f2a1
@@ -159,7 +159,8 @@ def push_to_hub(
     folder = Path(folder)
     if fault := export_fault(folder):
         raise ValueError(
-            f"{folder} is not uploaded: {fault}. Export anew, and upload what that wrote."
+            f"{folder} is not uploaded: {fault}. Export anew, and upload what that "
+            "wrote."
         )
     if not read_record(folder / "export.json")["data_licence"]:
         raise ValueError(
@@ -169,8 +170,8 @@ def push_to_hub(
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(
             f"HF_HUB_OFFLINE forbids to reach the Hugging Face hub, so {name} is not "
-            "uploaded. Unset it, or copy the folder to a machine with a network and run "
-            "`hf upload` there."
+            "uploaded. Unset it, or copy the folder to a machine with a network and "
+            "run `hf upload` there."
         )
     return _upload(folder, name, private)
 
@@ -192,8 +193,8 @@ def _upload_error(name, error):
         )
     if isinstance(error, HfHubHTTPError):
         return PermissionError(
-            f"The Hugging Face hub refused {name}: run `hf auth login` with a token that "
-            f"may write, and check the account's name. {said}"
+            f"The Hugging Face hub refused {name}: run `hf auth login` with a token "
+            f"that may write, and check the account's name. {said}"
         )
     return ConnectionError(
         f"{name} was not uploaded. The folder itself is complete: try again later, or "
