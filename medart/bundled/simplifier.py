@@ -27,7 +27,7 @@ from ..core.files import save_pretrained
 from ..core.progress import progress
 from ..core.randomness import np_rng
 from ..core.records import built, mark_built, unmark
-from ..data.canvas import BORDERS, TEXTURES
+from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
 from ..data.phantoms import describe_phantom, FEATURE_SEED, TEST_FROM
 from ..method.simplify import limits, load_simplifier, shortening_fault

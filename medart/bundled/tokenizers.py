@@ -11,7 +11,7 @@ import json
 from tokenizers import decoders, models, pre_tokenizers, processors, Tokenizer, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from ..data.canvas import BORDERS, TEXTURES
+from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
 
 # %% ../../nbs/bundled/02_tokenizers.ipynb #753b216f
@@ -24,7 +24,7 @@ logging.getLogger("transformers.utils.import_utils").addFilter(
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from ..data.canvas import BORDERS, TEXTURES
+from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
 
 # %% ../../nbs/bundled/02_tokenizers.ipynb #d4e9490e

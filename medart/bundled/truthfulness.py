@@ -16,7 +16,7 @@ from PIL import Image
 from .fitting import feature_phantoms
 from .true_captions import full_caption
 from ..core.progress import progress
-from ..data.canvas import BORDERS, TEXTURES
+from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
 from ..data.phantoms import TEST_FROM
 from ..data.phrases import simple_caption
