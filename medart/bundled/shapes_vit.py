@@ -16,7 +16,7 @@ from ..core.files import save_pretrained, write_atomic
 from ..core.progress import progress
 from ..core.randomness import np_rng, seed_of
 from ..core.records import built, mark_built, unmark
-from ..data.canvas import BORDERS, OUTLINES, TEXTURES
+from ..data.outlines import BORDERS, OUTLINES, TEXTURES
 from ..data.palettes import BRIGHT
 from ..data.shapes import draw_shape, random_shape, Shape
 from ..evaluation.classifier import Classifier, predict, train_classifier
