@@ -79,8 +79,8 @@ def _check_limits(r):
     if max(r.gen_steps, r.solver_steps) > _DIFFUSION_TIMES:
         raise ValueError(
             f"gen_steps={r.gen_steps} and solver_steps={r.solver_steps} must be at "
-            f"most the {_DIFFUSION_TIMES} diffusion times that models are trained on; 20 to 50 "
-            "are usual."
+            f"most the {_DIFFUSION_TIMES} diffusion times that models are trained on; "
+            "20 to 50 are usual."
         )
     if not r.classifier_lr:
         usual = SCALES[r.scale]["classifier_lr"]

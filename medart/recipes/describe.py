@@ -24,17 +24,19 @@ _FIRST = (
 )
 
 
+def _texts(r):  # setting -> value, free of this machine's folders
+    return {k: str(v) for k, v in portable(asdict(r)).items()}
+
+
 def _settings_table(
     r: Recipe,  # a recipe
 ) -> pd.DataFrame:  # by setting: stage, value, the paper's value, shown at once
     "Every setting, beside the paper's."
     own = {} if r.dataset in DATASETS else dict(data=str(data_dir() / r.data))
-    paper = portable(asdict(recipe(r.dataset, scale="paper", **own)))
-    mine = portable(asdict(r))
+    paper = recipe(r.dataset, scale="paper", **own)
     stage = {f.name: f.metadata.get("stage", "train") for f in fields(r)}
-    rows = [(k, stage[k], str(mine[k]), str(paper[k])) for k in stage]
-    t = pd.DataFrame(rows, columns=["setting", "stage", "value", "paper"])
-    t = t.set_index("setting")
+    t = pd.DataFrame(dict(stage=stage, value=_texts(r), paper=_texts(paper)))
+    t.index.name = "setting"
     return t.assign(shown=t.index.isin(_FIRST) | (t.value != t.paper))
 
 # %% ../../nbs/recipes/11_describe.ipynb #1f727382
@@ -43,9 +45,9 @@ class _Description:
 
     def __init__(self, r: Recipe):
         self.table = _settings_table(r)
-        first = self.table.index.get_indexer_for([*_FIRST])
-        shown = [i for i, s in enumerate(self.table.shown) if s and i not in first]
-        self.top = self.table.iloc[[*first, *shown]].drop(columns="shown")
+        first = self.table.loc[[*_FIRST]]
+        others = self.table[self.table.shown].drop(index=first.index)
+        self.top = pd.concat([first, others]).drop(columns="shown")
         self.rest = self.table[~self.table.shown].drop(columns=["shown", "paper"])
         self.more = f"{len(self.rest)} settings more, as in the paper's recipe"
 

@@ -162,12 +162,14 @@ def command(
     notebook: str,  # train, generate, evaluate, classify
 ) -> str:
     "The shell command that runs one stage of a recipe, from the repository's root."
-    plain, named = default_recipe(r, r.profile), _named(r)
-    rest = {k: v for k, v in settings(r).items() if k not in named}
-    changed = {k: v for k, v in rest.items() if v != getattr(plain, k)}
+    plain = default_recipe(r, r.profile)
+    told = _named(r)
+    for k, v in settings(r).items():
+        if k not in told and v != getattr(plain, k):
+            told[k] = v
     if r.dataset not in DATASETS:
-        changed["data"] = r.data
-    words = [papermill_option(k, _spelled(k, v)) for k, v in (named | changed).items()]
+        told["data"] = r.data
+    words = [papermill_option(k, _spelled(k, v)) for k, v in told.items()]
     out = f"outputs/{notebook}-{r.dataset}-{r.method}.ipynb"
     return f"papermill nbs/{notebook}.ipynb {out}{''.join(words)}"
 

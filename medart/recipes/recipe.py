@@ -71,9 +71,12 @@ def _own_training(d):  # what a data set says of the length of training
 
 def _scale_settings(d, scale, data):  # a scale's settings, names filled in
     known = d.name if d.name in DATASETS else "skin"
-    names = dict(dataset=known, classifier=d.classifier, **small_networks(known, data))
-    texts = {k: v for k, v in SCALES[scale].items() if isinstance(v, str)}
-    return SCALES[scale] | {k: v.format(**names) for k, v in texts.items()}
+    networks = small_networks(known, data)
+    names = dict(dataset=known, classifier=d.classifier, **networks)
+    filled = {}
+    for k, v in SCALES[scale].items():
+        filled[k] = v.format(**names) if isinstance(v, str) else v
+    return filled
 
 
 def _family_settings(family, scale, max_tokens):
