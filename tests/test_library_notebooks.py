@@ -1,38 +1,45 @@
-"Every numbered notebook runs from top to bottom in a fresh kernel; the file on disk is left alone."
+"Every library notebook runs from top to bottom in a fresh process; the file on disk is left alone."
 
+import json
 import os
-import re
-import time
+import subprocess
+import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
-NUMBERED = sorted(
-    path for path in NBS.glob("*/*.ipynb") if re.match(r"\d\d_", path.stem)
-)
-SECONDS = 1800  # for one notebook: none takes two minutes alone; this only ends one that hangs
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*/[0-9][0-9]_*.ipynb"))
 
 
-def test_there_are_numbered_notebooks():
-    assert NUMBERED, f"no numbered notebook in {NBS}"
+def test_there_are_library_notebooks():
+    assert NOTEBOOKS, "no library notebook in nbs/"
+
+
+@pytest.fixture(scope="module")
+def runner():
+    "A process that has imported the large libraries and forks one for each notebook."
+    program = Path(__file__).with_name("notebook_runner.py")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, str(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as process:
+        yield process
+        process.stdin.close()
 
 
 @pytest.mark.parametrize(
-    "path", NUMBERED, ids=lambda path: f"{path.parent.name}-{path.stem}"
+    "path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
-def test_notebook_runs(path, folders):
-    notebook = nbformat.read(path, as_version=4)
-    end = time.monotonic() + SECONDS
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout_func=lambda cell: max(1, int(end - time.monotonic())),
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    env = {
-        name: value for name, value in os.environ.items() if name != "MPLBACKEND"
-    }  # figures inline, as for a reader
-    client.execute(env=env)
+def test_notebook_runs(path, folders, runner, tmp_path):
+    log = tmp_path / "log.txt"
+    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    job = dict(path=str(path), env=env, log=str(log))
+    runner.stdin.write(json.dumps(job) + "\n")
+    runner.stdin.flush()
+    status = json.loads(runner.stdout.readline())
+    assert status == 0, log.read_text(encoding="utf-8")[-6000:]

@@ -1,0 +1,67 @@
+"""Runs notebooks, each in a process of its own that is forked from one which has imported the large libraries already.
+
+A line of JSON on standard input names a notebook and its environment; a line of JSON on standard output says how it ended.
+Of this package nothing is imported before a notebook asks for it.
+"""
+
+import json
+import os
+import sys
+import traceback
+
+
+def import_libraries():
+    "What every notebook would spend seconds on."
+    import accelerate  # noqa: F401
+    import diffusers  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import seaborn  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+    from diffusers import AutoencoderKL, PixArtAlphaPipeline  # noqa: F401
+    from execnb.shell import CaptureShell  # noqa: F401
+    from transformers import T5EncoderModel  # noqa: F401
+
+
+def run(path, env):
+    "The notebook from top to bottom in a shell of its own; an error in a cell is raised."
+    from execnb.shell import CaptureShell
+
+    os.environ.clear()
+    os.environ.update(env)
+    CaptureShell(path).execute(path, exc_stop=True)
+
+
+def in_child(job, log):
+    "Exit status of a forked process that runs the job and writes what it prints to a file."
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 1
+    try:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
+        os.dup2(1, 2)
+        run(job["path"], job["env"])
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print does not come between the answers
+    import_libraries()
+    for line in sys.stdin:
+        job = json.loads(line)
+        status = in_child(job, job["log"])
+        print(json.dumps(status), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
