@@ -50,7 +50,7 @@ def blobs(n, seed, dim=0.0):
     x = 110 + 40 * torch.randn(n, 3, 64, 64, generator=g)
     x[y == 0, 0] += 60 - dim
     x[y == 1, 2] += 60 - dim
-    return classification.Labelled(x.clamp(0, 255).byte(), y)
+    return classification.LabeledImages(x.clamp(0, 255).byte(), y)
 
 
 # Scores
@@ -59,10 +59,10 @@ def blobs(n, seed, dim=0.0):
 def test_scores_of_known_answers():
     y = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     right, blind = np.eye(3)[y], np.tile([0.5, 0.25, 0.25], (8, 1))
-    assert classifier_room.scores(y, right) == dict.fromkeys(
+    assert classifier_room.classification_scores(y, right) == dict.fromkeys(
         classifier_room.SCORES, 1.0
     )
-    got = classifier_room.scores(y, blind)
+    got = classifier_room.classification_scores(y, blind)
     f0 = 2 * 0.5 * 1 / 1.5  # precision 1/2, recall 1
     assert got == pytest.approx(
         dict(weighted_f1=f0 / 2, macro_f1=f0 / 3, bacc=1 / 3, auc=0.5)
@@ -75,8 +75,8 @@ def test_auc_asks_for_order_alone():
         np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]),
     )
     assert (
-        classifier_room.scores(y, p)["auc"] == 1
-        and classifier_room.scores(y, p)["bacc"] == 0.5
+        classifier_room.classification_scores(y, p)["auc"] == 1
+        and classifier_room.classification_scores(y, p)["bacc"] == 0.5
     )
 
 
@@ -103,27 +103,33 @@ def test_scores_by_hand():
         bacc=(hit / n).mean(),
         auc=np.mean(auc),
     )
-    assert classifier_room.scores(y, p) == pytest.approx(want)
+    assert classifier_room.classification_scores(y, p) == pytest.approx(want)
 
 
 def test_a_class_without_test_images_is_refused():
     with pytest.raises(ValueError, match="no test image of class 2 of 3"):
-        classifier_room.scores(np.array([0, 1, 0]), np.eye(3)[[0, 1, 0]])
+        classifier_room.classification_scores(np.array([0, 1, 0]), np.eye(3)[[0, 1, 0]])
 
 
 def three(p=None, y=(0, 1, 2)):
-    return lambda: classifier_room.scores(np.array(y), np.eye(3) if p is None else p)
+    return lambda: classifier_room.classification_scores(
+        np.array(y), np.eye(3) if p is None else p
+    )
 
 
 @pytest.mark.parametrize(
     "wrong,says",
     [
         (
-            lambda: classifier_room.scores(np.zeros(5, int), np.ones((5, 1))),
+            lambda: classifier_room.classification_scores(
+                np.zeros(5, int), np.ones((5, 1))
+            ),
             "one class only",
         ),
         (
-            lambda: classifier_room.scores(np.zeros(0, int), np.ones((0, 2))),
+            lambda: classifier_room.classification_scores(
+                np.zeros(0, int), np.ones((0, 2))
+            ),
             "no test image of class 0, 1 of 2",
         ),
         (
@@ -141,7 +147,7 @@ def test_what_has_no_scores_is_refused(wrong, says):
 
 
 def test_two_classes_have_scores():
-    assert classifier_room.scores(
+    assert classifier_room.classification_scores(
         np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]
     ) == dict.fromkeys(classifier_room.SCORES, 1.0)
 
@@ -162,21 +168,21 @@ def test_all_training_sets_have_the_same_number_of_updates(run, monkeypatch):
     replace_everywhere(monkeypatch, shapes_vit.train_classifier, counted)
     classification.classify(run, seeds=(0,))
     assert seen == [(32, 3), (32, 3), (64, 3)]
-    assert classifier_results.classified(run)["updates"] == 3
+    assert classifier_results.read_classification(run)["updates"] == 3
 
 
 def test_a_batch_may_be_cut_but_no_image_is_preferred():
-    whole = classifier_room.training_batches(10, 4, 6)
+    whole = classifier_room._training_batches(10, 4, 6)
     assert (
         sorted(np.concatenate(whole[:3]))
         == sorted(np.concatenate(whole[3:]))
         == list(range(10))
     )
-    assert [b.tolist() for b in classifier_room.training_batches(10, 4, 2)] == [
+    assert [b.tolist() for b in classifier_room._training_batches(10, 4, 2)] == [
         b.tolist() for b in whole[:2]
     ]
     assert (
-        len(classifier_room.training_batches(3, 8, 5))
+        len(classifier_room._training_batches(3, 8, 5))
         == 5
         == classifier_room.count_updates(3, 5, 8)
     )
@@ -192,12 +198,14 @@ def test_a_diverged_classifier_is_said(run):
         )
     fast = replace(run, classifier_lr=3.0, classifier_epochs=4)
     classification.classify(fast, seeds=(0,))
-    remarks = classifier_results.classified(fast)["remarks"]
-    assert {x["training"] for x in remarks} == set(classification.KINDS) and all(
-        "learned nothing" in x["remark"] for x in remarks
-    )
+    remarks = classifier_results.read_classification(fast)["remarks"]
+    assert {x["training"] for x in remarks} == set(
+        classification.TRAINING_SETS
+    ) and all("learned nothing" in x["remark"] for x in remarks)
     assert (
-        classifier_results.scores_table(classifier_results.classified(fast))["remarks"]
+        classifier_results.scores_table(classifier_results.read_classification(fast))[
+            "remarks"
+        ]
         .str.contains("seed 0: learned nothing")
         .all()
     )
@@ -243,7 +251,9 @@ def test_a_task_without_scores_is_refused_before_anything_is_read(
         lambda r, s: split(dict(train=train, test=test)[s]),
     )
     replace_everywhere(
-        monkeypatch, classification.load_vit, lambda *a, **k: pytest.fail("too late")
+        monkeypatch,
+        classification.load_classifier,
+        lambda *a, **k: pytest.fail("too late"),
     )
     with pytest.raises(ValueError, match=says):
         classification.classify(run, seeds=(0,))
@@ -253,7 +263,7 @@ def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
     train, test = blobs(64, 0), blobs(64, 1)
 
     def accuracy(y, seed=0):
-        net = shapes_vit.small_vit(("red", "blue"), width=32, layers=2)
+        net = shapes_vit._small_vit(("red", "blue"), width=32, layers=2)
         losses = classifier_room.train_classifier(
             net, train.x, y, epochs=4, lr=2e-3, batch=16, seed=seed
         )
@@ -275,19 +285,19 @@ def test_it_learns_the_same_twice_and_not_from_shuffled_labels():
 
 def test_labels_may_be_shared_between_attributes():
     "A picture that is half one thing and half another: the network says so."
-    net = shapes_vit.small_vit(("a", "b", "c"), width=32, layers=1)
+    net = shapes_vit._small_vit(("a", "b", "c"), width=32, layers=1)
     x, y = blobs(16, 0).x, torch.tensor([0.5, 0.5, 0.0]).repeat(16, 1)
     classifier_room.train_classifier(net, x, y, epochs=12, lr=3e-3, batch=8)
     assert np.abs(classifier_room.predict(net, x) - [0.5, 0.5, 0]).max() < 0.1
 
 
 def test_shapes_are_labelled_with_what_is_true():
-    x, y = shapes_vit.shape_pictures(40, seed=5)
+    x, y = shapes_vit._shape_pictures(40, seed=5)
     assert x.shape == (40, 3, 64, 64) and y.sum(1).allclose(torch.ones(40))
-    assert ((y > 0).sum(1) == len(shapes_vit.GROUPS)).all()
+    assert ((y > 0).sum(1) == len(shapes_vit._ATTRIBUTE_GROUPS)).all()
     at = (
-        shapes_vit.ATTRIBUTES.index("on white"),
-        shapes_vit.ATTRIBUTES.index("on black"),
+        shapes_vit._ATTRIBUTES.index("on white"),
+        shapes_vit._ATTRIBUTES.index("on black"),
     )
     corners = x[:, :, :4, :4].float().mean((1, 2, 3))
     bright = [corners[y[:, k] > 0] for k in at]
@@ -296,7 +306,7 @@ def test_shapes_are_labelled_with_what_is_true():
         or bright[1].numel() == 0
         or bright[0].min() > bright[1].max()
     )
-    truth = shapes_vit.named_rightly(y.numpy(), y)
+    truth = shapes_vit._attribute_accuracy(y.numpy(), y)
     assert set(truth.values()) == {1.0}
 
 
@@ -304,7 +314,7 @@ def test_the_small_vit_is_built_from_shapes_alone(tmp_path):
     found = shapes_vit.build_shapes_vit(
         tmp_path / "vit", pictures=48, epochs=1, lr=1e-3
     )
-    assert set(found) == set(shapes_vit.GROUPS)
+    assert set(found) == set(shapes_vit._ATTRIBUTE_GROUPS)
     first = (tmp_path / "vit" / "model.safetensors").read_bytes()
     when = (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns
     assert (
@@ -314,13 +324,13 @@ def test_the_small_vit_is_built_from_shapes_alone(tmp_path):
     assert (tmp_path / "vit" / "model.safetensors").stat().st_mtime_ns == when, (
         "built once"
     )
-    net = classifier_room.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
-    again = classifier_room.load_vit(str(tmp_path / "vit"), CLASSES, seed=3)
+    net = classifier_room.load_classifier(str(tmp_path / "vit"), CLASSES, seed=3)
+    again = classifier_room.load_classifier(str(tmp_path / "vit"), CLASSES, seed=3)
     assert (
         net.network.classifier.out_features == 8
         and net.key
         == again.key
-        != classifier_room.load_vit(str(tmp_path / "vit"), CLASSES, seed=4).key
+        != classifier_room.load_classifier(str(tmp_path / "vit"), CLASSES, seed=4).key
     )
     (tmp_path / "vit" / "built.json").unlink()
     shapes_vit.build_shapes_vit(tmp_path / "vit", pictures=48, epochs=1, lr=1e-3)
@@ -345,7 +355,7 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
         )
     ).save_pretrained(tmp_path)
     ViTImageProcessorPil(size=dict(height=32, width=32)).save_pretrained(tmp_path)
-    net = classifier_room.load_vit(str(tmp_path), ("a", "b"))
+    net = classifier_room.load_classifier(str(tmp_path), ("a", "b"))
     big = blobs(4, 0)
     small = torch.stack(
         [
@@ -359,7 +369,7 @@ def test_it_loads_as_its_big_sister_would(tmp_path):
     )
     assert net.side == 32 and classifier_room.predict(net, small.byte()).shape == (4, 2)
     with pytest.raises(FileNotFoundError, match="hf download google/none"):
-        classifier_room.load_vit("google/none", ("a", "b"))
+        classifier_room.load_classifier("google/none", ("a", "b"))
 
 
 # Where it starts
@@ -397,22 +407,23 @@ def test_the_start_follows_from_the_data(folders, tmp_path):
 def test_photographs_are_learned_from_features(run):
     "A last layer on features that are computed once, and the results say so."
     run = replace(run, classifier="efficientnet-lite0", classifier_lr=5e-3)
-    sets, test, net = classification.training_sets(run)
+    sets, test, net = classification._training_sets(run)
     assert net.side == 224 and sets["both"].x.shape == (64, 1280)
     assert test.x.dtype == torch.float32 and classifier_room.predict(
         net, test.x
     ).shape == (24, 8)
     classification.classify(run, seeds=(0,))
-    said = classifier_results.classified(run)["start"]
+    said = classifier_results.read_classification(run)["start"]
     assert said.startswith("efficientnet-lite0, pretrained on ImageNet photographs")
     assert "its last layer is trained" in said
 
 
 def test_the_last_layer_learns_and_is_drawn_with_its_own_seed():
     net, same = (
-        classifier_room.load_vit("efficientnet-lite0", ("a", "b"), seed=3) for _ in "12"
+        classifier_room.load_classifier("efficientnet-lite0", ("a", "b"), seed=3)
+        for _ in "12"
     )
-    other = classifier_room.load_vit("efficientnet-lite0", ("a", "b"), seed=4)
+    other = classifier_room.load_classifier("efficientnet-lite0", ("a", "b"), seed=4)
     assert net.key == same.key != other.key
     g = torch.Generator().manual_seed(0)
     x = torch.randn(120, 1280, generator=g)
@@ -429,11 +440,11 @@ def test_the_last_layer_learns_and_is_drawn_with_its_own_seed():
 def test_classify_once_and_again(run, monkeypatch):
     rows = classification.classify(run, seeds=(0, 1))
     assert (
-        set(rows.training) == set(classification.KINDS)
+        set(rows.training) == set(classification.TRAINING_SETS)
         and set(rows.measure) == set(classifier_room.SCORES)
         and len(rows) == 3 * 2 * 4
     )
-    res = classifier_results.classified(run)
+    res = classifier_results.read_classification(run)
     assert (
         res["n"] == dict(synthetic=32, real=32, both=64)
         and res["n_test"] == 24
@@ -445,16 +456,16 @@ def test_classify_once_and_again(run, monkeypatch):
     assert (
         set(table["updates"]) == {1}
         and set(table["test images"]) == {24}
-        and classifier_results.recalls(res).shape == (8, 3)
+        and classifier_results.recall_table(res).shape == (8, 3)
     )
     assert {"F1, weighted", "F1, macro"} <= set(table) and table[
         "F1, macro"
     ].str.contains("±").all()
-    recall = classifier_results.recalls(res).mean()
+    recall = classifier_results.recall_table(res).mean()
     bacc = rows[rows.measure == "bacc"].groupby("training").value.mean()
-    assert all(recall[k] == pytest.approx(bacc[k]) for k in classification.KINDS), (
-        "balanced accuracy is the mean of the recalls"
-    )
+    assert all(
+        recall[k] == pytest.approx(bacc[k]) for k in classification.TRAINING_SETS
+    ), "balanced accuracy is the mean of the recalls"
     file = classifier_dir(run) / "classifier.json"
     before = file.read_bytes()
     calls, fit = [], classifier_room.train_classifier
@@ -485,7 +496,7 @@ def test_what_is_missing_is_named_with_its_command(folders, run):
         FileNotFoundError,
         match="Train the classifiers first: papermill nbs/classify.ipynb",
     ):
-        classifier_results.classified(run)
+        classifier_results.read_classification(run)
     m = pd.read_csv(folder / "metadata.csv")
     file = folder / m.file_name[3]
     good = file.read_bytes()
@@ -531,5 +542,5 @@ def test_results_name_no_folder_of_this_machine(run, tmp_path):
     text = (classifier_dir(own) / "classifier.json").read_text()
     assert (
         "Doe" not in text
-        and classifier_results.classified(own)["network"] == "path/to/vit"
+        and classifier_results.read_classification(own)["network"] == "path/to/vit"
     )
