@@ -45,7 +45,7 @@ _LISTING_COLUMNS = ["file", "label", "cls", "group", "split", "text", "why"]
 
 
 def listing_table(
-    rows: list,  # tuples of seven texts, in the order of COLUMNS
+    rows: list,  # tuples of seven texts, in the order of LISTING_COLUMNS
 ) -> pd.DataFrame:
     "The one table that all layouts become."
     return pd.DataFrame(rows, columns=_LISTING_COLUMNS, dtype=str)

@@ -142,7 +142,7 @@ def dataset_remarks(
     t: pd.DataFrame,  # what is used
     copies: pd.DataFrame,  # pairs
     given: bool,  # whether the split came with the data
-    left: str = "",  # what was not used, from `leftovers`
+    left: str = "",  # what was not used, from `unused_files`
 ) -> list:  # sentences
     "What is to be said of these images."
     out = _against_paper(d, t) if d.name in DATASETS else []

@@ -166,7 +166,7 @@ def read_table(
 # %% ../../nbs/data/13_tables.ipynb #f9043381
 def columns_of(
     t: pd.DataFrame,  # a table
-) -> dict:  # kind -> the table's own names, in the order of CALLED
+) -> dict:  # kind -> the table's own names, in the order of COLUMN_NAMES
     "Which column is what."
     own = {_column(c): c for c in t.columns}
     return {
