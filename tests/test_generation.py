@@ -132,7 +132,7 @@ def test_only_what_is_missing_is_painted(run, monkeypatch):
     want, paint, blocks = painted(run), generation.sample_images, []
     replace_everywhere(
         monkeypatch,
-        sample_figures.paint,
+        sample_figures.sample_images,
         lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i),
     )
     sampling_runs.generate(run)
@@ -169,9 +169,9 @@ def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch)
 
     replace_everywhere(monkeypatch, sample_figures.load_model, loading)
     replace_everywhere(
-        monkeypatch, sample_figures.merge, lambda m: m
+        monkeypatch, sample_figures.merge_loras, lambda m: m
     )  # merging frees the wrapped network: here only letting go counts
-    replace_everywhere(monkeypatch, sample_figures.paint, painting)
+    replace_everywhere(monkeypatch, sample_figures.sample_images, painting)
     sampling_runs.generate(run)
     assert seen["alive"] is False and seen["calls"] > 0
 
