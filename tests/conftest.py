@@ -109,3 +109,14 @@ def few_run(few_phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDART_DATA", str(few_phantoms))
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path))
     return recipe("skin", scale="tiny", data="few", extractor=str(few_phantoms / "vit"))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "Two classes of ten images."
+    from drawn import put
+
+    for c, first in (("melanoma", 0), ("common_nevus", 10)):
+        for i in range(10):
+            put(tmp_path / "tree", f"{c}/{i}.jpg", first + i, quality=95)
+    return tmp_path / "tree"

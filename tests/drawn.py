@@ -1,8 +1,10 @@
-"Pictures that tests draw: each unlike any other, and small."
+"Pictures that tests draw, each unlike any other, as files and out of them."
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 
@@ -28,3 +30,19 @@ def put(folder, name, i, size=(80, 64), **k):
     path.parent.mkdir(parents=True, exist_ok=True)
     (i if isinstance(i, Image.Image) else picture(i, size)).save(path, **k)
     return path
+
+
+def saved(im, kind, **k):
+    "The bytes of a file of that kind."
+    b = io.BytesIO()
+    im.save(b, kind, **k)
+    return b.getvalue()
+
+
+def opened(b):
+    return Image.open(io.BytesIO(b))
+
+
+def report(out, name):
+    "A report of a prepared folder, all cells as text or numbers."
+    return pd.read_csv(out / name, keep_default_na=False)
