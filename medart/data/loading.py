@@ -47,15 +47,16 @@ def find_data(
     try:
         get_source(d, folder)
     except ConnectionError as e:
+        how = download_instructions(d, folder)
         raise ConnectionError(
-            f"{e}\n{download_instructions(d, folder)}\nOr pass scale=tiny to run on drawn "
-            "phantoms."
+            f"{e}\n{how}\nOr pass scale=tiny to run on drawn phantoms."
         ) from e
     if not folder.is_dir():
+        how = download_instructions(d, folder)
         raise FileNotFoundError(
             f"No images at {folder} (data={r.data!r}). Put class folders there (the "
             f"classes of {r.dataset} are {', '.join(d.counts)}), pass data=FOLDER, or "
-            f"pass scale=tiny to run on drawn phantoms.\n{download_instructions(d, folder)}"
+            f"pass scale=tiny to run on drawn phantoms.\n{how}"
         )
     return prepare(folder, d)
 

@@ -147,10 +147,11 @@ def _nothing(folder, how, every):  # the message for a folder without a usable i
         found[reason, anonymous_reason(detail) if left_out else detail] += 1
     most = [f"{n} files: {r}, {x}" for (r, x), n in found.most_common(3)]
     said = f"What was found: {'; '.join(most)}. " if most else ""
+    endings = ", ".join(IMAGE_ENDINGS)
     return (
-        f"No usable images in {folder} ({_layout(how)}). {said}"
-        f"Looked for {', '.join(IMAGE_ENDINGS)} in class folders, for example polyps/1.jpg, "
-        "and for a table with columns like file_name and label."
+        f"No usable images in {folder} ({_layout(how)}). {said}Looked for {endings} in "
+        "class folders, for example polyps/1.jpg, and for a table with columns like "
+        "file_name and label."
     )
 
 # %% ../../nbs/data/23_preparation.ipynb #5e0b5362

@@ -106,7 +106,7 @@ def check_image(
         pass  # _look says why
     more, kept = _look(path)
     to = Path(pool) / more.get("name", "")
-    # what fails here, on a full disk for one, is no fault of the image: it stops the scan
+    # what fails here, on a full disk for one, is no fault of the image: the scan ends
     if kept and not intact(to, more["stored"], more["kept"]):
         store_file(to, kept)
     return found | more
