@@ -120,3 +120,25 @@ def tree(tmp_path):
         for i in range(10):
             put(tmp_path / "tree", f"{c}/{i}.jpg", first + i, quality=95)
     return tmp_path / "tree"
+
+
+@pytest.fixture(scope="session")
+def dino(tmp_path_factory):
+    "A random DINOv2, which a backbone without a classifier goes by."
+    from transformers import Dinov2Config, Dinov2Model
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("backbones") / "dino"
+    Dinov2Model(
+        Dinov2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        )
+    ).save_pretrained(folder)
+    BitImageProcessorPil(
+        size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)
+    ).save_pretrained(folder)
+    return folder

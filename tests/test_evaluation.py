@@ -98,26 +98,11 @@ def test_evaluate_once_and_again(painted, monkeypatch):
     assert out.read_bytes() == first, "the same images give the same bytes"
 
 
-def test_further_spaces_are_measured_beside_the_first(painted, tmp_path, monkeypatch):
+def test_further_spaces_are_measured_beside_the_first(painted, dino, monkeypatch):
     "DINOv2 goes through the same call: a random one of its class stands in, and a wrong name is refused before anything is computed."
-    from transformers import Dinov2Config, Dinov2Model
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-
-    Dinov2Model(
-        Dinov2Config(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-        )
-    ).save_pretrained(tmp_path / "dino")
-    BitImageProcessorPil(
-        size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)
-    ).save_pretrained(tmp_path / "dino")
     with pytest.raises(FileNotFoundError, match="facebook/none"):
         evaluator.evaluate(painted, ("facebook/none",))
-    rows = evaluator.evaluate(painted, (str(tmp_path / "dino"),))
+    rows = evaluator.evaluate(painted, (str(dino),))
     both = rows[rows.space == "dino"].set_index("measure")
     assert (
         set(both.index) == {"frechet", "kid", "frechet_infinity"}

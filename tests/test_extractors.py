@@ -52,25 +52,9 @@ def test_features_are_kept_by_content_and_do_not_depend_on_the_batch(
     ).all(), "a damaged cache file is not trusted"
 
 
-def test_other_backbones_load_by_the_same_call(tmp_path, few_run):
-    from transformers import Dinov2Config, Dinov2Model
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-
-    Dinov2Model(
-        Dinov2Config(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-        )
-    ).save_pretrained(tmp_path / "dino")
-    BitImageProcessorPil(
-        size=dict(shortest_edge=32), crop_size=dict(height=28, width=28)
-    ).save_pretrained(tmp_path / "dino")
+def test_other_backbones_load_by_the_same_call(dino, few_run):
     found = features_room.extract_features(
-        extractors_room.load_extractor(str(tmp_path / "dino")),
-        images(few_run, "test").x[:4],
+        extractors_room.load_extractor(str(dino)), images(few_run, "test").x[:4]
     )
     assert found.f.shape == (4, 16) and found.logits is None
 
