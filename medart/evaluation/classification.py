@@ -22,7 +22,7 @@ from ..core.files import read_kept, write_atomic, write_kept
 from ..core.paths import shareable
 from ..core.progress import progress
 from ..core.randomness import stable_hash
-from ..core.records import alone, read_record, record_fault, write_record
+from ..core.records import alone, record_fault, write_record
 from ..data.images import Split
 from ..data.loading import load_split
 from medart.evaluation.classifier import (
@@ -41,7 +41,7 @@ from ..recipes.parameters import command
 from ..recipes.runs import classifier_dir, recipe_hash, run_dir, samples_dir
 from ..recipes.scales import PHOTOGRAPHS
 from ..recipes.settings import Recipe
-from ..training.samples import check_generated
+from ..training.samples import check_generated, samples_key
 
 # %% ../../nbs/evaluation/20_classification.ipynb #0e7cdf3b
 def synthetic_recipe(
@@ -224,7 +224,7 @@ def _classifier_inputs(
     data: bool = True,  # with the data set; a table needs only results
 ) -> dict:  # name -> key
     "All that a run's classifiers depend on."
-    images = read_record(samples_dir(synthetic_recipe(r)) / "key.json").get("key", "")
+    images = samples_key(synthetic_recipe(r))
     now = {
         "the settings": recipe_hash(r, "train", "caption", "classify"),
         "the images": images,
