@@ -48,7 +48,7 @@ from .distributed import stop_signals, StopConsensus
 from .logs import read_log, progress_text
 from .models import load_model
 from medart.training.runs import (
-    _reads,
+    training_inputs,
     check_steps,
     divergence,
     finished,
@@ -103,7 +103,7 @@ def _finish(run):
     cuda = model.device.type == "cuda"
     write_record(
         out / "done.json",
-        _reads(r, run.key),
+        training_inputs(r, run.key),
         [] if why else _adapter_files(r, out),
         steps=run.steps,
         device=torch.cuda.get_device_name(model.device) if cuda else "CPU",
@@ -329,7 +329,7 @@ def train(
     if finished(r, key):
         print(f"{out} is complete.")
         return out
-    if not record_fault(out / "done.json", _reads(r, key)):
+    if not record_fault(out / "done.json", training_inputs(r, key)):
         _refuse_diverged(r)
     prompts = ()
     if r.validation_prompts:
