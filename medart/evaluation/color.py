@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.randomness import np_rng
@@ -121,7 +122,7 @@ def _cloud(pixels, ax, color):  # at most some 1,500 of the pixels
 def color_figure(
     sets: dict,  # name -> uint8 images (n,3,h,w)
     note: str = "",  # above the figure
-):  # figure
+) -> Figure:
     "Saturation, lightness and the cloud of colors: what HLDF does not optimise."
     fig, axs = plt.subplots(1, 3, figsize=(8, 2.4), layout="constrained")
     for (k, x), c in zip(sets.items(), ("black", "#d55e00", "#0072b2", "#009e73")):

@@ -6,6 +6,8 @@
 __all__ = ['frechet_distance', 'mmd2', 'kid', 'stratified_mmd2', 'prdc', 'sliced_wasserstein']
 
 # %% ../../nbs/evaluation/08_distances.ipynb #i0pac613
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..core.randomness import np_rng
@@ -89,8 +91,8 @@ def _single(classes):  # classes of one image
 def stratified_mmd2(
     a: np.ndarray,  # features, (m,d)
     b: np.ndarray,  # features, (n,d)
-    a_classes,  # m class names, whose counts are fixed
-    b_classes,  # n class names
+    a_classes: Sequence,  # m class names, whose counts are fixed
+    b_classes: Sequence,  # n class names
 ) -> float:
     "Unbiased squared maximum mean discrepancy of sets with fixed counts of classes."
     ca, cb = np.asarray(a_classes), np.asarray(b_classes)

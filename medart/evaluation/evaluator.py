@@ -7,6 +7,7 @@ __all__ = ['evaluate']
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #i0p8305f
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -87,9 +88,10 @@ def _measured_key(r, sets, networks, rate):  # changes with all that numbers han
 
 def evaluate(
     r: Recipe,  # a run whose images are generated
-    spaces=(),  # further feature spaces, as a list or "inception facebook/dinov2-base"
+    spaces: str
+    | Sequence = (),  # further feature spaces, as a list or "inception facebook/dinov2-base"
     rate: float = 0.01,  # of copies flagged among independent images
-    device=None,  # where networks run: a GPU if there is one
+    device: str | None = None,  # where networks run: a GPU if there is one
 ) -> pd.DataFrame:  # a row a measure
     "Measure a run's images, once: metrics.json, metrics.csv, the review sheet."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,7 @@
 __all__ = ['load_extractor', 'load_feature_space', 'space_name', 'space_names']
 
 # %% ../../nbs/evaluation/07_extractors.ipynb #i0pae8e4
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def _labels(net, heads):  # names of its classes; why there are none
 # %% ../../nbs/evaluation/07_extractors.ipynb #56595bad
 def load_extractor(
     name: str,  # folder or hub id of an image classifier or a vision backbone
-    device="cpu",  # where it runs
+    device: str = "cpu",  # where it runs
 ) -> Extractor:
     "A network that sees, by the one call that serves small and published ones."
     import transformers
@@ -126,7 +127,7 @@ def load_extractor(
 # %% ../../nbs/evaluation/07_extractors.ipynb #e3288aa5
 def load_feature_space(
     name: str,  # inception, inception-antialias, or a folder or hub id
-    device="cpu",  # where it runs
+    device: str = "cpu",  # where it runs
 ) -> Extractor:
     "Any space to compare images in."
     if name in ("inception", "inception-antialias"):
@@ -136,7 +137,7 @@ def load_feature_space(
 # %% ../../nbs/evaluation/07_extractors.ipynb #019aa280
 def space_name(
     name: str,  # of an extractor
-    taken=(),  # names of other spaces
+    taken: Iterable = (),  # names of other spaces
 ) -> str:
     "The last part of an extractor's name, unless that already means another space."
     short = Path(name).name

@@ -44,7 +44,7 @@ class Extractor:
 
 # %% ../../nbs/evaluation/05_features.ipynb #b76c572d
 def weights_hash(
-    net,  # torch module
+    net: torch.nn.Module,  # its weights
     *more,  # anything else that decides the features
 ) -> str:
     "A hash of what a network computes."
@@ -127,7 +127,7 @@ def extract_features(
     ex: Extractor,  # network
     x: Tensor,  # uint8 (n,3,h,w)
     batch: int = 64,  # images at once
-    cache=None,  # folder, outputs/features by default
+    cache: str | Path | None = None,  # folder, outputs/features by default
 ) -> Features:
     "Images through the network, once."
     folder = Path(cache or outputs_dir() / "features")

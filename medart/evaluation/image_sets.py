@@ -93,7 +93,7 @@ def _listed(folder, m):  # the images of a table of metadata, as a split
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #e94fa232
 def generated_images(
-    folder,  # as written by generation: images and metadata.csv
+    folder: str | Path,  # as written by generation: images and metadata.csv
     size: int,  # pixels a side that they must have
 ) -> ImageSet:
     "Generated images of one run, checked."
@@ -159,7 +159,7 @@ def pixel_hash(
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #c4928734
 def write_samples(
-    folder,  # where to
+    folder: str | Path,  # where to
     images: ImageSet,  # generated
 ) -> Path:
     "Images as generation leaves them: with metadata.csv and a record, but no origin."

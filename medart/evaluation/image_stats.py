@@ -7,6 +7,7 @@ __all__ = ['ImageStats', 'compute_stats', 'measure_distances', 'measure_all']
 
 # %% ../../nbs/evaluation/11_image_stats.ipynb #i0paec31
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class ImageStats:
 def compute_stats(
     ex: Extractor,  # network
     images: ImageSet,  # a set
-    cache=None,  # folder of the feature cache
+    cache: str | Path | None = None,  # folder of the feature cache
 ) -> ImageStats:
     "Look at every image once."
     x = images.x

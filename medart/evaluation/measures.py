@@ -9,6 +9,7 @@ __all__ = ['MEASURES', 'HEADLINE_MEASURES', 'find_measure', 'enough', 'too_few']
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 
 # %% ../../nbs/evaluation/02_measures.ipynb #b5303f59
@@ -34,8 +35,8 @@ class _Measure:
 @patch
 def gap(
     self: _Measure,
-    value,  # number, array or Series
-):  # the same
+    value: float | np.ndarray | pd.Series,  # of one set, or of many
+) -> float | np.ndarray | pd.Series:  # the same
     "How far from the best a value is: smaller is better."
     if self.better == "closer":
         return abs(value - self.target)
@@ -48,9 +49,11 @@ def gap(
 @patch
 def closed(
     self: _Measure,
-    value,  # of generated images: number, array or Series
-    base,  # of the untouched model's images
-    real,  # of real images against real images
+    value: float | np.ndarray | pd.Series,  # of generated images
+    base: float | np.ndarray | pd.Series,  # of the untouched model's images
+    real: float | np.ndarray | pd.Series,  # of real images against real images
+) -> (
+    float | np.ndarray | pd.Series
 ):  # 0 at the untouched model, 1 at real images; NaN where nothing lies between them
     "The share of the way from the untouched model to real images."
     way = self.gap(base) - self.gap(real)

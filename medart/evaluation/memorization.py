@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
@@ -204,7 +205,7 @@ def find_copies(
 def copies_figure(
     res: dict,  # of `results`
     sets: dict,  # gen, train, test: Images
-):  # figure
+) -> Figure:
     "The ten closest images, beside the nearest training and the nearest test image."
     c = res["copies"]
     closest = c["closest"]

@@ -50,7 +50,7 @@ def _inception_weights() -> Path:  # the file, of the right content
 
 # %% ../../nbs/evaluation/06_photo_networks.ipynb #33494106
 def load_inception(
-    device="cpu",  # where it runs
+    device: str = "cpu",  # where it runs
     antialias: bool = False,  # resize as torchmetrics does by default, not as FID did
 ) -> Extractor:
     "Inception v3 up to its 2,048 pooled features."
@@ -111,7 +111,7 @@ def _resized(image, side):  # uint8 (3,h,w) -> uint8 (3,side,side)
 
 # %% ../../nbs/evaluation/06_photo_networks.ipynb #69562d77
 def load_efficientnet(
-    device="cpu",  # where it runs
+    device: str = "cpu",  # where it runs
 ) -> Extractor:
     "EfficientNet-Lite0: its 1,280 pooled features. https://arxiv.org/abs/1905.11946"
     weights = torch.load(efficientnet_weights(), map_location="cpu", weights_only=True)

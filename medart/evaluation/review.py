@@ -60,10 +60,10 @@ def _review_page(items, first):  # at most ten images -> figure
 def review_sheet(
     gen: ImageSet,  # generated
     real: ImageSet,  # real
-    folder,  # receives review.pdf and review-key.csv
+    folder: str | Path,  # receives review.pdf and review-key.csv
     n: int = 50,  # images in all, half of each
     seed: int = 0,  # which ones, in what order
-):  # figures, one a page of ten
+) -> list:  # figures, one a page of ten
     "A printable sheet to judge images blindly, and its key."
 
     def pick(s, k, side):

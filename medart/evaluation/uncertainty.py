@@ -7,6 +7,7 @@ __all__ = ['RealBaseline', 'plan_real_baseline', 'stratified_order', 'delete_hal
            'extrapolate', 'wilson_interval', 'confidence_interval']
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #i0p7f224
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,7 @@ def plan_real_baseline(
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #73193f97
 def stratified_order(
-    classes,  # n class names
+    classes: Sequence,  # n class names
     g: np.random.Generator,  # source of randomness
 ) -> np.ndarray:  # a permutation of n
     "A random order in which every beginning has the classes in their shares."
@@ -83,12 +84,12 @@ def stratified_order(
 
 # %% ../../nbs/evaluation/10_uncertainty.ipynb #5033cd7a
 def delete_half_jackknife(
-    statistic,  # (indices of a, indices of b) -> number, or dict of numbers
+    statistic: Callable,  # (indices of a, indices of b) -> number, or dict of numbers
     a: tuple,  # class of each element of the first set
     b: tuple,  # class of each element of the second
     reps: int = 50,  # halves drawn
     seed: int = 0,  # of the halves
-):  # standard deviation: a number, or a Series
+) -> float | pd.Series:  # standard deviation
     "Standard error of a statistic of two sets, by delete-half jackknife."
 
     def half(classes, side, k):
@@ -117,8 +118,8 @@ def too_few_for_infinity(
 def extrapolate(
     a: np.ndarray,  # features, (m,d)
     b: np.ndarray,  # features, (n,d)
-    a_classes,  # whose shares subsets keep, or None
-    b_classes,
+    a_classes: Sequence | None,  # whose shares subsets keep
+    b_classes: Sequence | None,
     sizes: int = 6,  # from half of the images to all
     draws: int = 5,  # subsets of each size
     seed: int = 0,
@@ -142,8 +143,8 @@ def extrapolate(
 def _frechet_infinity(
     a: np.ndarray,  # features, (m,d)
     b: np.ndarray,  # features, (n,d)
-    a_classes=None,  # subsets keep their shares
-    b_classes=None,
+    a_classes: Sequence | None = None,  # subsets keep their shares
+    b_classes: Sequence | None = None,
     sizes: int = 6,  # from half of the images to all
     draws: int = 5,  # subsets of each size
     seed: int = 0,
