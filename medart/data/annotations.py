@@ -10,6 +10,7 @@ import io
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,9 +270,9 @@ def list_table(
     index: FileIndex,  # of the files
     paths: list,  # of the table, or of one a split: a row an image
     d: Dataset,  # knows the classes
-    split_of,  # file -> split, by its folder
+    split_of: Callable,  # file -> split, by its folder
     below: str = "",  # the folder's own name, to put before each file
-    more=(),  # tables of patients, splits or captions, for the same images
+    more: list | tuple = (),  # tables of patients, splits or captions of the same
 ) -> tuple:  # the list, and what is to be said of it
     "Images named in a table."
     t = _joined(paths, index, more)

@@ -10,6 +10,7 @@ __all__ = ['IMAGE_ENDINGS', 'TABLE_ENDINGS', 'SPREADSHEET_ENDINGS', 'NOT_IMAGES'
 import os
 import re
 import unicodedata
+from pathlib import Path
 from urllib.parse import unquote
 
 from fastcore.basics import patch
@@ -49,7 +50,7 @@ def _is_new(at, start, been):  # was this folder not seen under another name?
 
 
 def visible_files(
-    folder,  # anywhere
+    folder: str | Path,  # anywhere
 ) -> list:  # sorted paths relative to it, with "/"
     "Everything below a folder that is not hidden."
     out, been = [], {}
@@ -68,7 +69,7 @@ def visible_files(
 
 
 def files_below(
-    folder,  # anywhere
+    folder: str | Path,  # anywhere
 ) -> list:  # sorted paths relative to it, with "/"
     "Every file that may be an image. Hidden ones, tables and notes are none."
     return [f for f in visible_files(folder) if not f.lower().endswith(NOT_IMAGES)]

@@ -252,7 +252,7 @@ def clean_image(
 
 # %% ../../nbs/data/17_images.ipynb #7d7a1a3b
 def open_image(
-    path,  # an image file
+    path: str | Path,  # an image file
 ) -> Image.Image:
     "A whole image, upright and RGB, as captioning models get it."
     with Image.open(path) as im:
@@ -260,7 +260,7 @@ def open_image(
 
 # %% ../../nbs/data/17_images.ipynb #ef97cafc
 def read_image(
-    path,  # an image file
+    path: str | Path,  # an image file
     size: int,  # of the shorter side, pixels
 ) -> Image.Image:
     "An upright RGB image, its shorter side scaled to `size`."

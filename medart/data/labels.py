@@ -71,7 +71,7 @@ def _known_labels(
 
 # %% ../../nbs/data/14_labels.ipynb #3668ae6d
 def _known_classes(
-    labels,  # any, as written
+    labels: set | list,  # any, as written
     d: Dataset,  # knows the classes
 ) -> dict:  # label -> class folder, empty for none
     "Which known class each label means: exactly as written, or by the normal form."
@@ -261,7 +261,7 @@ def one_hot_labels(
 # %% ../../nbs/data/14_labels.ipynb #6cd9d73d
 def label_items(
     cell: str,  # of a table
-    single=(),  # labels that stand alone in other cells
+    single: set | tuple = (),  # labels that stand alone in other cells
 ) -> list:  # the labels in it
     "The labels in a cell, which may hold a list."
     parts = re.split(r"\s*[|;]\s*|,\s+", cell)

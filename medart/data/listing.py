@@ -9,6 +9,7 @@ __all__ = ['list_images', 'describe_classes']
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +37,7 @@ from ..recipes.datasets import Dataset, DATASETS
 def _list_folders(
     files: list,  # paths in class folders
     d: Dataset,  # knows the classes
-    split_of,  # file -> split
+    split_of: Callable,  # file -> split
     below: str = "",  # the folder's own name, to put before each file
 ) -> pd.DataFrame:
     "Images in class folders."
@@ -206,7 +207,7 @@ def _list_parts(root, parts, d):  # folders of a split, one after the other
 
 
 def list_images(
-    folder,  # any of the layouts above
+    folder: str | Path,  # any of the layouts above
     d: Dataset,  # knows the classes
 ) -> tuple:  # the folder they are relative to, the table, what was found
     "The images of a folder with their classes, whatever the layout."

@@ -82,7 +82,7 @@ def load_split(
 
 # %% ../../nbs/data/24_loading.ipynb #c90ff356
 def contact_sheet(
-    out,  # a prepared folder
+    out: str | Path,  # a prepared folder
     each: int = 8,  # images a class
     size: int = 96,  # pixels a side
 ) -> Figure:
@@ -104,7 +104,7 @@ def contact_sheet(
 
 # %% ../../nbs/data/24_loading.ipynb #ca49dd58
 def split_bars(
-    out,  # a prepared folder
+    out: str | Path,  # a prepared folder
 ) -> Figure:
     "How many images of each class train and test."
     m = read_names(Path(out) / "manifest.csv")

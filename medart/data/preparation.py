@@ -46,7 +46,7 @@ from ..recipes.labels import category
 
 # %% ../../nbs/data/23_preparation.ipynb #9dfebd98
 def prepared_dir(
-    folder,  # of the source
+    folder: str | Path,  # of the source
     d: Dataset,  # its name
 ) -> Path:  # data/prepared/{name}
     "Where a source's prepared images live."
@@ -74,7 +74,7 @@ def _key_of(root, t, *settings):  # what a prepared folder is made from
 
 # %% ../../nbs/data/23_preparation.ipynb #7bb3a732
 def prepared_fault(
-    out,  # a prepared folder
+    out: str | Path,  # a prepared folder
     **now,  # images=key: what it should be made from, where that is known
 ) -> str:  # what is wrong with it, empty when nothing is
     "Is everything still there, as it was written?"
@@ -260,12 +260,12 @@ def _on_disk(out):  # a disk that is full or fails
 
 # %% ../../nbs/data/23_preparation.ipynb #24d1e4ca
 def prepare(
-    folder,  # of images, in any layout that list_images knows
+    folder: str | Path,  # of images, in any layout that list_images knows
     d: Dataset,  # what is known of them
-    out=None,  # where the result goes; prepared_dir by default
+    out: str | Path | None = None,  # where the result goes; prepared_dir by default
     seed: int = 0,  # of the split: not the run's, so that all runs share it
     near: int = 40,  # bits of 256 in which copies may differ
-    processes=None,  # of scan
+    processes: bool | None = None,  # of scan
 ) -> Path:  # out
     "Check, split and write a data set. Run again to find the work done."
     folder, out = Path(folder), Path(out or prepared_dir(folder, d))

@@ -88,7 +88,7 @@ def _kind_of(ending):
 
 
 def unused_files(
-    folder,  # what was prepared
+    folder: str | Path,  # what was prepared
     listed: set,  # what was listed or read of it, relative to the folder
 ) -> str:  # "2 .dcm, 1 table", empty when nothing is left
     "What lies in a folder of images and was not used."
@@ -198,7 +198,7 @@ def _public_part(x):  # of a finding; only what is known of a file that was not 
 def prune_prepared(
     out: Path,  # holds pool/ and the findings
     every: pd.DataFrame,  # all that was listed, with findings and `id`
-    known,  # contents that have a side
+    known: set,  # contents that have a side
 ) -> None:
     "Forget what is no longer used, except who had which side."
     log, here, keep = out / LOCAL_NAMES, set(every.content), set(every.name)
@@ -285,7 +285,7 @@ def write_reports(
 
 # %% ../../nbs/data/22_reports.ipynb #18093156
 def with_names(
-    out,  # a prepared folder
+    out: str | Path,  # a prepared folder
     report: str = "manifest",  # or quarantine, or duplicates
 ) -> pd.DataFrame:  # the report, with file names in place of content hashes
     "A report with the names of your own files: do not save what it shows."

@@ -93,8 +93,8 @@ def _look(path):  # the clean image of a file: what is noted, and the bytes to k
 # %% ../../nbs/data/20_scan.ipynb #51b40cbc
 def check_image(
     file: str,  # relative to root
-    root,  # the folder of images
-    pool,  # where clean images go
+    root: str | Path,  # the folder of images
+    pool: str | Path,  # where clean images go
 ) -> dict:  # what was found, a FINDING
     "Look at one file and keep its clean image. Never raises over an image."
     path = Path(root) / file
@@ -147,10 +147,10 @@ def _same(x, root, pool):  # does a finding still hold?
 
 # %% ../../nbs/data/20_scan.ipynb #5bad26b2
 def scan(
-    root,  # the folder of images
+    root: str | Path,  # the folder of images
     files: list,  # relative to it
-    out,  # gets pool/ with clean images, and findings
-    processes: bool = None,  # by default from 1,000 files on
+    out: str | Path,  # gets pool/ with clean images, and findings
+    processes: bool | None = None,  # by default from 1,000 files on
 ) -> list:  # findings, in the order of files
     "Look at all files. Run again to continue."
     pool, log = Path(out) / "pool", Path(out) / LOCAL_NAMES
@@ -202,7 +202,7 @@ def join_findings(
 
 # %% ../../nbs/data/20_scan.ipynb #ca194194
 def _scan_speed(
-    root,  # the folder of images
+    root: str | Path,  # the folder of images
     files: list,  # relative to it
     processes: bool = False,  # for scan
     rounds: int = 3,  # the best of so many counts

@@ -149,7 +149,7 @@ def _bring(url, part, tries, wait, timeout):  # attempts, until the file is whol
 # %% ../../nbs/data/11_sources.ipynb #46b1ae41
 def fetch(
     url: str,  # what to get
-    path,  # where it goes
+    path: str | Path,  # where it goes
     sha256: str = "",  # what it must be, if known
     tries: int = 5,  # in a row without a byte
     wait: float = 2.0,  # seconds before the second try, doubled each time
@@ -235,8 +235,8 @@ def _extract(z, folder, name):  # every entry that is not hidden, below folder
 
 
 def unpack(
-    archive,  # a zip file
-    folder,  # where it goes; appears whole or not at all
+    archive: str | Path,  # a zip file
+    folder: str | Path,  # where it goes; appears whole or not at all
     **limits,  # of archive_fault
 ) -> Path:
     "Unpack an archive that behaves, and refuse one that does not."
@@ -288,7 +288,7 @@ SOURCES = dict(  # where images can be had, and under which terms
 # %% ../../nbs/data/11_sources.ipynb #3bbe5cd4
 def download_instructions(
     d: Dataset,  # what is wanted
-    folder,  # where it should be
+    folder: str | Path,  # where it should be
 ) -> str:
     "What to download, from where, under which licence, and where to put it."
     s = SOURCES.get(d.name)
@@ -302,7 +302,7 @@ def download_instructions(
 # %% ../../nbs/data/11_sources.ipynb #e84e04bd
 def get_source(
     d: Dataset,  # what is wanted
-    folder,  # where it should be
+    folder: str | Path,  # where it should be
 ) -> Path:  # the folder, with whatever archives lie there unpacked
     "Download where that is possible, then unpack."
     folder = Path(folder)

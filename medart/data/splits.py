@@ -32,7 +32,7 @@ def lot(
 # %% ../../nbs/data/21_splits.ipynb #a9dfee3b
 def _connected_groups(
     ties: list,  # one list an image: names of what it belongs to
-    pairs=(),  # (i, j, ...): images that belong together
+    pairs: list | tuple = (),  # (i, j, ...): images that belong together
 ) -> list:  # one number an image
     "Whatever is tied together, however indirectly, gets one number."
     n = len(ties)
@@ -50,8 +50,8 @@ def _connected_groups(
 def _subset_with_sum(
     sizes: list,  # of groups, in the order of their lots
     want: int,  # their sum
-    least: bool = 1,  # choose at least one group, if that can be
-    rest: bool = 1,  # leave at least one, if that can be
+    least: bool = True,  # choose at least one group, if that can be
+    rest: bool = True,  # leave at least one, if that can be
 ) -> set:  # indices of groups whose sizes add up to it, or as nearly as can be
     "Choose whole groups that make up a number."
     reach = [1]
@@ -81,8 +81,8 @@ def split_groups(
     classes: list,  # of the images
     groups: list,  # one number an image
     lots: list,  # one an image
-    want=None,  # class -> test images; by default a fifth, rounded up
-    sides=None,  # one an image: "train", "test", or "" for new; by default all new
+    want: dict | None = None,  # class -> test images; by default a fifth, rounded up
+    sides: list | None = None,  # one an image: "train", "test", or "" for a new one
 ) -> list:  # "train" or "test", one an image
     "Split so that no group straddles, and every class has its fifth if that can be."
     want = want or {c: test_count(n) for c, n in Counter(classes).items()}
@@ -202,8 +202,8 @@ def assign_splits(
     t: pd.DataFrame,  # images that passed, with `content` and `print`
     seed: int,  # of the split
     near: int,  # bits in which copies may differ
-    sides: dict = None,  # content -> "train" or "test", for images with a side
-    past: pd.DataFrame = None,  # images with a side that are gone, see `past_images`
+    sides: dict | None = None,  # content -> "train" or "test", for images with a side
+    past: pd.DataFrame | None = None,  # images with a side that are gone
 ) -> tuple:  # the list with `number` and `split`; pairs of copies; row -> why left out
     "Find copies, form groups, split. Who has a side keeps it."
     n, given = len(t), t.split.any()

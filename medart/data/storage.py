@@ -29,7 +29,7 @@ _STORED_TIME = 946_684_800  # 1 January 2000, in seconds since 1970
 
 
 def intact(
-    path,  # of a stored file
+    path: str | Path,  # of a stored file
     size: int,  # its bytes
     sha: str,  # their SHA-256
 ) -> bool:
@@ -75,7 +75,7 @@ LOCAL_WARNING = dict(  # its first line
 )
 
 
-def open_private(path, flags) -> int:  # a file descriptor
+def open_private(path: str | Path, flags: int) -> int:  # a file descriptor
     "An opener for `open`: only the owner may read what is created."
     return os.open(path, flags, 0o600)
 

@@ -150,8 +150,8 @@ def _delimited(text, name, rows):  # comma, semicolon, tab or bar
 
 # %% ../../nbs/data/13_tables.ipynb #ebc12988
 def read_table(
-    path,  # separated by commas, semicolons, tabs or bars; or JSON
-    rows: int = None,  # only the first so many
+    path: str | Path,  # separated by commas, semicolons, tabs or bars; or JSON
+    rows: int | None = None,  # only the first so many
 ) -> pd.DataFrame:  # everything as text
     "A table, whatever its dialect."
     path = Path(path)
