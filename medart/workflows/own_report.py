@@ -267,10 +267,11 @@ def own_command(
     asked: dict,  # the notebook's parameters
 ) -> str:
     "The command of a report, without the folders of this machine."
-    asked = asked | dict(scale=r.scale)
-    told = {k: shareable(v) for k, v in asked.items() if str(v) != ""}
-    words = [f"-p {k} {shlex.quote(v)}" for k, v in told.items()]
-    return " ".join(["papermill nbs/own.ipynb outputs/own.ipynb", *words])
+    words = ["papermill nbs/own.ipynb outputs/own.ipynb"]
+    for name, value in (asked | dict(scale=r.scale)).items():
+        if str(value) != "":
+            words.append(f"-p {name} {shlex.quote(shareable(value))}")
+    return " ".join(words)
 
 
 def _short_summary(
