@@ -5,6 +5,14 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'CLIP_ATTENTION', 'latent_shape_for', 'size_multiple_fault', 'Baseline', 'StableDiffusion', 'SDXL']
 
+# %% ../../nbs/method/13_baselines.ipynb #0eeebc62
+import logging
+
+# image processors of parts that we leave out ask for torchvision; nothing here needs it
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
+
 # %% ../../nbs/method/13_baselines.ipynb #i0pcac2d
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -23,32 +31,6 @@ from medart.method.model import (
 from .tokens import LENGTHS, token_limit
 from ..recipes.scales import FAMILIES
 from ..recipes.settings import Recipe
-
-# %% ../../nbs/method/13_baselines.ipynb #0eeebc62
-import logging
-
-logging.getLogger("transformers.utils.import_utils").addFilter(
-    lambda r: "torchvision" not in r.getMessage()
-)  # does without
-
-
-import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from fastcore.basics import patch
-from torch.nn.functional import pad
-
-from .embeddings import TextEmbedding
-from medart.method.model import (
-    part_config,
-    explain_model_errors,
-    Model,
-    to_device_async,
-    downsampling_factor,
-)
-from ..recipes.scales import FAMILIES
-from ..recipes.settings import Recipe
-from .tokens import LENGTHS, token_limit
-from ..core.pretrained import load_pipeline
 
 # %% ../../nbs/method/13_baselines.ipynb #474123e0
 # Modules of a denoiser's attention that get a LoRA.
@@ -199,10 +181,12 @@ class SDXL(StableDiffusion):
         return first, second, to_device_async(some, self.device).to(self.dtype)
 
     def read(self, ids, ids_2, some):  # some: 0 for an empty caption, else 1, (n,1)
-        pairs = zip(self.text_encoders, (ids, ids_2))
-        seen = [enc(input_ids=x, output_hidden_states=True) for enc, x in pairs]
-        emb = torch.cat([s.hidden_states[-2] for s in seen], -1) * some[..., None]
-        return TextEmbedding(emb, torch.ones_like(ids_2), seen[1][0] * some)
+        clip_l, clip_g = self.text_encoders
+        first = clip_l(input_ids=ids, output_hidden_states=True)
+        second = clip_g(input_ids=ids_2, output_hidden_states=True)
+        states = [first.hidden_states[-2], second.hidden_states[-2]]
+        emb = torch.cat(states, -1) * some[..., None]
+        return TextEmbedding(emb, torch.ones_like(ids_2), second[0] * some)
 
     def predict(self, zt, t, cond):
         sizes = zt.new_full((len(zt), 6), float(self.size), dtype=self.dtype)

@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['HunyuanDiT', 'FastDiT']
 
+# %% ../../nbs/method/15_dit_baselines.ipynb #f1257b0e
+import medart.method.baselines  # noqa: F401  first, because it silences a message
+
 # %% ../../nbs/method/15_dit_baselines.ipynb #i0p83f80
 import torch
 from diffusers import (
