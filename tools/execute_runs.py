@@ -46,12 +46,12 @@ def runs(images):
         ("generate", skin | every | dict(processes=2), False),
         ("classify", skin, True),
         ("share", skin, True),
-        ("effect", few | dict(methods="base no_hldf medart"), True),
-        ("reproduce", few | dict(methods="no_hldf medart"), True),
+        ("effect", few | dict(methods="base no_hldf medart", epochs=2), True),
+        ("reproduce", few | dict(methods="no_hldf medart", epochs=2), True),
         ("tables", few, True),
-        ("rare", dict(seeds="0 1", epochs=3), True),
-        ("own", dict(images=images, modality="dermoscopic"), True),
-        ("benchmark", dict(scale="tiny", minutes=3), True),
+        ("rare", dict(seeds="0 1", epochs=2), True),
+        ("own", dict(images=images, modality="dermoscopic", epochs=2), True),
+        ("benchmark", dict(scale="tiny", minutes=2, repeats=3), True),
         ("tiny", {}, True),
     ]
 
