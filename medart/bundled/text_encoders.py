@@ -17,34 +17,35 @@ from .fitting import fit
 from ..core.randomness import np_rng
 from ..data.shapes import describe_shape, random_shape
 
+# %% ../../nbs/bundled/06_text_encoders.ipynb #te000002
+def _position_bias() -> torch.Tensor:  # (32,4): 16 distances left, 16 right; heads
+    "What each head of the small T5 adds to its attention at the beginning."
+    d = torch.arange(16.0)
+    near, never = -(d - 1).abs(), torch.full((16,), -8.0)
+    left = torch.cat([near, never])
+    right = torch.cat([never, near])
+    both = torch.cat([-d / 2, -d / 2])
+    return torch.stack([left, right, both, torch.zeros(32)], 1)
+
 # %% ../../nbs/bundled/06_text_encoders.ipynb #24ac8951
 def tiny_t5(
     vocab: int,  # size of the tokenizer
 ) -> T5EncoderModel:
-    "An untrained T5 v1.1 encoder, whose heads begin by looking left, right, at both sides, and everywhere."
-    t5 = T5EncoderModel(
-        T5Config(
-            vocab_size=vocab,
-            d_model=128,
-            d_kv=32,
-            num_heads=4,
-            d_ff=256,
-            num_layers=3,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.1,
-            tie_word_embeddings=False,
-        )
+    "An untrained T5 v1.1 encoder, whose heads look left, right, near and everywhere."
+    config = T5Config(
+        vocab_size=vocab,
+        d_model=128,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=3,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.1,
+        tie_word_embeddings=False,
     )
-    d, bias = (
-        torch.arange(16.0),
-        torch.zeros(32, 4),
-    )  # rows: 16 distances to the left, then 16 to the right
-    bias[:16, 0], bias[16:, 0] = -(d - 1).abs(), -8
-    bias[:16, 1], bias[16:, 1] = -8, -(d - 1).abs()
-    bias[:16, 2], bias[16:, 2] = -d / 2, -d / 2
-    t5.encoder.block[0].layer[
-        0
-    ].SelfAttention.relative_attention_bias.weight.data.copy_(bias)
+    t5 = T5EncoderModel(config)
+    attention = t5.encoder.block[0].layer[0].SelfAttention
+    attention.relative_attention_bias.weight.data.copy_(_position_bias())
     return t5
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #7bc7e626
@@ -52,113 +53,101 @@ def tiny_clip(
     tokenizer,  # of `pair_tokenizer`
 ) -> CLIPTextModel:
     "An untrained CLIP text encoder: three layers of width 128."
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return CLIPTextModel(config)
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #ed7220b5
-def _captions_only(
+def _attributes_and_caption(
     seed: int,  # of the collection
     i: int,  # which picture
 ) -> tuple:  # attributes as strings, and the caption
     "What a picture of the web holds and what is said of it, without drawing it."
     g = np_rng(seed, "web", i)
     s = random_shape(g)
-    return {k: str(v) for k, v in asdict(s).items()}, describe_shape(g, s)
+    attributes = {k: str(v) for k, v in asdict(s).items()}
+    return attributes, describe_shape(g, s)
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #69bd37dd
 class _Reader(torch.nn.Module):
-    "T5 and a layer that tells attributes from the mean of its tokens."
+    "A text encoder and a layer that tells attributes from the mean of its tokens."
 
-    def __init__(self, t5, tokenizer, seed=0):
+    def __init__(self, encoder, tokenizer, seed=0):
         super().__init__()
-        seen = [_captions_only(seed, i)[0] for i in range(3000)]
+        seen = [_attributes_and_caption(seed, i)[0] for i in range(3000)]
         self.values = {k: sorted({a[k] for a in seen}) for k in seen[0]}
-        self.t5, self.tokenizer, self.tell = (
-            t5,
-            tokenizer,
-            torch.nn.Linear(t5.config.hidden_size, sum(map(len, self.values.values()))),
-        )
+        self.sizes = [len(v) for v in self.values.values()]
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.tell = torch.nn.Linear(encoder.config.hidden_size, sum(self.sizes))
 
     def forward(self, texts):  # n captions -> attribute: (n,number of values)
-        tok = self.tokenizer(
-            [t.lower() for t in texts],
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
-        )
-        h, m = (
-            self.t5(tok.input_ids, attention_mask=tok.attention_mask).last_hidden_state,
-            tok.attention_mask[..., None],
-        )
-        return dict(
-            zip(
-                self.values,
-                self.tell((h * m).sum(1) / m.sum(1)).split(
-                    [len(v) for v in self.values.values()], 1
-                ),
-            )
-        )
+        texts = [t.lower() for t in texts]
+        options = dict(padding=True, truncation=True, return_tensors="pt")
+        tok = self.tokenizer(texts, **options)
+        ids, mask = tok.input_ids, tok.attention_mask
+        h = self.encoder(ids, attention_mask=mask).last_hidden_state  # (n,tokens,d)
+        m = mask[..., None]
+        mean = (h * m).sum(1) / m.sum(1)
+        return dict(zip(self.values, self.tell(mean).split(self.sizes, 1)))
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #fb12b22f
 def learn_to_read(
-    t5,  # trained in place
+    encoder,  # trained in place
     tokenizer,  # its tokenizer
     steps: int = 500,  # updates
     batch: int = 64,  # captions each, never the same twice
     seed: int = 0,  # of the captions
-) -> tuple:  # Reader, losses
+) -> tuple:  # the reader, losses
     "Tell from a caption what is in the picture."
     torch.manual_seed(seed)
-    reader = _Reader(t5, tokenizer, seed)
+    reader = _Reader(encoder, tokenizer, seed)
+
+    def attribute_loss(logits, values, wanted):
+        labels = [values.index(w) if w in values else -100 for w in wanted]
+        return F.cross_entropy(logits, torch.tensor(labels))
 
     def loss_of(step):
-        rows = [_captions_only(seed + 1, step * batch + j) for j in range(batch)]
-        z = reader([c for _, c in rows])
-        return sum(
-            F.cross_entropy(
-                z[k],
-                torch.tensor([v.index(a[k]) if a[k] in v else -100 for a, _ in rows]),
-            )
-            for k, v in reader.values.items()
-        ) / len(z)
+        numbers = range(step * batch, (step + 1) * batch)
+        rows = [_attributes_and_caption(seed + 1, i) for i in numbers]
+        z = reader([caption for _, caption in rows])
+        losses = [
+            attribute_loss(z[k], values, [a[k] for a, _ in rows])
+            for k, values in reader.values.items()
+        ]
+        return sum(losses) / len(z)
 
     return reader, fit(reader, loss_of, steps, warmup=50, ema=0.99, desc="T5 reads")
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #0ece83f3
 @torch.no_grad()
 def _read_colors(
-    reader,  # Reader
+    reader,  # of `learn_to_read`
     captions: list,  # n captions
-) -> list:  # n pairs: colour of the shape, of the background
-    "Which colours a T5 has read."
+) -> list:  # n pairs: color of the shape, of the background
+    "Which colors a text encoder has read."
     z = reader(captions)
-    return list(
-        zip(
-            *(
-                [reader.values[k][i].split()[-1] for i in z[k].argmax(1)]
-                for k in ("color", "background")
-            )
-        )
-    )
+
+    def names(attribute):
+        values = reader.values[attribute]
+        return [values[i].split()[-1] for i in z[attribute].argmax(1)]
+
+    return list(zip(names("color"), names("background")))
 
 
 def share_read(
-    reader,  # Reader
+    reader,  # of `learn_to_read`
     captions: list,  # n captions
-    asked: list,  # n pairs of colours that they name
+    asked: list,  # n pairs of colors that they name
 ) -> float:
-    "How often both colours are read rightly."
-    return np.mean(
-        [r == tuple(a) for r, a in zip(_read_colors(reader, captions), asked)]
-    )
+    "How often both colors are read rightly."
+    read = _read_colors(reader, captions)
+    return np.mean([r == tuple(a) for r, a in zip(read, asked)])
