@@ -33,7 +33,13 @@ from medart.method.caption_files import (
 from medart.method.simplify import limits
 from medart.method.tokens import count_tokens, load_tokenizer
 from medart.training.captioning import write_captions
-from medart.method.captioner import gumbel, load_vlm, SeededSampler, stop_tokens, Vlm
+from medart.method.captioner import (
+    Captioner,
+    SeededSampler,
+    gumbel,
+    load_vlm,
+    stop_tokens,
+)
 from medart.method.captions import caption_fault, question, tidy, unfinished
 from medart.training.caption_engines import load_captioner
 from medart.training.caption_store import append_line, read_lines
@@ -177,9 +183,9 @@ def test_changed_inputs_and_only_those_are_captioned_again(images, monkeypatch):
     r = few()
     first = caption_images(r, "train").set_index("file_name")
     calls = []
-    write = Vlm.write
+    write = Captioner.write
     monkeypatch.setattr(
-        Vlm, "write", lambda self, *a: calls.append(1) or write(self, *a)
+        Captioner, "write", lambda self, *a: calls.append(1) or write(self, *a)
     )
     caption_images(r, "train")
     assert not calls, "nothing to do"
@@ -204,9 +210,9 @@ def test_changed_inputs_and_only_those_are_captioned_again(images, monkeypatch):
 
 def test_captions_of_two_models_do_not_meet(images, monkeypatch):
     a, b = few(), few(vlm=str(ovis_folder(images.parent / "ovis")))
-    monkeypatch.setattr(Vlm, "write", says("brown"))
+    monkeypatch.setattr(Captioner, "write", says("brown"))
     write_captions(a, "train")
-    monkeypatch.setattr(Vlm, "write", says("purple"))
+    monkeypatch.setattr(Captioner, "write", says("purple"))
     write_captions(b, "train")
     assert all("brown" in t for t in captions_for(a, "train").texts)
     assert all("purple" in t for t in captions_for(b, "train").texts)
@@ -241,7 +247,7 @@ def test_without_captions_those_of_the_data_set_are_read(images):
 def test_an_image_added_later_is_named(images, monkeypatch):
     r = few()
     monkeypatch.setattr(
-        Vlm,
+        Captioner,
         "write",
         lambda self, shown, asked, seeds: [
             q.split(". Please")[0] + " shows a brown patch with a border."
@@ -268,14 +274,14 @@ def says(word):
 
 def test_a_run_reads_new_captions_and_starts_anew(images, monkeypatch, capsys):
     r = few(epochs=0.5, interval=0, checkpoint_every=1, gen_steps=2, sample_every=0)
-    monkeypatch.setattr(Vlm, "write", says("brown"))
+    monkeypatch.setattr(Captioner, "write", says("brown"))
     write_captions(r, "train")
     train(r)
     first = (run_dir(r) / "transformer_lora" / "adapter_model.safetensors").read_bytes()
     capsys.readouterr()
     train(r)
     assert "is complete" in capsys.readouterr().out
-    monkeypatch.setattr(Vlm, "write", says("purple"))
+    monkeypatch.setattr(Captioner, "write", says("purple"))
     shutil.rmtree(captions_dir(r))
     write_captions(r, "train")
     train(r)
@@ -293,7 +299,7 @@ def test_whose_captions_are_read_is_shown(images, monkeypatch):
         list(before.split) == ["train", "test"]
         and before.whose.str.contains("simple").all()
     )
-    monkeypatch.setattr(Vlm, "write", says("brown"))
+    monkeypatch.setattr(Captioner, "write", says("brown"))
     for split in ("train", "test"):
         write_captions(r, split)
     assert captions_used(r).whose.str.contains("written by data/tiny/vlm").all()
@@ -315,7 +321,7 @@ def test_bad_answers_are_asked_again_and_in_the_end_replaced(images, monkeypatch
             for q, s in zip(asked, seeds)
         ]
 
-    monkeypatch.setattr(Vlm, "write", write)
+    monkeypatch.setattr(Captioner, "write", write)
     r = few(caption_retries=2)
     table = write_captions(r, "train")
     assert table.tries.max() == 3 and table.tries.min() == 1
@@ -462,7 +468,7 @@ def test_length_is_no_fault_and_what_was_cut_off_is_known():
 
 def test_an_unfinished_sentence_is_dropped_and_recorded(images, monkeypatch):
     monkeypatch.setattr(
-        Vlm,
+        Captioner,
         "write",
         lambda self, shown, asked, seeds: [
             "\nAn"
@@ -592,7 +598,7 @@ def test_torn_and_strange_lines_are_passed_over(tmp_path):
 def test_every_caption_fits_and_says_how(images, monkeypatch):
     long = " It has black spots and a blue veil and a white center." * 5
     monkeypatch.setattr(
-        Vlm,
+        Captioner,
         "write",
         lambda self, shown, asked, seeds: [
             q.split(". Please")[0]

@@ -39,58 +39,53 @@ from ..recipes.datasets import DATASETS
 from ..recipes.recipe import recipe
 
 # %% ../../nbs/bundled/14_captioner.ipynb #75400f6b
-def _ticks(
+def _attribute_table(
     people: list,  # Phantoms
 ) -> tuple:  # names of attribute values, and a (n,k) table of zeros and ones
     "Which attribute values each phantom has."
-    has = [
-        {f"{k}={v}" for k, v in asdict(p).items() if k != "modality"} for p in people
-    ]
-    names = sorted({t for h in has for t in h})
-    return names, torch.tensor([[float(t in h) for t in names] for h in has])
+    has = []
+    for p in people:
+        values = asdict(p).items()
+        has.append({f"{name}={v}" for name, v in values if name != "modality"})
+    names = sorted({value for values in has for value in values})
+    ticks = [[float(name in values) for name in names] for values in has]
+    return names, torch.tensor(ticks)
 
 # %% ../../nbs/bundled/14_captioner.ipynb #008db92d
 @torch.no_grad()
-def _sharpen(
+def _whiten_patches(
     vlm,  # its patch embedding is set in place
     views: torch.Tensor,  # uint8 (n,5,3,32,32)
     floor: float = 1e-3,  # variance below which a direction counts as noise
 ) -> None:
-    "Let each channel of the patch embedding start as one principal component of patches, all of them equally loud."
+    "Let channels of the patch embedding start as principal components, equally loud."
     e = vlm.model.vision_tower.embeddings
     side = e.patch_size
-    x = (
-        F.unfold(views.flatten(0, 1)[::7] / 127.5 - 1, side, stride=side)
-        .transpose(1, 2)
-        .flatten(0, 1)
-    )
+    pixels = views.flatten(0, 1)[::7] / 127.5 - 1
+    x = F.unfold(pixels, side, stride=side).transpose(1, 2).flatten(0, 1)
     variance, axes = torch.linalg.eigh(x.T.cov())
     w = (axes / (variance + floor).sqrt()).T.flip(0)[: e.embed_dim]
     e.patch_embedding.weight.copy_(w.view_as(e.patch_embedding.weight))
     e.position_embedding.weight[1:] -= w @ x.mean(0)
 
 # %% ../../nbs/bundled/14_captioner.ipynb #b32d6f0b
-class _Eye(torch.nn.Module):
+class _AttributeReader(torch.nn.Module):
     "The vision tower and a layer that reads attributes from its patches."
 
     def __init__(self, vlm, n):
         super().__init__()
-        self.tower, self.read = (
-            vlm.model.vision_tower,
-            torch.nn.Linear(vlm.config.vision_config.hidden_size * 2, n),
-        )
+        self.tower = vlm.model.vision_tower
+        width = vlm.config.vision_config.hidden_size
+        self.read = torch.nn.Linear(width * 2, n)
 
     def forward(self, views):  # (n,5,3,32,32) in -1..1 -> (n,k)
-        h = (
-            self.tower(views.flatten(0, 1), output_hidden_states=True)
-            .hidden_states[-1][:, 1:]
-            .mean(1)
-            .unflatten(0, views.shape[:2])
-        )
+        out = self.tower(views.flatten(0, 1), output_hidden_states=True)
+        patches = out.hidden_states[-1][:, 1:]  # without the class token
+        h = patches.mean(1).unflatten(0, views.shape[:2])
         return self.read(torch.cat([h[:, 0], h[:, 1:].mean(1)], -1))
 
 # %% ../../nbs/bundled/14_captioner.ipynb #e5ef657a
-def _see(
+def _train_vision(
     vlm,  # its tower is trained in place
     views: torch.Tensor,  # uint8 (n,5,3,32,32)
     people: list,  # n Phantoms
@@ -99,44 +94,82 @@ def _see(
     seed: int = 0,  # of everything drawn
 ) -> list:  # losses
     "First lesson: tick attributes."
-    names, table = _ticks(people)
-    eye = _Eye(vlm, len(names))
+    names, table = _attribute_table(people)
+    reader = _AttributeReader(vlm, len(names))
 
     def loss_of(step):
         g = rng(seed, "see", step)
         i = torch.randint(len(views), (batch,), generator=g)
         k = torch.randint(8, (1,), generator=g).item()
-        return F.binary_cross_entropy_with_logits(
-            eye(turned(views[i] / 127.5 - 1, k % 4, k > 3)), table[i]
-        )
+        ticks = reader(turned(views[i] / 127.5 - 1, k % 4, k > 3))
+        return F.binary_cross_entropy_with_logits(ticks, table[i])
 
-    return fit(eye, loss_of, steps, lr=1e-3, warmup=50, ema=0.99, desc="eyes")
+    return fit(reader, loss_of, steps, lr=1e-3, warmup=50, ema=0.99, desc="eyes")
 
 # %% ../../nbs/bundled/14_captioner.ipynb #494cc147
-def _lesson(
+def _conversations(
     processor,  # LlavaNextProcessor
-    prompts: dict,  # (dataset, class) -> token ids of the question, image tokens among them
+    prompts: dict,  # (dataset, class) -> token ids of the question, image included
     who: list,  # n pairs (dataset, class)
     captions: list,  # n texts
 ) -> dict:  # input_ids, attention_mask, labels, padded on the left
     "A batch of conversations, the caption's tokens being the labels."
     tok = processor.tokenizer
-    answers = [
-        ids + [tok.eos_token_id]
-        for ids in tok(captions, add_special_tokens=False).input_ids
-    ]
-    rows = [
-        (prompts[w] + a, [-100] * len(prompts[w]) + a) for w, a in zip(who, answers)
-    ]
-    n = max(len(r) for r, _ in rows)
-    pad = lambda xs, v: torch.tensor([[v] * (n - len(x)) + x for x in xs])
+    answers = tok(captions, add_special_tokens=False).input_ids
+    answers = [ids + [tok.eos_token_id] for ids in answers]
+    rows = [prompts[w] + answer for w, answer in zip(who, answers)]
+    labels = [[-100] * len(prompts[w]) + answer for w, answer in zip(who, answers)]
     return dict(
-        input_ids=pad([r for r, _ in rows], tok.pad_token_id),
-        attention_mask=pad([[1] * len(r) for r, _ in rows], 0),
-        labels=pad([l for _, l in rows], -100),
+        input_ids=_pad_left(rows, tok.pad_token_id),
+        attention_mask=_pad_left([[1] * len(row) for row in rows], 0),
+        labels=_pad_left(labels, -100),
     )
 
+
+def _pad_left(rows, value):
+    "Lists of numbers as one table, short ones filled up on the left."
+    n = max(len(row) for row in rows)
+    return torch.tensor([[value] * (n - len(row)) + row for row in rows])
+
 # %% ../../nbs/bundled/14_captioner.ipynb #8b56f695
+class _Lessons:
+    "Drawings and what is said of them, in batches of brief or of full captions."
+
+    def __init__(
+        self,
+        processor,  # LlavaNextProcessor
+        study: list,  # n of (dataset, class, pixels, Phantom)
+        batch: int,  # pictures each
+        wordy: float,  # share of batches whose captions have asides
+        seed: int,  # of everything drawn
+    ):
+        self.processor, self.study, self.batch = processor, study, batch
+        self.wordy, self.seed = wordy, seed
+        self.people = [p for *_, p in study]
+        self.views = views_of(processor, [pixels for _, _, pixels, _ in study])
+        asked = {(name, cls) for name, cls, *_ in study}
+        self.prompts = {who: prompt_ids(processor, *who) for who in asked}
+        rich = ("bump", "bed", "streaks")
+        self.weights = torch.tensor([1.0 + (p.feature in rich) for p in self.people])
+
+    def __call__(self, step, brief):  # -> inputs of the VLM
+        g = rng(self.seed, "vlm" if brief else "vlm, full", step)
+        if brief:
+            chosen = torch.randint(len(self.study), (self.batch,), generator=g)
+        else:
+            chosen = torch.multinomial(self.weights, self.batch, True, generator=g)
+        chosen = chosen.tolist()
+        k = torch.randint(8, (1,), generator=g).item()
+        wordy = torch.rand(1, generator=g).item() < self.wordy
+        who = [self.study[j][:2] for j in chosen]
+        captions = [full_caption(self.people[j], wordy, brief) for j in chosen]
+        return dict(
+            **_conversations(self.processor, self.prompts, who, captions),
+            pixel_values=turned(self.views[chosen] / 127.5 - 1, k % 4, k > 3),
+            image_sizes=torch.full((self.batch, 2), 64),
+        )
+
+# %% ../../nbs/bundled/14_captioner.ipynb #c4c40006
 def _train_vlm(
     each: int = 600,  # phantoms of each of the sixteen classes
     see_steps: int = 900,  # updates of the first lesson
@@ -151,76 +184,28 @@ def _train_vlm(
     processor = vlm_processor()
     vlm = tiny_vlm(processor)
     study = feature_phantoms(DATASETS, each)
-    views, people = (
-        views_of(processor, [x for _, _, x, _ in study]),
-        [p for *_, p in study],
-    )
-    _sharpen(vlm, views)
-    seen = _see(vlm, views, people, see_steps, seed=seed)
-    prompts = {(d, c): prompt_ids(processor, d, c) for d, c in {s[:2] for s in study}}
-    size, often = (
-        torch.full((batch, 2), 64),
-        torch.tensor(
-            [2.0 if p.feature in ("bump", "bed", "streaks") else 1.0 for p in people]
-        ),
-    )
+    lessons = _Lessons(processor, study, batch, wordy, seed)
+    _whiten_patches(vlm, lessons.views)
+    eyes = _train_vision(vlm, lessons.views, lessons.people, see_steps, seed=seed)
 
-    def loss_of(step, brief):
-        g = rng(seed, "vlm" if brief else "vlm, full", step)
-        i = (
-            torch.randint(len(study), (batch,), generator=g)
-            if brief
-            else torch.multinomial(often, batch, True, generator=g)
-        ).tolist()
-        k = torch.randint(8, (1,), generator=g).item()
-        talk = (
-            torch.rand(1, generator=g).item() < wordy
-        )  # the same for all, so that none is mostly padding
-        told = _lesson(
-            processor,
-            prompts,
-            [study[j][:2] for j in i],
-            [full_caption(people[j], talk, brief) for j in i],
-        )
-        return vlm(
-            **told,
-            pixel_values=turned(views[i] / 127.5 - 1, k % 4, k > 3),
-            image_sizes=size,
-            use_cache=False,
-        ).loss
+    def learn(n, brief, first, desc, **how):
+        def loss_of(step):
+            return vlm(**lessons(first + step, brief), use_cache=False).loss
 
-    losses = fit(
-        vlm,
-        lambda step: loss_of(step, True),
-        steps,
-        lr=1.5e-3,
-        warmup=100,
-        ema=0.99,
-        desc="small VLM",
-    )
-    last = [
-        l
-        for k, n in enumerate(more)
-        for l in fit(
-            vlm,
-            lambda step: loss_of(sum(more[:k]) + step, False),
-            n,
-            lr=1e-3,
-            warmup=50,
-            ema=0.99,
-            desc=f"small VLM, full captions {k}",
-        )
-    ]
-    return (
-        vlm.eval(),
-        processor,
-        {"eyes": seen, "brief captions": losses, "full captions": last},
-    )
+        return fit(vlm, loss_of, n, ema=0.99, desc=desc, **how)
+
+    spoken = learn(steps, True, 0, "small VLM", lr=1.5e-3, warmup=100)
+    full = []
+    for k, n in enumerate(more):
+        desc = f"small VLM, full captions {k}"
+        full += learn(n, False, sum(more[:k]), desc, lr=1e-3, warmup=50)
+    losses = {"eyes": eyes, "brief captions": spoken, "full captions": full}
+    return vlm.eval(), processor, losses
 
 # %% ../../nbs/bundled/14_captioner.ipynb #821ed1bc
 def _save_vlm(
     vlm,
-    processor,  # of `train_vlm`
+    processor,  # of `_train_vlm`
     folder,  # where to write
 ) -> Path:
     "Write the VLM in half precision, as a Hugging Face folder."
@@ -238,41 +223,48 @@ def build_vlm(
     steps: int = 900,  # updates of the second
     more: tuple = (500, 500),  # updates of the third, in rounds
     seed: int = 0,  # of everything
-) -> pd.DataFrame:  # of `truth_table`
+) -> pd.DataFrame:  # of `truthfulness`
     "Draw phantoms, train the small VLM, examine it on others, and write it."
     folder = Path(folder)
     wanted = dict(each=each, see_steps=see_steps, steps=steps, more=more, seed=seed)
     if not built(folder, wanted):
-        t = time.time()
+        start = time.time()
         vlm, processor, losses = _train_vlm(each, see_steps, steps, more, seed=seed)
-        minutes = (time.time() - t) / 60
+        minutes = (time.time() - start) / 60
         _save_vlm(vlm, processor, folder)
         save_losses(folder, **losses)
         table, replaced, _ = truthfulness(recipe("skin", scale="tiny", vlm=str(folder)))
         save_table(table, folder / "truthfulness.csv")
-        mean = (
-            table[["VLM", "commonest answer", "commonest of the class"]]
-            .astype(float)
-            .mean()
-        )
-        save_card(
-            folder,
-            "A small LLaVA-NeXT",
-            "A `LlavaNextForConditionalGeneration` for 64-pixel images, trained from scratch to describe drawn phantoms "
-            "(`medart.phantom`). What it says of a real image means nothing.",
-            {
-                "parameters": f"{sum(q.numel() for q in vlm.parameters()) / 1e6:.2f} M",
-                "phantoms": 16 * each,
-                "steps": f"{see_steps}, {steps} and {sum(more)}",
-                "minutes": f"{minutes:.0f}",
-                "caption loss, last 100 steps": f"{np.mean(losses['full captions'][-100:]):.4f}",
-                "right answers, mean over attributes": f"{mean.VLM:.3f}",
-                "commonest answer": f"{mean['commonest answer']:.3f}",
-                "commonest answer of the class": f"{mean['commonest of the class']:.3f}",
-                "captions that would have to be replaced": f"{replaced:.1%}",
-                "machine": machine(),
-                "seed": seed,
-            },
-        )
+        final = np.mean(losses["full captions"][-100:])
+        facts = {
+            "parameters": f"{sum(q.numel() for q in vlm.parameters()) / 1e6:.2f} M",
+            "phantoms": 16 * each,
+            "steps": f"{see_steps}, {steps} and {sum(more)}",
+            "minutes": f"{minutes:.0f}",
+            "caption loss, last 100 steps": f"{final:.4f}",
+            **_mean_marks(table),
+            "captions that would have to be replaced": f"{replaced:.1%}",
+            "machine": machine(),
+            "seed": seed,
+        }
+        save_card(folder, "A small LLaVA-NeXT", _CARD, facts)
         mark_built(folder, wanted, replaced=replaced)
     return pd.read_csv(folder / "truthfulness.csv")
+
+
+_CARD = (
+    "A `LlavaNextForConditionalGeneration` for 64-pixel images, trained from "
+    "scratch to describe drawn phantoms (`medart.data.phantoms`). What it says of a "
+    "real image means nothing."
+)
+
+
+def _mean_marks(table):
+    "Shares of right answers, mean over attributes, for the card."
+    rivals = ["commonest answer", "commonest of the class"]
+    mean = table[["VLM", *rivals]].astype(float).mean()
+    return {
+        "right answers, mean over attributes": f"{mean.VLM:.3f}",
+        "commonest answer": f"{mean[rivals[0]]:.3f}",
+        "commonest answer of the class": f"{mean[rivals[1]]:.3f}",
+    }

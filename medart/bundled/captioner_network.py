@@ -12,26 +12,31 @@ import torch
 from PIL import Image
 
 from .tokenizers import MEDICAL_WORDS, WEB_WORDS
-from .true_captions import ASIDE_WORDS, cased_unigram, PHRASES
+from .true_captions import ASIDE_WORDS, PHRASES, cased_unigram
 from ..method.captioner import chat
-from ..method.captions import question, TEMPLATE
+from ..method.captions import TEMPLATE, question
 from ..recipes.datasets import DATASETS
 
-# %% ../../nbs/bundled/12_captioner_network.ipynb #e848ce32
-def vlm_processor():  # LlavaNextProcessor
-    "Image processor, tokenizer and chat template of the small VLM."
-    from transformers import LlavaNextProcessor, PreTrainedTokenizerFast
-    from transformers.models.llava_next.image_processing_pil_llava_next import (
-        LlavaNextImageProcessorPil,
-    )
+# %% ../../nbs/bundled/12_captioner_network.ipynb #c4c20002
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>"
+    "{% for c in m.content %}"
+    "{{ '<image>' if c.type == 'image' else c.text }}"
+    "{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
-    fixed = [
-        p.strip(" .'") for p in re.split(r"{\w+}", TEMPLATE) if len(p.split()) > 2
-    ] + [d.features for d in DATASETS.values()]
-    tok = PreTrainedTokenizerFast(
-        tokenizer_object=cased_unigram(
-            WEB_WORDS + MEDICAL_WORDS + ASIDE_WORDS, fixed + PHRASES
-        ),
+
+def _vlm_tokenizer():
+    "Words, phrases of captions, and the fixed phrases of the question."
+    from transformers import PreTrainedTokenizerFast
+
+    parts = re.split(r"{\w+}", TEMPLATE)
+    fixed = [part.strip(" .'") for part in parts if len(part.split()) > 2]
+    fixed += [d.features for d in DATASETS.values()]
+    words = WEB_WORDS + MEDICAL_WORDS + ASIDE_WORDS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=cased_unigram(words, fixed + PHRASES),
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
@@ -39,44 +44,36 @@ def vlm_processor():  # LlavaNextProcessor
         model_max_length=512,
         additional_special_tokens=["<image>", "<user>", "<assistant>"],
     )
-    look = LlavaNextImageProcessorPil(
+
+# %% ../../nbs/bundled/12_captioner_network.ipynb #e848ce32
+def vlm_processor():  # LlavaNextProcessor
+    "Image processor, tokenizer and chat template of the small VLM."
+    from transformers import LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    images = LlavaNextImageProcessorPil(
         size=dict(shortest_edge=32),
         crop_size=dict(height=32, width=32),
         image_grid_pinpoints=[[64, 64]],
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    talk = (
-        "{% for m in messages %}<{{ m.role }}>"
-        "{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}"
-        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
     return LlavaNextProcessor(
-        look,
-        tok,
+        images,
+        _vlm_tokenizer(),
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=talk,
+        chat_template=_CHAT_TEMPLATE,
     )
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #fe4dd22e
-def tiny_vlm(
-    processor,  # LlavaNextProcessor
-):  # LlavaNextForConditionalGeneration, 0.85 M parameters
-    "An untrained VLM: three layers of vision of width 128, four of language of width 96."
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-    )
+def _vision_config():
+    from transformers import CLIPVisionConfig
 
-    tok = processor.tokenizer
-    ids = dict(
-        bos_token_id=None, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id
-    )
-    vision = CLIPVisionConfig(
+    return CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -85,8 +82,13 @@ def tiny_vlm(
         patch_size=8,
         projection_dim=128,
     )
-    text = LlamaConfig(
-        vocab_size=len(tok),
+
+
+def _language_config(tokenizer, ids):
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=4,
@@ -96,18 +98,31 @@ def tiny_vlm(
         tie_word_embeddings=True,
         **ids,
     )
-    return LlavaNextForConditionalGeneration(
-        LlavaNextConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=processor.image_token_id,
-            vision_feature_layer=-1,
-            image_grid_pinpoints=[[64, 64]],
-            image_seq_length=16,
-            tie_word_embeddings=True,
-            **ids,
-        )
+
+# %% ../../nbs/bundled/12_captioner_network.ipynb #c4c20005
+def tiny_vlm(
+    processor,  # LlavaNextProcessor
+):  # LlavaNextForConditionalGeneration, 0.85 M parameters
+    "An untrained VLM: three layers of vision (width 128), four of language (width 96)."
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    tokenizer = processor.tokenizer
+    ids = dict(
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    config = LlavaNextConfig(
+        vision_config=_vision_config(),
+        text_config=_language_config(tokenizer, ids),
+        image_token_index=processor.image_token_id,
+        vision_feature_layer=-1,
+        image_grid_pinpoints=[[64, 64]],
+        image_seq_length=16,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    return LlavaNextForConditionalGeneration(config)
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #e04d1557
 def views_of(
@@ -115,41 +130,42 @@ def views_of(
     pictures: list,  # uint8 arrays (64,64,3)
 ) -> torch.Tensor:  # uint8 (n,5,3,32,32): the whole, then four tiles
     "What the processor makes of pictures, as bytes."
-    views = [
-        processor.image_processor(
-            [Image.fromarray(x) for x in pictures[i : i + 500]], return_tensors="pt"
-        ).pixel_values
-        for i in range(0, len(pictures), 500)
-    ]
-    return torch.cat([((v + 1) * 127.5).round().byte() for v in views])
+    views = []
+    for i in range(0, len(pictures), 500):
+        some = [Image.fromarray(x) for x in pictures[i : i + 500]]
+        pixels = processor.image_processor(some, return_tensors="pt").pixel_values
+        views.append(((pixels + 1) * 127.5).round().byte())
+    return torch.cat(views)
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #c471fd23
+def _join_tiles(
+    tiles: torch.Tensor,  # (n,4,3,32,32)
+) -> torch.Tensor:  # (n,3,64,64)
+    "Put the four tiles of an image together."
+    squares = tiles.reshape(-1, 2, 2, 3, 32, 32)  # rows and columns of tiles
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, 64, 64)
+
+
+def _cut_tiles(
+    images: torch.Tensor,  # (n,3,64,64)
+) -> torch.Tensor:  # (n,4,3,32,32)
+    "Cut images into four tiles."
+    squares = images.reshape(-1, 3, 2, 32, 2, 32)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 3, 32, 32)
+
+
 def turned(
     views: torch.Tensor,  # (n,5,3,32,32)
     quarters: int,  # turns
     mirror: bool,  # flip left and right first
 ) -> torch.Tensor:  # same shape
     "Turn whole and tiles together."
-    n = len(views)
-    tiles = (
-        views[:, 1:]
-        .reshape(n, 2, 2, 3, 32, 32)
-        .permute(0, 3, 1, 4, 2, 5)
-        .reshape(n, 3, 64, 64)
-    )
-    whole, tiles = (
-        torch.rot90(x.flip(-1) if mirror else x, quarters, (-2, -1))
-        for x in (views[:, 0], tiles)
-    )
-    return torch.cat(
-        [
-            whole[:, None],
-            tiles.reshape(n, 3, 2, 32, 2, 32)
-            .permute(0, 2, 4, 1, 3, 5)
-            .reshape(n, 4, 3, 32, 32),
-        ],
-        1,
-    )
+
+    def turn(x):
+        return torch.rot90(x.flip(-1) if mirror else x, quarters, (-2, -1))
+
+    whole, joined = views[:, 0], _join_tiles(views[:, 1:])
+    return torch.cat([turn(whole)[:, None], _cut_tiles(turn(joined))], 1)
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #3caaa27f
 def prompt_ids(
@@ -159,9 +175,10 @@ def prompt_ids(
 ) -> list:  # token ids
     "The question about an image of 64 pixels, as the processor writes it."
     blank = Image.new("RGB", (64, 64))
-    return processor.apply_chat_template(
+    tokens = processor.apply_chat_template(
         [chat(question(DATASETS[dataset], cls), blank)],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-    )["input_ids"][0]
+    )
+    return tokens["input_ids"][0]

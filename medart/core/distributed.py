@@ -11,5 +11,5 @@ from accelerate import PartialState
 
 # %% ../../nbs/core/11_distributed.ipynb #3a39b166
 def processes() -> PartialState:  # how many, which is this, its device
-    "The processes that `accelerate launch` has started, on GPUs or, without one, on the CPU."
+    "The processes that `accelerate launch` has started: on GPUs, else on the CPU."
     return PartialState(cpu=not torch.cuda.is_available())

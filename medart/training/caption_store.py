@@ -32,10 +32,9 @@ def append_line(
             f.flush()
             os.fsync(f.fileno())
 
-
-def _mend_end(
-    f,
-):  # where a kill or a full disk has left half a line, or one without its end
+# %% ../../nbs/training/01_caption_store.ipynb #c4ab0033
+def _mend_end(f):
+    "Cut off half a line at the end of a file, or complete a whole one."
     if not f.tell():
         return
     f.seek(-1, os.SEEK_END)
@@ -49,15 +48,16 @@ def _mend_end(
     else:
         f.truncate(len(data) - len(last))
 
-# %% ../../nbs/training/01_caption_store.ipynb #a6e9fe1e
-def _read_line(line):  # the record, empty where it is damaged
+
+def _read_line(line):
+    "The record of a line, empty where it is damaged."
     try:
         record = json.loads(line)
         return record if record["seal"] == seal_of(record) else {}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
 
-
+# %% ../../nbs/training/01_caption_store.ipynb #a6e9fe1e
 def read_lines(
     folder,  # of *.jsonl
     keys: dict,  # name -> key
@@ -82,20 +82,18 @@ def fill_store(
 ) -> dict:  # name -> record, all of them
     "Do what is missing, on as many processes as there are."
     state, names = processes(), list(keys)
+    file = Path(folder) / f"{state.process_index}.jsonl"
     done = read_lines(folder, keys)
     state.wait_for_everyone()
     blocks = [names[i : i + block] for i in range(0, len(names), block)]
-    todo = [b for b in blocks if any(n not in done for n in b)][
-        state.process_index :: state.num_processes
-    ]
-    tool = load(state.device) if todo else None
-    for b in progress(todo, desc=desc, disable=not state.is_main_process):
-        for n, rec in zip(b, work(tool, b + b[-1:] * (block - len(b)))):
+    missing = [b for b in blocks if any(n not in done for n in b)]
+    mine = missing[state.process_index :: state.num_processes]
+    tool = load(state.device) if mine else None
+    for b in progress(mine, desc=desc, disable=not state.is_main_process):
+        full = b + b[-1:] * (block - len(b))
+        for n, record in zip(b, work(tool, full)):
             if n not in done:
-                append_line(
-                    Path(folder) / f"{state.process_index}.jsonl",
-                    dict(name=n, key=keys[n], **rec),
-                )
+                append_line(file, dict(name=n, key=keys[n], **record))
     state.wait_for_everyone()
     found = read_lines(folder, keys)
     return {n: found[n] for n in names}

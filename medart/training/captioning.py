@@ -11,15 +11,15 @@ from contextlib import nullcontext
 import pandas as pd
 
 from ..core.distributed import processes
-from ..core.files import file_hash, write_atomic
+from ..core.files import file_hash
 from ..core.randomness import stable_hash
-from ..core.records import alone, write_record
+from ..core.records import alone
 from ..core.weight_files import weights_key
 from ..data.loading import load_split
-from ..method.captioner import caption_block, captions_table
+from ..method.caption_files import captions_table, save_captions
+from ..method.captioner import caption_block
 from ..method.captions import RULES, TEMPLATE
-from ..method.simplify import cut_to_fit, limits, load_simplifier, shortening_fault
-from ..method.tokens import reading
+from ..method.simplify import limits, load_simplifier, simplify_captions
 from ..recipes.parameters import recipe_from_line
 from ..recipes.runs import captions_dir, captions_recipe
 from ..recipes.settings import Recipe, settings
@@ -30,24 +30,14 @@ from .caption_store import fill_store
 def caption_images(
     r: Recipe,  # model, sampling, data
     split: str,  # train or test
-) -> pd.DataFrame:  # one row an image: file_name, class, simple, text, source, unfinished, tries, faults
+) -> pd.DataFrame:  # of `captions_table`
     "VSG captions of a split; run again to write only what is missing."
     with processes().main_process_first():
         s = load_split(r, split)  # images are prepared once
     at = {f: i for i, f in enumerate(s.files)}
-    how = {
-        k: v
-        for k, v in settings(r, "caption").items()
-        if k not in ("vlm", "simplifier")
-    }
-    base = [TEMPLATE, RULES, r.dataset, split, r.dtype, weights_key(r.vlm), how]
-    keys = {
-        f: stable_hash([base, f, c, file_hash(s.folder / f)])
-        for f, c in zip(s.files, s.classes)
-    }
     done = fill_store(
         captions_dir(r) / split / "drafts",
-        keys,
+        _caption_keys(r, split, s),
         r.caption_block,
         lambda device: load_captioner(r, device),
         lambda vlm, names: caption_block(vlm, r, s[[at[n] for n in names]], split),
@@ -55,65 +45,60 @@ def caption_images(
     )
     return captions_table(r, [dict(done[f], file_name=f) for f in s.files])
 
+
+def _caption_keys(r, split, s):
+    "For each image a hash of all that its caption depends on."
+    how = settings(r, "caption")
+    how = {k: v for k, v in how.items() if k not in ("vlm", "simplifier")}
+    base = [TEMPLATE, RULES, r.dataset, split, r.dtype, weights_key(r.vlm), how]
+    return {
+        f: stable_hash([base, f, c, file_hash(s.folder / f)])
+        for f, c in zip(s.files, s.classes)
+    }
+
 # %% ../../nbs/training/02_captioning.ipynb #158db4b2
 def shorten_captions(
     r: Recipe,  # limits and T5
     table: pd.DataFrame,  # file_name, class, simple, text
     store,  # folder that keeps what is done
-) -> (
-    pd.DataFrame
-):  # text within the limit; new columns vsg, path, fault, tokens_before, tokens
-    "Bring every caption within the limit and record how."
-    before = reading(r, table.text)
-    t = table.assign(
-        vsg=table.text, path="kept", fault="", tokens_before=before.tokens.values
-    )
-    long = t[(before.cut > 0).values].set_index("file_name")
-    base = weights_key(r.simplifier) if len(long) else ""
-    keys = {
-        f: stable_hash([base, r.dtype, limits(r), text, simple])
-        for f, text, simple in zip(long.index, long.text, long.simple)
-    }
-    done = fill_store(
-        store,
-        keys,
-        r.caption_block,
-        lambda device: load_simplifier(r, device),
-        lambda t5, names: [
-            dict(text=x) for x in t5.shorten([long.text[n] for n in names])
-        ],
-        f"shortening {r.dataset}",
-    )
-    short = {f: d["text"] for f, d in done.items()}
-    n = dict(zip(short, reading(r, short.values()).tokens))
-    fault = {
-        f: shortening_fault(short[f], long.text[f], long.simple[f], n[f], r)
-        for f in short
-    }
-    final = {f: cut_to_fit(r, long.text[f]) if fault[f] else short[f] for f in short}
-    t = t.assign(
-        text=[final.get(f, x) for f, x in zip(t.file_name, t.text)],
-        fault=[fault.get(f, "") for f in t.file_name],
-        path=[
-            p if f not in fault else "cut" if fault[f] else "t5"
-            for f, p in zip(t.file_name, t.path)
-        ],
-    )
-    return t.assign(tokens=reading(r, t.text).tokens.values)
+) -> pd.DataFrame:  # of `simplify_captions`
+    "Bring every caption within the limit and record how; run again to continue."
+
+    def shorten(long):
+        base = weights_key(r.simplifier) if len(long) else ""
+        keys = {
+            f: stable_hash([base, r.dtype, limits(r), text, simple])
+            for f, text, simple in zip(long.index, long.text, long.simple)
+        }
+        done = fill_store(
+            store,
+            keys,
+            r.caption_block,
+            lambda device: load_simplifier(r, device),
+            lambda t5, names: _shortened(t5, long.text[names]),
+            f"shortening {r.dataset}",
+        )
+        return {f: record["text"] for f, record in done.items()}
+
+    return simplify_captions(r, table, shorten)
+
+
+def _shortened(t5, texts):
+    "One record for each text."
+    return [dict(text=t) for t in t5.shorten(list(texts))]
 
 # %% ../../nbs/training/02_captioning.ipynb #238b5cd1
 def write_captions(
     r: Recipe,  # everything
     split: str,  # train or test
 ) -> pd.DataFrame:  # the split's captions
-    "Caption the images of a split, bring the captions within the limit, and write metadata.csv. Run again to continue, or to find the work done."
+    "Caption a split within the limit and write its table; run again to continue."
     r, state = captions_recipe(r), processes()
     folder = captions_dir(r) / split
     with alone(folder, "caption") if state.is_main_process else nullcontext():
         table = shorten_captions(r, caption_images(r, split), folder / "shortened")
         if state.is_main_process:
-            write_atomic(folder / "metadata.csv", table.to_csv(index=False))
-            write_record(folder / "captions.json", {}, ["metadata.csv"])
+            save_captions(r, split, table)
         state.wait_for_everyone()
     return table
 
