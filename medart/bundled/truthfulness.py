@@ -20,27 +20,27 @@ from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
 from ..data.phantoms import TEST_FROM
 from ..data.phrases import simple_caption
-from ..method.captioner import load_vlm
 from ..method.captions import caption_fault, question, tidy
 from ..recipes.datasets import DATASETS
 from ..recipes.recipe import recipe
+from ..training.caption_engines import load_captioner
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #74c82422
 _COLOR = r"((?:dark |pale )?(?:" + "|".join(BRIGHT) + "))"
-_SAID = {
-    "color": _COLOR
-    + r" (?:round|oval|irregular) (?:patch|bump)|"
-    + _COLOR
-    + r" streaks|and "
-    + _COLOR
-    + " patches",
+_COLOR_OF_FEATURE = (
+    _COLOR + r" (?:round|oval|irregular) (?:patch|bump)",
+    _COLOR + " streaks",
+    "and " + _COLOR + " patches",
+)
+_PATTERNS = {
+    "color": "|".join(_COLOR_OF_FEATURE),
     "outline": r"(round|oval|irregular) (?:\w+ )?(?:patch|bump|hole)",
     "border": f"({'|'.join(BORDERS)}) border",
     "texture": f"({'|'.join(TEXTURES)}) texture",
     "size": r"\b(small|large)\b(?! black hole)",
     "asymmetry": "(asymmetric)",
     "beyond the line": "border around " + _COLOR + " mucosa",
-    "ground": r"(?:background|mucosa) is " + _COLOR + "|shows " + _COLOR + " mucosa",
+    "ground": f"(?:background|mucosa) is {_COLOR}|shows {_COLOR} mucosa",
     "areas": _COLOR + " areas",
     "veil": _COLOR + " veil",
     "center": _COLOR + " center",
@@ -54,110 +54,92 @@ _SAID = {
     "corners": "edges of the image are (dark)",
     "lumen": "lumen is (seen)",
 }
-"How each attribute is found in a caption."
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #ccfafe8a
-def _said(
+def _read_attributes(
     text: str,  # a caption
 ) -> dict:  # attribute -> what it says, "" where it is silent
     "Read a caption back into attributes."
-    t = text[0].lower() + text[1:]
-    t = t.replace("There", "there")
-    found = {k: re.search(p, t) for k, p in _SAID.items()}
-    return {
-        k: next((x for x in m.groups() if x), "") if m else "" for k, m in found.items()
-    }
+    text = text[0].lower() + text[1:]
+    text = text.replace("There", "there")
+    said = {}
+    for attribute, pattern in _PATTERNS.items():
+        match = re.search(pattern, text)
+        words = match.groups() if match else ()
+        said[attribute] = next((w for w in words if w), "")
+    return said
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #d2717c08
+def _commonest(answers):
+    return Counter(answers).most_common(1)[0][0]
+
+
+def _attribute_row(said, truth, groups):
+    "Shares of right answers about one attribute: the VLM's and those of its rivals."
+    of_class = {}
+    for g in dict.fromkeys(groups):
+        of_class[g] = _commonest([t for t, other in zip(truth, groups) if other == g])
+    overall = _commonest(truth)
+    return (
+        np.mean([s == t for s, t in zip(said, truth)]),
+        np.mean([t == overall for t in truth]),
+        np.mean([t == of_class[g] for t, g in zip(truth, groups)]),
+    )
+
+
 def _truth_table(
     captions: list,  # n, of the VLM
     truths: list,  # n, the true captions with all asides
     groups: list,  # n, e.g. (dataset, class)
-) -> pd.DataFrame:  # one row a data set and attribute: share of right answers of the VLM and of its rivals
-    "How truthful captions are, attribute by attribute."
-    got, want = [_said(t) for t in captions], [_said(t) for t in truths]
+) -> pd.DataFrame:  # one row a data set and attribute
+    "How truthful captions are, attribute by attribute, beside two rivals."
+    said = [_read_attributes(t) for t in captions]
+    truth = [_read_attributes(t) for t in truths]
     rows = []
-    for d in dict.fromkeys(g[0] for g in groups):
-        for k in _SAID:
-            i = [j for j, g in enumerate(groups) if g[0] == d]
-            common = lambda js: Counter(want[j][k] for j in js).most_common(1)[0][0]
-            most = {
-                c: common([j for j, g in enumerate(groups) if g == c])
-                for c in dict.fromkeys(groups)
-            }
-            if len({want[j][k] for j in i}) < 2:
+    for name in dict.fromkeys(g[0] for g in groups):
+        chosen = [j for j, g in enumerate(groups) if g[0] == name]
+        of = [groups[j] for j in chosen]
+        for attribute in _PATTERNS:
+            right = [truth[j][attribute] for j in chosen]
+            if len(set(right)) < 2:
                 continue
-            rows.append(
-                (
-                    d,
-                    k,
-                    len(i),
-                    np.mean([got[j][k] == want[j][k] for j in i]),
-                    np.mean([want[j][k] == common(i) for j in i]),
-                    np.mean([want[j][k] == most[groups[j]] for j in i]),
-                )
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "data set",
-            "attribute",
-            "captions",
-            "VLM",
-            "commonest answer",
-            "commonest of the class",
-        ],
-    ).round(3)
+            given = [said[j][attribute] for j in chosen]
+            shares = _attribute_row(given, right, of)
+            rows.append((name, attribute, len(chosen), *shares))
+    rivals = ["commonest answer", "commonest of the class"]
+    columns = ["data set", "attribute", "captions", "VLM", *rivals]
+    return pd.DataFrame(rows, columns=columns).round(3)
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #9541d8db
 def truth_figure(
-    table: pd.DataFrame,  # of `truth_table`
+    table: pd.DataFrame,  # of `_truth_table`
 ):  # figure
     "Right answers by attribute: the VLM, and two rivals that never look."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     sets = list(dict.fromkeys(table["data set"]))
+    size = (4.2 * len(sets), 3.6)
     fig, axs = plt.subplots(
-        1,
-        len(sets),
-        figsize=(4.2 * len(sets), 3.6),
-        layout="constrained",
-        sharex=True,
-        squeeze=False,
+        1, len(sets), figsize=size, layout="constrained", sharex=True, squeeze=False
     )
-    for ax, d in zip(axs[0], sets):
-        t = table[table["data set"] == d].sort_values("VLM", ascending=False)
+    marks = (
+        ("commonest answer", "o", "white", "#0072b2"),
+        ("commonest of the class", "|", "#0072b2", "#0072b2"),
+        ("VLM", "o", "#d55e00", "#d55e00"),
+    )
+    for ax, name in zip(axs[0], sets):
+        t = table[table["data set"] == name].sort_values("VLM", ascending=False)
         y = range(len(t))
         ax.hlines(y, t["commonest answer"], t.VLM, color=".8", lw=2)
-        for k, m, c in (
-            ("commonest answer", "o", "white"),
-            ("commonest of the class", "|", "#0072b2"),
-            ("VLM", "o", "#d55e00"),
-        ):
-            ax.plot(
-                t[k],
-                y,
-                m,
-                ms=5,
-                mfc=c,
-                mec="#d55e00" if k == "VLM" else "#0072b2",
-                label=k,
-            )
-        ax.set(
-            yticks=y,
-            yticklabels=t.attribute,
-            xlabel="share of right answers",
-            title=d,
-            xlim=(0, 1.02),
-        )
+        for column, marker, face, edge in marks:
+            ax.plot(t[column], y, marker, ms=5, mfc=face, mec=edge, label=column)
+        ax.set(yticks=y, yticklabels=t.attribute, title=name, xlim=(0, 1.02))
+        ax.set_xlabel("share of right answers")
         ax.invert_yaxis()
+    handles, labels = axs[0, 0].get_legend_handles_labels()
     fig.legend(
-        *axs[0, 0].get_legend_handles_labels(),
-        frameon=False,
-        fontsize=8,
-        ncol=3,
-        loc="outside lower center",
+        handles, labels, frameon=False, fontsize=8, ncol=3, loc="outside lower center"
     )
     sns.despine(fig)
     plt.close(fig)
@@ -165,39 +147,23 @@ def truth_figure(
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #549f0b76
 def truthfulness(
-    r=None,  # recipe that names the VLM and its sampling; the embedded one's unless given
+    r=None,  # recipe that names the VLM; the bundled one's unless given
     each: int = 24,  # held-out phantoms of each class
     block: int = 64,  # captions at once
-) -> (
-    tuple
-):  # table of `truth_table`, share of captions that would have to be replaced, captions
-    "Let the VLM describe phantoms it has never seen, as `caption_images` would, and compare."
+) -> tuple:  # table, share of captions that would have to be replaced, captions
+    "Let the VLM describe phantoms it has never seen, and compare with the truth."
     r = r or recipe("skin", scale="tiny")
-    vlm = load_vlm(r)
+    vlm = load_captioner(r)
     exam = feature_phantoms(DATASETS, each, first=TEST_FROM)
     texts, left = [""] * len(exam), list(range(len(exam)))
     for attempt in range(1 + r.caption_retries):
-        for b in progress(
-            [left[i : i + block] for i in range(0, len(left), block)], desc="examining"
-        ):
-            for j, t in zip(
-                b,
-                vlm.write(
-                    [Image.fromarray(exam[j][2]) for j in b],
-                    [question(DATASETS[exam[j][0]], exam[j][1]) for j in b],
-                    [j + len(exam) * attempt for j in b],
-                ),
-            ):
-                texts[j] = tidy(t)
-        left = [
-            j
-            for j in left
-            if caption_fault(
-                texts[j],
-                simple_caption(exam[j][3].modality, exam[j][3].category),
-                DATASETS[exam[j][0]].features,
-            )
-        ]
+        blocks = [left[i : i + block] for i in range(0, len(left), block)]
+        for chosen in progress(blocks, desc="examining"):
+            seeds = [j + len(exam) * attempt for j in chosen]
+            answers = _describe(vlm, [exam[j] for j in chosen], seeds)
+            for j, answer in zip(chosen, answers):
+                texts[j] = tidy(answer)
+        left = [j for j in left if _fault(texts[j], *exam[j])]
     good = [j for j in range(len(exam)) if j not in set(left)]
     table = _truth_table(
         [texts[j] for j in good],
@@ -205,3 +171,16 @@ def truthfulness(
         [exam[j][:2] for j in good],
     )
     return table, len(left) / len(exam), texts
+
+
+def _describe(vlm, exam, seeds):
+    "Answers about phantoms: data set, class, pixels and attributes of each are given."
+    images = [Image.fromarray(pixels) for _, _, pixels, _ in exam]
+    questions = [question(DATASETS[name], cls) for name, cls, *_ in exam]
+    return vlm.write(images, questions, seeds)
+
+
+def _fault(text, name, cls, pixels, p):
+    "What the rules for captions say of an answer."
+    simple = simple_caption(p.modality, p.category)
+    return caption_fault(text, simple, DATASETS[name].features)
