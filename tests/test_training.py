@@ -62,7 +62,7 @@ SMALL = dict(
 
 @pytest.fixture
 def small(made):
-    "Eight steps over two epochs with two colour losses."
+    "Eight steps over two epochs with two color losses."
     return lambda **k: recipe("skin", data="made", **(SMALL | k))
 
 
@@ -300,7 +300,7 @@ def test_few_bits_want_a_package(small, monkeypatch):
 
 
 # What makes a step fast changes nothing but rounding.
-# (Padding: 06_model; recomputing: 07_sampler; offload, no waiting for the device: 09_hldf.)
+# (Padding: method/model; recomputing: training/memory; offload, no waiting for the device: training/step.)
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def test_latents_from_disk_are_those_of_the_images(ready, folders):
     assert len(list((folders[1] / "latents").glob("*.safetensors"))) == 2
 
 
-def test_t5_runs_once_in_a_colour_loss(ready):
+def test_t5_runs_once_in_a_color_loss(ready):
     r, model, ts = ready
     t5 = model.text_encoder.base_model.model
     b, params = draw_batch(model, r, ts, 2), list(model.trainable().values())
@@ -511,7 +511,7 @@ def test_a_recording_reads_its_inputs_anew_and_gives_copies(monkeypatch):
     ids=lambda c: " ".join(c),
 )
 def test_what_must_not_be_recorded_is_not(small, change):
-    "T5's dropout is off in a colour loss, which may be recorded all the same."
+    "T5's dropout is off in a color loss, which may be recorded all the same."
     r = small(cuda_graphs=True, captions="simple", color_at_start=True, **change)
     model = load_model(r)
     ts = training_set(model, r, captions_for(r, "train"))

@@ -72,7 +72,7 @@ def sampling_embeddings(
     r: Recipe,  # of the run; its `lowercase` is about the noise loss alone
     b: Batch,  # its captions
 ) -> TextEmbedding:  # n captions, then the empty one
-    "The captions of a colour loss, in lower case as wherever images are sampled."
+    "The captions of a color loss, in lower case as wherever images are sampled."
     return model.encode_text([*b.texts, ""])
 
 # %% ../../nbs/method/11_hldf.ipynb #40948875

@@ -53,7 +53,7 @@ def capture(
 
 # %% ../../nbs/training/08_cuda_graphs.ipynb #006e8929
 class Graphed:
-    "A function of tensors that gives a list of them, recorded once for each input's kind."
+    "A function of tensors that gives a list, recorded once for each kind of input."
 
     # https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     devices = ("cuda",)  # where there is something to record

@@ -114,7 +114,7 @@ def compile_blocks(
     model: Model,  # its repeated blocks are compiled in place
     backend: str = "inductor",  # of torch.compile
 ) -> Model:
-    "Compile each network's blocks, one program for all blocks of a kind and a caption length."
+    "Compile each network's blocks, one program for all of a kind and a length."
     torch._dynamo.config.recompile_limit = 64
     repeated = GradientCheckpointingLayer, BasicTransformerBlock, HunyuanDiTBlock
     for net in (model.denoiser, *model.text_encoders):

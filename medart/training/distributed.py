@@ -44,7 +44,7 @@ def averaged(
 # %% ../../nbs/training/11_distributed.ipynb #9d441a10
 @contextmanager
 def stop_signals():
-    "Yields a list that fills when a stop is asked for. A second interrupt stops at once."
+    "Yields a list that fills when a stop is asked for; a second interrupt stops."
     asked = []
     if threading.current_thread() is not threading.main_thread():
         yield asked

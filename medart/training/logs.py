@@ -25,7 +25,7 @@ class Log:
     "What a run has written down, and what still lies on the device."
 
     rows: list  # one dict a step
-    # over all sittings: (step, seconds, of them in color losses, of them in sample grids)
+    # over all sittings: (step, seconds, those in color losses, those in sample grids)
     clock: list
     # (step from 1, scalars on the device, spans of its color loss)
     pending: list = field(default_factory=list)

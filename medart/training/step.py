@@ -60,7 +60,7 @@ def chain_recomputed(
     model: Model,  # the four verbs
     r: Recipe,  # cuda_graphs, checkpointing, checkpoint_all
 ):
-    "Inside, a color loss recomputes solver steps, blocks or nothing, as the recipe asks."
+    "Inside, a color loss recomputes steps, blocks or nothing, as the recipe asks."
     whole_steps = uses_cuda_graphs(r, event=True)
     every = r.checkpoint_all
     steps = recomputing(model) if whole_steps else nullcontext()

@@ -62,7 +62,7 @@ def _from_fixed_noise(model, r, texts, first):
 
 # %% ../../nbs/training/15_validation.ipynb #ff0d8813
 class LiveFigure:
-    "Shows a figure in the notebook, each time in place of the last; elsewhere does nothing."
+    "Shows a figure in the notebook in place of the last; elsewhere does nothing."
 
     def __init__(self):
         try:
