@@ -88,7 +88,6 @@ def full_caption(
 ASIDE_WORDS = (
     "The It There A An at not without this seen surface lumen edges simplify:".split()
 )
-"Words of captions that are not in the small text encoder's lists."
 _PHRASES = """
 A dermoscopic image of|An endoscopic image of|shows a|shows an|shows an asymmetric
 shows an asymmetric large|shows a large|shows a symmetric|shows a small
@@ -108,7 +107,6 @@ The surface is not shiny.|A dark lumen is seen in this image.
 A dark lumen is not seen.|and no ring around it|and no lines.|There are no spots
 """
 PHRASES = _PHRASES.strip().replace("\n", "|").split("|")
-"What captions say again and again: one piece each."
 
 # %% ../../nbs/bundled/11_true_captions.ipynb #2247bbf1
 _LETTERS = string.ascii_letters + string.digits + ".,;:'()/%-!?\""
