@@ -217,7 +217,7 @@ def _save_vlm(
 
 # %% ../../nbs/bundled/14_captioner.ipynb #001930e9
 def build_vlm(
-    folder,  # receives the model, its losses and its marks
+    folder: str | Path,  # receives the model, its losses and its marks
     each: int = 600,  # phantoms of each class
     see_steps: int = 900,  # updates of the first lesson
     steps: int = 900,  # updates of the second

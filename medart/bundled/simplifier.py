@@ -192,7 +192,7 @@ def _invents(answer, long):
 
 # %% ../../nbs/bundled/15_simplifier.ipynb #e6715896
 def build_simplifier(
-    folder,  # receives the model, its losses and its marks
+    folder: str | Path,  # receives the model, its losses and its marks
     n: int = 4000,  # pairs
     steps: int = 1300,  # updates
     seed: int = 0,  # of everything

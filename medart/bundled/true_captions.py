@@ -7,9 +7,11 @@ __all__ = ['ASIDE_WORDS', 'PHRASES', 'asides', 'full_caption', 'cased_unigram']
 
 # %% ../../nbs/bundled/11_true_captions.ipynb #i0p3a8e0
 import string
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from ..data.phantom_attributes import Phantom
 from ..data.phantom_captions import caption
 from ..recipes.datasets import DATASETS
 from ..recipes.labels import category
@@ -35,9 +37,7 @@ class _SayAll:
         return [*range(n)] if self.brief else _Whole(range(n))
 
 # %% ../../nbs/bundled/11_true_captions.ipynb #88f2d74e
-def _findings(
-    p,  # a Phantom
-) -> list:  # sentences
+def _findings(p: Phantom) -> list:  # sentences
     "What data sets' captions are silent about."
     found = []
     if p.corners:
@@ -47,9 +47,7 @@ def _findings(
     return found
 
 # %% ../../nbs/bundled/11_true_captions.ipynb #0bdc6577
-def asides(
-    p,  # a Phantom
-) -> list:  # sentences, the most important first
+def asides(p: Phantom) -> list:  # sentences, the most important first
     "What a wordy caption adds: true, and of no importance."
     said = []
     if not p.corners:
@@ -72,7 +70,7 @@ def asides(
 
 # %% ../../nbs/bundled/11_true_captions.ipynb #8b17fa68
 def full_caption(
-    p,  # a Phantom
+    p: Phantom,
     wordy: bool = False,  # with asides
     brief: bool = False,  # short lists, and findings only together with asides
 ) -> str:
@@ -119,8 +117,8 @@ def _class_words():
 
 
 def cased_unigram(
-    words,  # whole words
-    phrases=(),  # longer pieces, kept together
+    words: Iterable[str],  # whole words
+    phrases: Iterable[str] = (),  # longer pieces, kept together
 ) -> Tokenizer:
     "A Unigram model of phrases, words and letters, which keeps capitals."
     words = ["▁" + w for w in dict.fromkeys([*words, *_class_words()])]

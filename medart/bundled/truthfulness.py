@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
 from .fitting import feature_phantoms
@@ -23,6 +24,7 @@ from ..data.phrases import simple_caption
 from ..method.captions import caption_fault, question, tidy
 from ..recipes.datasets import DATASETS
 from ..recipes.recipe import recipe
+from ..recipes.settings import Recipe
 from ..training.caption_engines import load_captioner
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #74c82422
@@ -113,7 +115,7 @@ def _truth_table(
 # %% ../../nbs/bundled/13_truthfulness.ipynb #9541d8db
 def truth_figure(
     table: pd.DataFrame,  # of `_truth_table`
-):  # figure
+) -> Figure:
     "Right answers by attribute: the VLM, and two rivals that never look."
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -147,7 +149,8 @@ def truth_figure(
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #549f0b76
 def truthfulness(
-    r=None,  # recipe that names the VLM; the bundled one's unless given
+    r: Recipe
+    | None = None,  # recipe that names the VLM; the bundled one's unless given
     each: int = 24,  # held-out phantoms of each class
     block: int = 64,  # captions at once
 ) -> tuple:  # table, share of captions that would have to be replaced, captions

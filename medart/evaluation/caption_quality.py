@@ -7,6 +7,7 @@ __all__ = ['samples_figure', 'validity', 'fault_counts', 'telling_words', 'words
 
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #i0pbf23f
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..core.figures import image_grid
 from ..core.randomness import np_rng
@@ -23,7 +24,7 @@ def samples_figure(
     table: pd.DataFrame,  # of finished captions
     k: int = 1,  # images of each class
     seed: int = 0,  # which ones
-):  # figure
+) -> Figure:
     "Images with their simple caption and what the VLM made of it."
     s = load_split(r, split)
     rows = []
@@ -94,7 +95,7 @@ def telling_words(
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #07158683
 def words_figure(
     words: pd.DataFrame,  # of `telling_words`
-):  # figure
+) -> Figure:
     "Which word sets which class apart."
     import matplotlib.pyplot as plt
     import seaborn as sns

@@ -7,6 +7,7 @@ __all__ = ['captions_table', 'save_captions', 'captions_fault', 'read_captions',
            'captions_used', 'captions_key']
 
 # %% ../../nbs/method/04_caption_files.ipynb #i0p2572e
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -106,7 +107,7 @@ _looked = ContextVar("what captions_for has answered", default=None)
 
 
 @contextmanager
-def looked_at_once():
+def looked_at_once() -> Iterator[None]:
     "Inside, each split of a data set is read once."
     if _looked.get() is not None:
         yield

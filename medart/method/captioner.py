@@ -10,8 +10,14 @@ __all__ = ['gumbel', 'SeededSampler', 'chat', 'as_ids', 'stop_tokens', 'Captione
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
@@ -71,7 +77,7 @@ class SeededSampler(LogitsProcessor):
 # %% ../../nbs/method/01_captioner.ipynb #b58ae6b1
 def chat(
     question: str,  # in words
-    image=None,  # PIL image, or None for a mere placeholder
+    image: Image.Image | None = None,  # PIL image, or None for a mere placeholder
     system: str = "",  # what the model is told before, empty for nothing
 ) -> list:  # a conversation of one message, or of two
     "A question about an image, in the chat format of transformers."
@@ -91,7 +97,7 @@ _END_OF_TURN = (
 
 
 def as_ids(
-    x,  # a token's number, several, or None
+    x: int | list | None,  # a token's number, several, or None
 ) -> list:  # of numbers
     "Settings of end tokens may hold one number, several, or none."
     if x is None:
@@ -100,8 +106,8 @@ def as_ids(
 
 
 def stop_tokens(
-    tokenizer,  # of a chat model
-    generation=None,  # its GenerationConfig
+    tokenizer: PreTrainedTokenizerBase,  # of a chat model
+    generation: GenerationConfig | None = None,  # its GenerationConfig
 ) -> list:  # token numbers, sorted
     "Every token at which an answer ends."
     vocabulary = tokenizer.get_vocab()
@@ -169,7 +175,7 @@ class Captioner:
 # %% ../../nbs/method/01_captioner.ipynb #6c2f0e8a
 def load_processor(
     name: str,  # hub id or folder of a VLM
-):  # its processor, padding on the left
+) -> ProcessorMixin:  # padding on the left
     "A VLM's image processor, tokenizer and chat template."
     from transformers import AutoProcessor
 
@@ -213,7 +219,7 @@ def sampling_settings(
 
 def load_vlm(
     r: Recipe,  # names the model, its precision and its sampling
-    device="cpu",  # where to
+    device: str | torch.device = "cpu",  # where to
 ) -> Captioner:
     "The vision-language model that a recipe names, run by transformers."
     from transformers import AutoModelForImageTextToText
@@ -232,7 +238,7 @@ def load_vlm(
 
 # %% ../../nbs/method/01_captioner.ipynb #bfa73141
 def caption_block(
-    vlm,  # can `write`
+    vlm: object,  # can `write`
     r: Recipe,  # seed and retries
     s: Split,  # the images, n of them
     stream: str,  # the split's name, part of each seed

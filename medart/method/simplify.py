@@ -7,10 +7,12 @@ __all__ = ['limits', 'load_simplifier', 'shortening_fault', 'cut_to_fit', 'simpl
 
 # %% ../../nbs/method/03_simplify.ipynb #i0pa2649
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
@@ -61,7 +63,7 @@ class _Simplifier:
 # %% ../../nbs/method/03_simplify.ipynb #eb6dd498
 def load_simplifier(
     r: Recipe,  # names the T5
-    device="cpu",  # where to
+    device: str | torch.device = "cpu",  # where to
 ) -> _Simplifier:
     "The T5 that a recipe asks for."
     from transformers import AutoTokenizer, T5ForConditionalGeneration
@@ -129,7 +131,7 @@ def cut_to_fit(
 def simplify_captions(
     r: Recipe,  # limits, and what names the model
     table: pd.DataFrame,  # file_name, simple, text
-    shorten,  # rows that are too long, by file_name -> dict file_name -> T5's answer
+    shorten: Callable,  # rows too long, by file_name -> dict file_name -> answer
 ) -> pd.DataFrame:  # new columns vsg, path, fault, tokens_before, tokens
     "Section 2.1: bring every caption within the limit and record how."
     before = reading(r, table.text)
@@ -155,7 +157,7 @@ def simplify_captions(
 def length_figure(
     tables: dict,  # name -> table of `simplify_captions`
     r: Recipe,  # for the limit
-):  # figure
+) -> Figure:
     "How many tokens captions have, before and after, against the limit."
     import matplotlib.pyplot as plt
     import seaborn as sns

@@ -8,9 +8,11 @@ __all__ = ['LENGTHS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'toke
 
 # %% ../../nbs/method/02_tokens.ipynb #i0p1b760
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
@@ -37,7 +39,7 @@ def load_tokenizers(
 
 def load_tokenizer(
     r: Recipe,  # family, and weights
-):  # tokenizer
+) -> PreTrainedTokenizerBase:
     "The first tokenizer of a model."
     found = load_tokenizers(r)
     if not found:
@@ -48,8 +50,8 @@ def load_tokenizer(
 
 # %% ../../nbs/method/02_tokens.ipynb #7e20c5a4
 def count_tokens(
-    tokenizer,  # of a text encoder
-    texts,  # n captions
+    tokenizer: PreTrainedTokenizerBase,  # of a text encoder
+    texts: Iterable[str],  # n captions
     raw: bool = False,  # keep upper case and outer spaces, as the authors' training
 ) -> list:  # n numbers, marks at start and end included
     "How long captions are for a text encoder."
@@ -65,8 +67,8 @@ def _token_ids(tokenizer, texts, raw=False, marks=True):
 # %% ../../nbs/method/02_tokens.ipynb #3d0f84b2
 def token_limit(
     published: int,  # what such a model was trained with
-    tokenizer,  # of its text encoder
-    *others,  # what else limits it: numbers, or None
+    tokenizer: PreTrainedTokenizerBase,  # of its text encoder
+    *others: int | None,  # what else limits it
 ) -> int:  # tokens, marks at start and end included
     "The most that reaches a model of one caption."
     return min(n for n in (published, tokenizer.model_max_length, *others) if n)
@@ -119,7 +121,7 @@ def check_limit(
 # %% ../../nbs/method/02_tokens.ipynb #2b7fc5e4
 def reading(
     r: Recipe,  # names the model
-    texts,  # n captions
+    texts: Iterable[str],  # n captions
     raw: bool = False,  # as in `count_tokens`
 ) -> pd.DataFrame:  # n rows: tokens, how many are cut off, how many are unknown
     "What reaches a model of captions, and what does not."
@@ -145,7 +147,7 @@ def _unknown(tokenizer, texts, raw=False):
 # %% ../../nbs/method/02_tokens.ipynb #b6a8e93d
 def unknown_words(
     r: Recipe,  # names the model
-    texts,  # captions
+    texts: Iterable[str],  # captions
 ) -> list:  # of words, each once
     "Words of captions that a model has no token for."
     tokenizers = load_tokenizers(r).values()
@@ -163,7 +165,7 @@ def _known(tokenizer, text):
 
 def check_known(
     r: Recipe,  # names the model
-    texts,  # captions
+    texts: Iterable[str],  # captions
 ) -> None:
     "Captions of which a model knows nothing are refused."
     tokenizers, texts = load_tokenizers(r).values(), [*dict.fromkeys(texts)]

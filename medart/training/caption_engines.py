@@ -8,6 +8,8 @@ __all__ = ['load_captioner']
 # %% ../../nbs/training/00_caption_engines.ipynb #i0p26b89
 from dataclasses import dataclass
 
+import torch
+
 from ..core.distributed import processes
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
@@ -108,8 +110,8 @@ def _unknown_stops(name, tokenizer):
 # %% ../../nbs/training/00_caption_engines.ipynb #c4ab0028
 def load_captioner(
     r: Recipe,  # names the model, the engine, precision and sampling
-    device="cpu",  # where to, for transformers
-):  # something that can `write`
+    device: str | torch.device = "cpu",  # where to, for transformers
+) -> object:  # something that can `write`
     "The captioner that a recipe asks for, on the engine that it asks for."
     if r.caption_backend == "vllm":
         return _load_vllm(r.vlm, r.dtype, sampling_settings(r))

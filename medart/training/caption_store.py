@@ -8,6 +8,7 @@ __all__ = ['append_line', 'read_lines', 'fill_store']
 # %% ../../nbs/training/01_caption_store.ipynb #i0p4873a
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core.distributed import processes
@@ -17,7 +18,7 @@ from ..core.records import seal_of
 
 # %% ../../nbs/training/01_caption_store.ipynb #5c946257
 def append_line(
-    path,  # a file of JSON lines
+    path: str | Path,  # a file of JSON lines
     record: dict,  # to add
 ) -> None:
     "Add one line, sealed, and see it to the disk."
@@ -59,7 +60,7 @@ def _read_line(line):
 
 # %% ../../nbs/training/01_caption_store.ipynb #a6e9fe1e
 def read_lines(
-    folder,  # of *.jsonl
+    folder: str | Path,  # of *.jsonl
     keys: dict,  # name -> key
 ) -> dict:  # name -> record
     "All lines that are whole and still valid."
@@ -73,11 +74,11 @@ def read_lines(
 
 # %% ../../nbs/training/01_caption_store.ipynb #ae710525
 def fill_store(
-    folder,  # of the store, one file a process
+    folder: str | Path,  # of the store, one file a process
     keys: dict,  # name -> key, in a fixed order
     block: int,  # names done at once
-    load,  # device -> whatever the work needs
-    work,  # (that, block of names) -> one record a name
+    load: Callable,  # device -> whatever the work needs
+    work: Callable,  # (that, block of names) -> one record a name
     desc: str,  # on the progress bar
 ) -> dict:  # name -> record, all of them
     "Do what is missing, on as many processes as there are."

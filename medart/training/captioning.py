@@ -7,6 +7,7 @@ __all__ = ['caption_images', 'shorten_captions', 'write_captions']
 
 # %% ../../nbs/training/02_captioning.ipynb #i0p721b8
 from contextlib import nullcontext
+from pathlib import Path
 
 import pandas as pd
 
@@ -60,7 +61,7 @@ def _caption_keys(r, split, s):
 def shorten_captions(
     r: Recipe,  # limits and T5
     table: pd.DataFrame,  # file_name, class, simple, text
-    store,  # folder that keeps what is done
+    store: Path,  # folder that keeps what is done
 ) -> pd.DataFrame:  # of `simplify_captions`
     "Bring every caption within the limit and record how; run again to continue."
 
