@@ -166,13 +166,12 @@ def _json_faults(folder, parts):  # such as a page saved in a file's place
 
 # %% ../../nbs/core/08_weight_files.ipynb #4f1d2207
 @cache
-def _hash_of_large(path, *stamp):  # of a file that still has this size and these times
+def _hash_of_large(path, *stamp):
+    "The hash of a file that still has this size and these times."
     return file_hash(path)
 
 
-def _hash_now(
-    path,
-):  # small files are always read: a clock can be too coarse to tell them apart
+def _hash_now(path):
     s = path.stat()
     if s.st_size < 2**26:
         return file_hash(path)
@@ -182,18 +181,14 @@ def _hash_now(
 def weights_key(
     name: str,  # hub id or folder
 ) -> str:  # the hub id, or a hash of what the folder holds
-    "A hash of all files of a model, but for notes, tables and pictures."
+    "Changes when a model does: hidden files, notes, tables and pictures do not count."
     where = Path(locate(name))
     if not where.is_dir():
         return name
-    inside = [
-        (f.relative_to(where), f) for f in sorted(where.rglob("*")) if f.is_file()
-    ]
-    return stable_hash(
-        [
-            (p.as_posix(), _hash_now(f))
-            for p, f in inside
-            if f.suffix not in (".md", ".csv", ".png")
-            and not any(part.startswith(".") for part in p.parts)
-        ]
-    )
+    held = []
+    for file in sorted(where.rglob("*")):
+        inside = file.relative_to(where)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if file.is_file() and not hidden and file.suffix not in (".md", ".csv", ".png"):
+            held.append((inside.as_posix(), _hash_now(file)))
+    return stable_hash(held)
