@@ -35,7 +35,7 @@ warnings.filterwarnings(
 
 # %% ../../nbs/method/06_model.ipynb #7b10ac14
 class Model:
-    "PixArt-alpha: a transformer, an autoencoder and T5. https://arxiv.org/abs/2310.00426"
+    "PixArt-alpha: transformer, autoencoder and T5. https://arxiv.org/abs/2310.00426"
 
     parts = dict(transformer="transformer_lora", text_encoder="text_encoder_lora")
     predicts = "eps"  # the noise, or "v"
