@@ -36,7 +36,7 @@ from medart.training.captioning import write_captions
 from medart.method.captioner import (
     Captioner,
     SeededSampler,
-    gumbel,
+    gumbel_noise,
     load_vlm,
     stop_tokens,
 )
@@ -549,7 +549,7 @@ def test_sampler_keeps_the_words_that_transformers_would_keep():
     kept = kept > -torch.inf
     seen = torch.zeros_like(kept)
     for i in range(300):
-        noise = torch.stack([gumbel(1000 * i + j, 1, 50) for j in range(64)])
+        noise = torch.stack([gumbel_noise(1000 * i + j, 1, 50) for j in range(64)])
         seen |= SeededSampler(noise, 0.8, 0.9)(None, scores) == 0
     assert not (seen & ~kept).any()
     assert (seen.sum() / kept.sum()) > 0.5

@@ -36,7 +36,7 @@ from medart.method.tokens import (
     count_tokens,
     load_tokenizer,
     load_tokenizers,
-    reading,
+    token_report,
     text_limits,
     unknown_words,
 )
@@ -152,14 +152,14 @@ def test_a_shorter_recipe_cuts_earlier():
         and mask.sum() == 20
         and torch.equal(ids[0, :19], whole[0, :19])
     )
-    assert reading(r, [LONG]).cut[0] == reading(r, [LONG]).tokens[0] - 20
+    assert token_report(r, [LONG]).cut[0] == token_report(r, [LONG]).tokens[0] - 20
 
 
 @pytest.mark.parametrize("method", ["medart", "sd15"])
 def test_what_is_cut_and_unknown_is_counted(method):
     r = recipe("skin", method, scale="tiny")
     texts = ["a round patch", LONG, "", "Two 糖尿病 patches"]
-    got = reading(r, texts)
+    got = token_report(r, texts)
     model = load_base(r)
     for text, tokens, cut in zip(texts, got.tokens, got.cut):
         _, mask = model.tokens([text])
@@ -182,7 +182,7 @@ def test_two_tokenizers_count_the_greater_loss(tmp_path):
     long = "spot " * 100
     first, second = (count_tokens(t, [long])[0] for t in load_tokenizers(r).values())
     assert first > 77 and second < 256
-    assert reading(r, [long]).cut[0] == first - 77
+    assert token_report(r, [long]).cut[0] == first - 77
 
 
 def test_simplification_keeps_to_the_limit_of_the_model(tmp_path):
@@ -198,7 +198,7 @@ def test_simplification_keeps_to_the_limit_of_the_model(tmp_path):
         ).assign(**{"class": "a"})
         done = shorten_captions(r, table, tmp_path / method)
         assert done.path[0] == "kept" and done.path[1] != "kept"
-        assert (reading(r, done.text).cut == 0).all() and done.tokens.max() <= most
+        assert (token_report(r, done.text).cut == 0).all() and done.tokens.max() <= most
 
 
 def test_all_methods_share_the_captions_of_one():
@@ -243,7 +243,7 @@ def test_captions_used_says_what_is_lost(folders):
     for method, limit in (("medart", 64), ("sd15", 77)):
         r = recipe("cap", method, scale="tiny", data="cap")
         used = captions_used(r)
-        n = reading(r, captions_for(r, "train").texts)
+        n = token_report(r, captions_for(r, "train").texts)
         assert used["limit, tokens"].tolist() == [str(limit)] * 2
         assert (
             used["beyond the limit"].tolist() == used.captions.tolist()

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from medart.bundled.captioner_network import (
     prompt_ids,
+    rotate_views,
     tiny_vlm,
-    turned,
     views_of,
     vlm_processor,
 )
@@ -101,7 +101,7 @@ def _train_vision(
         g = rng(seed, "see", step)
         i = torch.randint(len(views), (batch,), generator=g)
         k = torch.randint(8, (1,), generator=g).item()
-        ticks = reader(turned(views[i] / 127.5 - 1, k % 4, k > 3))
+        ticks = reader(rotate_views(views[i] / 127.5 - 1, k % 4, k > 3))
         return F.binary_cross_entropy_with_logits(ticks, table[i])
 
     return fit(reader, loss_of, steps, lr=1e-3, warmup=50, ema=0.99, desc="eyes")
@@ -165,7 +165,7 @@ class _Lessons:
         captions = [full_caption(self.people[j], wordy, brief) for j in chosen]
         return dict(
             **_conversations(self.processor, self.prompts, who, captions),
-            pixel_values=turned(self.views[chosen] / 127.5 - 1, k % 4, k > 3),
+            pixel_values=rotate_views(self.views[chosen] / 127.5 - 1, k % 4, k > 3),
             image_sizes=torch.full((self.batch, 2), 64),
         )
 

@@ -26,7 +26,7 @@ from medart.evaluation.results import (
     results_fault,
     results_path,
 )
-from ..method.caption_files import captions_for, captions_key, looked_at_once
+from ..method.caption_files import captions_for, captions_key, cached_captions
 from ..recipes.methods import METHODS
 from ..recipes.paper import PAPER_TABLES, METHOD_TITLES
 from ..recipes.parameters import command
@@ -36,7 +36,7 @@ from ..training.runs import IMAGES, training_fault
 from ..training.samples import samples_fault
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #ff48ed73
-@looked_at_once()
+@cached_captions()
 def to_run(
     r: Recipe,  # a row
     k: int = 2,  # which table: 2 and 3 show distances, 4 shows classifiers
@@ -339,7 +339,7 @@ def _paper_cells(
     ]
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #ef896291
-@looked_at_once()
+@cached_captions()
 def table_cells(
     k: int,  # 2, 3 or 4
     made,  # (dataset, method, seed) -> Recipe

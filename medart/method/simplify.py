@@ -18,7 +18,12 @@ from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
 from ..core.pretrained import check_vocabulary, load_network
 from .captions import tidy
-from .tokens import check_limit, count_tokens, load_tokenizers, reading
+from medart.method.tokens import (
+    check_limit,
+    count_tokens,
+    load_tokenizers,
+    token_report,
+)
 from ..recipes.runs import captions_recipe
 from ..recipes.scales import FAMILIES
 from ..recipes.settings import Recipe
@@ -134,10 +139,10 @@ def simplify_captions(
     shorten: Callable,  # rows too long, by file_name -> dict file_name -> answer
 ) -> pd.DataFrame:  # new columns vsg, path, fault, tokens_before, tokens
     "Section 2.1: bring every caption within the limit and record how."
-    before = reading(r, table.text)
+    before = token_report(r, table.text)
     too_long = table[(before.cut > 0).values].set_index("file_name")
     answers = shorten(too_long)
-    tokens = dict(zip(answers, reading(r, answers.values()).tokens))
+    tokens = dict(zip(answers, token_report(r, answers.values()).tokens))
     text, path, fault = {}, {}, {}
     for f, answer in answers.items():
         long, simple = too_long.text[f], too_long.simple[f]
@@ -151,7 +156,7 @@ def simplify_captions(
         tokens_before=before.tokens.values,
         text=[text.get(f, t) for f, t in zip(table.file_name, table.text)],
     )
-    return done.assign(tokens=reading(r, done.text).tokens.values)
+    return done.assign(tokens=token_report(r, done.text).tokens.values)
 
 # %% ../../nbs/method/03_simplify.ipynb #c85c5c58
 def length_figure(

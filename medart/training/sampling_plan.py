@@ -9,7 +9,7 @@ __all__ = ['SamplingPlan', 'class_shares', 'sampling_plan', 'prompt_plan']
 from dataclasses import dataclass
 
 from ..core.randomness import np_rng
-from ..data.prompts import told_prompts
+from ..data.prompts import parse_prompts
 from ..method.caption_files import captions_for
 from ..recipes.settings import Recipe
 
@@ -108,5 +108,5 @@ def prompt_plan(
     prompts: str,  # a prompt, or a file of them: see PROMPT_FILES
 ) -> SamplingPlan:
     "One image for each prompt."
-    texts = told_prompts(prompts)
+    texts = parse_prompts(prompts)
     return SamplingPlan(tuple(range(len(texts))), ("prompt",) * len(texts), texts)

@@ -33,7 +33,7 @@ from medart.core.records import (
 from ..method.caption_files import captions_for, captions_key
 from ..method.embeddings import cat_embeddings
 from ..method.generation import sample_images
-from ..method.tokens import check_known, reading, unknown_words
+from ..method.tokens import check_known, token_report, unknown_words
 from ..recipes.runs import run_dir, samples_dir, save_recipe
 from ..recipes.settings import Recipe, settings
 from ..recipes.values import count_of
@@ -179,7 +179,7 @@ def _write_table(r, out, plan, names, table, reads):
 
 def _paint_missing(r, out, plan, reads, state):
     names = [sample_name(c, i) for c, i in zip(plan.classes, plan.index)]
-    table, key = reading(r, plan.texts), stable_hash(reads)
+    table, key = token_report(r, plan.texts), stable_hash(reads)
     read = table.to_dict("records")
     labels = [image_label(r, plan, key, j, read[j]) for j in range(len(plan))]
     if state.is_main_process:

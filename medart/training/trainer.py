@@ -27,7 +27,7 @@ from medart.core.records import (
     set_aside,
     write_record,
 )
-from ..data.prompts import told_prompts
+from ..data.prompts import parse_prompts
 from ..method.caption_files import captions_for, captions_key
 from ..method.model import check_size_and_steps
 from ..method.tokens import check_known
@@ -333,7 +333,7 @@ def train(
         _refuse_diverged(r)
     prompts = ()
     if r.validation_prompts:
-        prompts = told_prompts(r.validation_prompts, "validation_prompts")
+        prompts = parse_prompts(r.validation_prompts, "validation_prompts")
     check_known(r, [*split.texts, *prompts])
     steps = check_steps(r, len(split))
     if acc.is_main_process:

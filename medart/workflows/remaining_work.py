@@ -22,7 +22,7 @@ from ..evaluation.paper_tables import runnable, to_run
 from ..evaluation.results import read_results
 from medart.method.caption_files import (
     captions_fault,
-    looked_at_once,
+    cached_captions,
     only_simple,
     read_captions,
 )
@@ -73,7 +73,7 @@ def _in_spaces(r, spaces):  # was it evaluated in all of them?
     return {stable_hash(x) for x in asked} <= {*known.values()}
 
 
-@looked_at_once()
+@cached_captions()
 def left(
     r: Recipe,  # a row
     ends=("evaluate",),  # what it should end in: evaluate, classify or both
