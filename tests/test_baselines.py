@@ -91,7 +91,7 @@ def test_stopped_and_continued_it_ends_the_same_and_paints(made, weights, method
     train(r)
     assert len(want) >= 4 and result() == want
     assert pd.read_csv(run_dir(r) / "losses.csv").color.notna().sum() == 2, (
-        "two colour losses"
+        "two color losses"
     )
     base, trained = load_base(r), load_model(r, adapters=run_dir(r))
     text = ["melanoma"] if method == "fast_dit" else CAPTIONS[:1]

@@ -66,7 +66,7 @@ def test_the_run_notebook_times_every_case(folders, tmp_path):
         (x["what"], x["same_bytes"])
         for x in out["agreement"]
         if x["compared"] == "again"
-    ] == [("step", True), ("colour loss", True)]
+    ] == [("step", True), ("color loss", True)]
     assert max(x["difference"] for x in out["agreement"]) < 1e-4
     assert all(x["fits"] and x["seconds"] >= x["fastest"] > 0 for x in out["rows"])
     assert min(out["flops"].values()) > 0 and out["matmul_flops_per_second"] > 1e8
@@ -95,12 +95,9 @@ def test_what_was_measured_before_a_kill_is_on_disk(folders):
     assert (
         not out["complete"]
         and len(out["rows"]) >= 1
-        and out["left_out"] == names[len(out["rows"]) :] + ["colour loss: agreement"]
+        and out["left_out"] == names[len(out["rows"]) :] + ["color loss: agreement"]
     )
-    assert set(quoted(out).index) <= {
-        "step",
-        "colour loss",
-    }  # what there is can be read
+    assert set(quoted(out).index) <= {"step", "color loss"}  # what there is can be read
 
 
 def test_a_case_leaves_the_model_as_it_was():
@@ -211,8 +208,7 @@ def test_memory_measured_on_a_gpu_stands_beside_what_was_computed():
     ]
     t = memory_table(R, dict(rows=rows)).set_index(["what", "settings"])
     assert (
-        t.measured["step", ""] == 7.5
-        and t.measured["colour loss", ""] == "not measured"
+        t.measured["step", ""] == 7.5 and t.measured["color loss", ""] == "not measured"
     )
     both = t[
         ["weights, computed", "optimizer, computed", "made on the way, computed"]

@@ -32,7 +32,7 @@ FEW = dict(train=dict.fromkeys(CLASSES, 4), test=dict.fromkeys(CLASSES, 3))
 
 @pytest.fixture
 def run(folders):
-    "A recipe on a few phantoms; its synthetic images are the training images, recoloured."
+    "A recipe on a few phantoms; its synthetic images are the training images, recolored."
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe("skin", scale="tiny", data="few", classifier_epochs=1)
     train = image_sets.real_images(r, "train")

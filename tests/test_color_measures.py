@@ -17,7 +17,7 @@ def images(r, split):
     return image_sets.real_images(r, split)
 
 
-def test_lab_of_known_colours():
+def test_lab_of_known_colors():
     "Values of the CIE formulas for sRGB and D65."
     known = {
         (255, 255, 255): (100, 0, 0),
@@ -29,7 +29,7 @@ def test_lab_of_known_colours():
         assert color.rgb_to_lab(rgb) == pytest.approx(want, abs=0.03)
 
 
-def test_colour_measures_grow_with_saturation(few_run):
+def test_color_measures_grow_with_saturation(few_run):
     x = images(few_run, "test").x
     stats, sat, p = (
         color.color_stats(x),

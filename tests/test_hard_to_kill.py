@@ -59,7 +59,7 @@ SMALL = dict(
 
 @pytest.fixture
 def small(made):
-    "Eight steps over two epochs, a colour loss at the third and the sixth."
+    "Eight steps over two epochs, a color loss at the third and the sixth."
     return lambda **k: recipe("skin", data="made", **(SMALL | k))
 
 

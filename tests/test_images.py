@@ -78,7 +78,7 @@ QUARANTINED = {
     "large.png": (lambda: says_it_is(10000), "huge"),
     "dot.png": (lambda: saved(picture(50, (20, 20)), "PNG"), "tiny"),
     "black.png": (lambda: saved(Image.new("RGB", (64, 64)), "PNG"), "blank"),
-    "cmyk.jpg": (lambda: saved(picture(50).convert("CMYK"), "JPEG"), "unclear colours"),
+    "cmyk.jpg": (lambda: saved(picture(50).convert("CMYK"), "JPEG"), "unclear colors"),
     "float.tif": (
         lambda: saved(
             Image.fromarray(
@@ -226,7 +226,7 @@ def test_what_has_one_meaning_is_converted_faithfully(tree, tmp_path):
         assert note in row.changes and (note or not row.changes), name
 
 
-def test_sixteen_bit_colour_keeps_its_upper_bits():
+def test_sixteen_bit_color_keeps_its_upper_bits():
     g = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in g)
     file = (
@@ -248,10 +248,10 @@ def swapped_profile():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_colours_of_another_space_are_converted(kind):
+def test_colors_of_another_space_are_converted(kind):
     im = picture(5)
     _, kept, _, notes = clean_image(saved(im, kind, icc_profile=swapped_profile()))
-    assert notes == ["another colour space to sRGB"]
+    assert notes == ["another color space to sRGB"]
     assert (
         np.abs(
             np.asarray(opened(kept)).astype(int) - np.asarray(im)[..., [1, 0, 2]]

@@ -350,7 +350,7 @@ def test_a_table_that_is_not_there(wrong):
         reproduce_room.rows_of(wrong)
 
 
-def test_the_colour_loss_is_judged_beside_the_same_model_without_it(folders, tmp_path):
+def test_the_color_loss_is_judged_beside_the_same_model_without_it(folders, tmp_path):
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     asked, methods = (
         dict(data="few", epochs=0.25, gen_block=8),

@@ -33,7 +33,7 @@ from ..training.step import color_gradients, make_optimizer, training_step, upda
 class Case:
     "One thing to time."
 
-    what: str  # step, colour loss, painting or optimizer
+    what: str  # step, color loss, painting or optimizer
     whose: str  # "ours", "ours, but" or "plain loop"
     variant: str  # in words
     r: Recipe  # with the change
@@ -66,7 +66,7 @@ def _our_step(
 
 @contextmanager
 def _our_event(model: Model, r: Recipe, inside=lambda model, r, b: nullcontext()):
-    "A colour loss and its update."
+    "A color loss and its update."
     params, opt, b = (
         list(model.trainable().values()),
         make_optimizer(model, r),
@@ -101,7 +101,7 @@ def other_loras(model, r=None):
 
 @contextmanager
 def _plain_loop(model: Model, r: Recipe, event=False, **kw):
-    "A step or a colour loss of the plain loop."
+    "A step or a color loss of the plain loop."
     opt = torch.optim.AdamW(list(model.trainable().values()), lr=r.lr)
     ts, plain = bench_set(model, r), Plain(model, r, opt, **kw)
     with other_loras(model) if r.lean_lora else nullcontext():
@@ -226,7 +226,7 @@ def cases(
         return ours("step", variant, ready, **changes)
 
     def event(variant, ready=_our_event, **changes):
-        return ours("colour loss", variant, ready, **changes)
+        return ours("color loss", variant, ready, **changes)
 
     def optimizer(variant, **kw):
         return ours("optimizer", variant, partial(_one_optimizer, **kw))
@@ -242,7 +242,7 @@ def cases(
         step(other["graphs"], **switched),
         step(other["loras"], partial(_our_step, inside=other_loras)),
         step("in any order of sums", deterministic=False),
-        plain("colour loss", "as documented"),
+        plain("color loss", "as documented"),
         ours("painting", "ours", _our_painting),
         step("captions padded to the end", **padded),
         step("images encoded at each step", crop="random"),
@@ -261,7 +261,7 @@ def cases(
             pad_to=min(40, r.max_tokens),
         ),
         event(other["graphs"], **switched),
-        plain("colour loss", "no checkpointing", recompute=False),
+        plain("color loss", "no checkpointing", recompute=False),
         event(
             f"without CUDA graphs, checkpointing {'off' if r.checkpointing else 'on'}",
             cuda_graphs=False,

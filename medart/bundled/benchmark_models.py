@@ -147,17 +147,17 @@ def known_times(model):
 
 
 def one_event(model: Model, r: Recipe, b: Batch):
-    "The gradients of a colour loss."
+    "The gradients of a color loss."
     with known_times(model):
         return color_gradients(model, r, b, list(model.trainable().values()))
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #eebcea36
 def floor_flops(
     model: Model,  # on any device
-    r: Recipe,  # what a step and a colour loss are
+    r: Recipe,  # what a step and a color loss are
     ts: TrainingSet,  # what they see
 ) -> dict:  # of each
-    "Counted for this model; a colour loss is linear in the solver's steps and is counted at one and two."
+    "Counted for this model; a color loss is linear in the solver's steps and is counted at one and two."
     r = replace(r, cuda_graphs=False)
     b = draw_batch(model, r, ts, 0)  # a replay is not counted
     one, two = (
@@ -168,7 +168,7 @@ def floor_flops(
     )
     return {
         "step": count_flops(lambda: one_step(model, r, b)),
-        "colour loss": one + (two - one) * (r.solver_steps - 1),
+        "color loss": one + (two - one) * (r.solver_steps - 1),
     }
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #b0209496

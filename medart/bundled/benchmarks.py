@@ -42,7 +42,7 @@ from ..training.step import color_gradients, diffusion_gradients
 def agreement(
     model: Model,  # of `shaken`
     r: Recipe,  # ours
-    event=False,  # of a colour loss
+    event=False,  # of a color loss
 ) -> list:  # of dicts: what, compared with, difference, same bytes
     "How far gradients differ when they are computed again, and in other ways."
     b, params, other = (
@@ -73,7 +73,7 @@ def agreement(
         )
         rows.append(
             dict(
-                what="colour loss" if event else "step",
+                what="color loss" if event else "step",
                 compared=name,
                 difference=gap.item(),
                 same_bytes=all(map(torch.equal, ours, theirs)),
@@ -86,10 +86,10 @@ def agreement(
 def time_case(
     case: Case,  # what to time
     model: Model,  # trained on noise, so of no use afterwards
-    repeats: int,  # runs that count, of colour losses and of painting a quarter, at least two
+    repeats: int,  # runs that count, of color losses and of painting a quarter, at least two
 ) -> dict:  # a row: seconds are the median
     "Time one case."
-    slow, t, fault = case.what in ("colour loss", "painting"), None, ""
+    slow, t, fault = case.what in ("color loss", "painting"), None, ""
     model.pad_to = case.r.pad_to
     try:
         with case.ready(model, case.r) as run:
@@ -177,7 +177,7 @@ def benchmark(
         matmul_flops_per_second=rate,
         floor_seconds={k: f / rate for k, f in flops.items()},
         complete=False,
-        left_out=[f"{c.what}: {c.variant}" for c in todo] + ["colour loss: agreement"],
+        left_out=[f"{c.what}: {c.variant}" for c in todo] + ["color loss: agreement"],
         rows=[],
         agreement=agreement(model, r),
     )
@@ -205,7 +205,7 @@ def quoted(
 ) -> pd.DataFrame:
     "Ours beside the plain loop at its best, and beside the floor."
     t, rows = pd.DataFrame(out["rows"]), {}
-    for what in ("step", "colour loss"):
+    for what in ("step", "color loss"):
         d = t[t.what == what].set_index("variant")
         ours, plain = (
             d.seconds[d.whose == w].astype(float) for w in ("ours", "plain loop")
@@ -228,10 +228,10 @@ def quoted(
 def benchmark_figure(
     out: dict,  # of `benchmark`
 ):  # figure
-    "All variants of a step and of a colour loss, the floor as a line."
+    "All variants of a step and of a color loss, the floor as a line."
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
     colors = {"ours": "#0072b2", "ours, but": "#9ecae1", "plain loop": "#d55e00"}
-    for ax, what in zip(axs, ("step", "colour loss")):
+    for ax, what in zip(axs, ("step", "color loss")):
         rows = sorted(
             (x for x in out["rows"] if x["what"] == what),
             key=lambda x: list(colors).index(x["whose"]),

@@ -78,7 +78,7 @@ def _one_image(model: Model, r: Recipe, b=None):
 def _full_size_floors(
     peak: dict = None,  # name of a device -> floating-point operations a second
 ) -> pd.DataFrame:
-    "What the arithmetic of a step, of a colour loss and of painting costs at full size."
+    "What the arithmetic of a step, of a color loss and of painting costs at full size."
     peak = peak or {
         "A100, 75% of 312 TFLOP/s": 0.75 * 312e12,
         "H100 and H200, 790 TFLOP/s": 790e12,
@@ -87,7 +87,7 @@ def _full_size_floors(
     models = shapes(r)
     n = {
         "step": continued(count_flops, one_step, r, models)(),
-        "colour loss": continued(count_flops, one_event, r, models, event=True)(
+        "color loss": continued(count_flops, one_event, r, models, event=True)(
             r.solver_steps
         ),
         "an image": continued(count_flops, _one_image, r, models, event=True)(

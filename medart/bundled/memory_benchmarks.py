@@ -146,9 +146,9 @@ def _memory_check(
     for what, run, kw in (
         ("step", one_step, {}),
         ("step", one_step, dict(checkpoint_all=True)),
-        ("colour loss", one_event, dict(checkpointing=False)),
-        ("colour loss", one_event, dict(checkpointing=True)),
-        ("colour loss", one_event, dict(checkpoint_all=True)),
+        ("color loss", one_event, dict(checkpointing=False)),
+        ("color loss", one_event, dict(checkpointing=True)),
+        ("color loss", one_event, dict(checkpoint_all=True)),
     ):
         v, row = replace(r, **kw), {}
         for k, m in models.items():
@@ -171,14 +171,14 @@ def _apart(
 
 
 def _chain_alone(model: Model, r: Recipe, b: Batch):
-    "The first part of a colour loss with `offload`: T5 is away."
+    "The first part of a color loss with `offload`: T5 is away."
     c, params = _apart(model, r, b)
     with known_times(model), chain_recomputed(model, r):
         return torch.autograd.grad(sampled_color_loss(model, r, b, c), params)
 
 
 def _one_pass(model: Model, r: Recipe, b: Batch):
-    "One solver step of a colour loss with `cuda_graphs`, computed once more and gone back through."
+    "One solver step of a color loss with `cuda_graphs`, computed once more and gone back through."
     c, params = _apart(model, r, b)
     with recomputing(model):
         out = guided(
@@ -270,30 +270,30 @@ def _activations(
     )
     rows.append(
         (
-            "colour loss",
+            "color loss",
             "",
             16,
             lora + decoder + max(alive(one_step)(), alive(_one_pass)()),
         )
     )
     rows += [
-        ("colour loss", "cuda_graphs=False", 16, event(checkpointing=True)),
-        ("colour loss", "checkpoint_all=True", 16, event(checkpoint_all=True)),
+        ("color loss", "cuda_graphs=False", 16, event(checkpointing=True)),
+        ("color loss", "checkpoint_all=True", 16, event(checkpoint_all=True)),
         (
-            "colour loss",
+            "color loss",
             "cuda_graphs=False, checkpointing=False",
             16,
             event(checkpointing=False),
         ),
-        ("colour loss", "", 4, event(True, checkpointing=True)),
-        ("colour loss", "checkpoint_all=True", 4, event(True, checkpoint_all=True)),
+        ("color loss", "", 4, event(True, checkpointing=True)),
+        ("color loss", "checkpoint_all=True", 4, event(True, checkpoint_all=True)),
         (
-            "colour loss",
+            "color loss",
             "offload=True",
             0,
             lora + alive(_chain_alone, checkpointing=True)(r.solver_steps),
         ),
-        ("colour loss", "offload=True", 16, 2 * lora + alive(_text_alone)()),
+        ("color loss", "offload=True", 16, 2 * lora + alive(_text_alone)()),
     ]  # T5's share of the gradient, once it is back
     # without a gradient a block is forgotten when the next begins: two are as good as all
     both = encode_captions(small, r)
@@ -330,7 +330,7 @@ def memory_table(
                 filter(None, (settings, f"text_bits={bits}" if 0 < bits < 16 else ""))
             ),
             weights=rest + (text(bits) if bits else 0),
-            optimizer=2 * lora if what in ("step", "colour loss") else 0,
+            optimizer=2 * lora if what in ("step", "color loss") else 0,
             made=made,
         )
         for what, settings, bits, made in _activations(r, lora)

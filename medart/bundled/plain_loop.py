@@ -88,7 +88,7 @@ def step(self: Plain, b: Batch):
 # %% ../../nbs/bundled/17_plain_loop.ipynb #52ab6d40
 @patch
 def event(self: Plain, b: Batch):
-    "A colour loss."
+    "A color loss."
     m, sch = self.model, DPMSolverMultistepScheduler(**SCHEDULE)
     sch.set_timesteps(self.r.solver_steps, device=m.device)
     z, n = b.noise, len(b.noise)

@@ -83,7 +83,7 @@ def _without_alpha(im, notes):
     im = im.convert("RGBA")
     clear = np.mean(np.asarray(im.getchannel("A")) < 255)
     if clear:
-        detail = f"{clear:.0%} of the pixels have no colour of their own"
+        detail = f"{clear:.0%} of the pixels have no color of their own"
         raise ImageFault("transparent", detail)
     notes.append("opaque alpha dropped")
     return im.convert("RGB")
@@ -107,14 +107,14 @@ _FITTING = [("RGB", "RGB"), ("GRAY", "L"), ("CMYK", "CMYK"), ("Lab", "LAB")]
 def _to_srgb(im, profile, name, notes):
     fits = profile and (profile.profile.xcolor_space.strip(), im.mode) in _FITTING
     if fits and "sRGB" not in name:
-        notes.append("another colour space to sRGB")  # its name is free text
+        notes.append("another color space to sRGB")  # its name is free text
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(im, profile, srgb, outputMode="RGB")
     if im.mode in ("CMYK", "LAB"):
         detail = f"{im.mode} with a profile for something else"
-        raise ImageFault("unclear colours", detail)
+        raise ImageFault("unclear colors", detail)
     if name == "unreadable":
-        notes.append("unreadable colour profile ignored")
+        notes.append("unreadable color profile ignored")
     return im
 
 
@@ -133,7 +133,7 @@ def _to_rgb(
         detail = f"Pillow mode {im.mode}: export 8 bits, gray or RGB"
         raise ImageFault("unclear values", detail)
     if im.mode in ("CMYK", "LAB") and not profile:
-        raise ImageFault("unclear colours", f"{im.mode} without a colour profile")
+        raise ImageFault("unclear colors", f"{im.mode} without a color profile")
     if im.mode in _PLAIN_MODES:
         notes.append(f"{_PLAIN_MODES[im.mode]} to RGB")
         im = im.convert("L" if im.mode == "1" else "RGB")

@@ -163,9 +163,9 @@ def paired_differences(
 
 # %% ../../nbs/evaluation/22_seed_statistics.ipynb #5ce0aba4
 def color_paths(
-    recipes: list,  # trained rows with colour losses
+    recipes: list,  # trained rows with color losses
 ):  # figure
-    "Colour gap and its gradient's norm over training, a line a run."
+    "Color gap and its gradient's norm over training, a line a run."
     fig, axs = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
     palette = dict(
         zip(dict.fromkeys(r.method for r in recipes), sns.color_palette("colorblind"))
@@ -178,7 +178,7 @@ def color_paths(
         )
         axs[0].plot(d.step, d.color, **kw)
         axs[1].semilogy(d.step, d.color_grad_norm, **kw)
-    for ax, y in zip(axs, ("colour loss (Eq. 4)", "gradient norm before clipping")):
+    for ax, y in zip(axs, ("color loss (Eq. 4)", "gradient norm before clipping")):
         ax.set(xlabel="step", ylabel=y)
     fig.legend(
         *axs[1].get_legend_handles_labels(),

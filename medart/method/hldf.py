@@ -199,7 +199,8 @@ def fine_tune(
             log[-1]["color"] = color.item()
         for p, g in zip(params, grads):
             p.grad = g
-        torch.nn.utils.clip_grad_norm_(params, r.clip)
+        if r.clip:
+            torch.nn.utils.clip_grad_norm_(params, r.clip)
         opt.step()
         opt.zero_grad()
     return log
