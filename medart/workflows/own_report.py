@@ -119,6 +119,8 @@ def _distance_parts(r, res):
     t = metrics_table(res)
     notes = t.pop("note") if "note" in t else pd.Series(dtype=str)
     said = dict.fromkeys(f"{k}: {v}" for k, v in notes.items() if v)
+    if t.space.nunique() == 1:  # said once, below the table
+        t = t.drop(columns="space")
     advice = (
         "Read each number beside the column of real images: that is what images that "
         "could not be better would score here. A network that learned from other "
@@ -141,11 +143,15 @@ def _class_parts(res):
     shown = t.assign(**{"class": t["class"].map(category)}).rename(
         columns=_COLUMN_TITLES
     )
+    filled = shown.notna() & (shown != "")
     note = (
         "Distances of fewer than five images a side are left empty. Real against real "
         "is what the real images of a class score against each other"
     )
-    return [ReportPart("heading", "Class by class"), ReportPart("table", shown, note)]
+    return [
+        ReportPart("heading", "Class by class"),
+        ReportPart("table", shown.loc[:, filled.any()], note),
+    ]
 
 
 def _tone_parts(res):

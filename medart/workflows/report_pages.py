@@ -206,10 +206,15 @@ def _paragraph(pdf, text, size=9, style="", after=2):
     pdf.ln(after)
 
 # %% ../../nbs/workflows/12_report_pages.ipynb #1a1a6096
-def _figure(pdf, p, text):  # as wide as the page, or as it is
+def _figure_size(pdf, p):  # mm: as wide as the page, or as it is
     width, height = Image.open(io.BytesIO(p.what)).size
     wide = min(pdf.epw, width / 130 * 25.4, 215 * width / height)
-    if pdf.will_page_break(wide * height / width + 8):
+    return wide, wide * height / width
+
+
+def _figure(pdf, p, text):
+    wide, high = _figure_size(pdf, p)
+    if pdf.will_page_break(high + 8):
         pdf.add_page()
     note = text(p.caption)
     pdf.image(io.BytesIO(p.what), w=wide, alt_text=note or None)
@@ -267,8 +272,8 @@ def write_pdf(
     if unknown:
         parts = [parts[0], ReportPart("text", _NO_FONT), *parts[1:]]
         print(_NO_FONT)
-    for p in parts:
-        _add_part(pdf, p, lambda s: _spelled_out(str(s), unknown))
+    for p, after in zip(parts, [*parts[1:], None]):
+        _add_part(pdf, p, after, lambda s: _spelled_out(str(s), unknown))
     return write_atomic(path, bytes(pdf.output()))
 
 
@@ -286,13 +291,16 @@ def _part_text(p):  # all that is written of it
     return p.caption if p.kind == "figure" else str(p.what)
 
 
-def _add_part(pdf, p, text):  # text: what can be shown of a text
+def _add_part(pdf, p, after, text):  # text: what can be shown of a text
     if p.kind == "figure":
         return _figure(pdf, p, text)
     if p.kind == "table":
         return _table(pdf, p, text)
     big = dict(title=16, heading=12).get(p.kind, 0)
-    if big and pdf.will_page_break(45):
+    room = 45
+    if after and after.kind == "figure":
+        room = _figure_size(pdf, after)[1] + 20
+    if big and pdf.will_page_break(room):
         pdf.add_page()
     size = big or (7.5 if p.kind == "command" else 9)
     _paragraph(pdf, text(p.what), size, "B" if big else "")
