@@ -1,43 +1,27 @@
-"Folders, file modes and names: settings and paths mean one thing wherever they are written."
+"Settings and names of runs: a path, a number or a word means one thing everywhere."
 
-import ast
 import importlib
 import os
 import shlex
 import signal
-import stat
 import sys
 import traceback
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from nbclient import NotebookClient
 from papermill.cli import _resolve_type
 from PIL import Image
 
-from medart.core import progress
-from medart.recipes import scales
-from medart.core.files import save_pretrained
-from medart.core.paths import data_dir, file_word, outputs_dir, root, short_name
-from medart.training.sampling_plan import class_shares
-from medart.training.sampling_runs import generate_in
-from medart.training.trainer import train
-from medart.method.model import check_size_and_steps
-from medart.training.models import load_model
 from medart.core.locations import locate
+from medart.method.model import check_size_and_steps
+from medart.recipes import scales
 from medart.recipes.describe import describe
 from medart.recipes.methods import PROFILES
-from medart.recipes.parameters import (
-    command,
-    recipe_from,
-    recipe_from_line,
-    method_recipe_from,
-)
+from medart.recipes.parameters import command
 from medart.recipes.recipe import recipe
 from medart.recipes.runs import (
     captions_dir,
@@ -49,165 +33,11 @@ from medart.recipes.runs import (
 )
 from medart.recipes.scales import detect_scale
 from medart.recipes.settings import Recipe
-from medart.recipes.values import seeds_of
-from medart.evaluation.prompt_figures import prompts_figure
-from medart.workflows.reproduce import reproduce
-from medart.core.weight_files import weights_key
+from medart.training.models import load_model
+from medart.training.sampling_plan import class_shares
+from medart.training.trainer import train
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-# Where things live
-
-
-def project(folder, text):
-    "A folder with a settings.ini and notebooks, as nbdev lays them out."
-    (folder / "nbs").mkdir(parents=True)
-    (folder / "settings.ini").write_text(text)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[DEFAULT]\n",
-        "[DEFAULT]\nlib_name = course\n",
-        "lib_name = medart2\n",
-        "# lib_name = medart\n",
-        "[DEFAULT]\nlib_name = %(lib)s\nlib_name = twice\n",
-        "\x00\xff",
-    ],
-)
-def test_another_projects_settings_do_not_count(tmp_path, monkeypatch, text):
-    other = project(tmp_path / "other", text)
-    monkeypatch.chdir(other / "nbs")
-    assert root() == ROOT
-
-
-def test_the_nearest_clone_counts(tmp_path, monkeypatch):
-    outer = project(tmp_path / "outer", "[DEFAULT]\nlib_name = medart\n")
-    inner = project(outer / "copies" / "inner", "[DEFAULT]\nlib_name=medart\n")
-    monkeypatch.chdir(inner / "nbs")
-    assert root() == inner
-    monkeypatch.chdir(outer / "copies")
-    assert root() == outer
-
-
-def test_a_folder_named_settings_ini_does_not_count(tmp_path, monkeypatch):
-    (tmp_path / "settings.ini").mkdir()
-    (tmp_path / "nbs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert root() == ROOT
-
-
-@pytest.mark.parametrize(
-    "variable, folder", [("MEDART_DATA", data_dir), ("MEDART_OUTPUTS", outputs_dir)]
-)
-def test_folders_from_the_environment(tmp_path, monkeypatch, variable, folder):
-    plain = folder is data_dir and ROOT / "data" or ROOT / "outputs"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    cases = {
-        "": plain,
-        "  ": plain,
-        "~": tmp_path,
-        "~/deep/er": tmp_path / "deep/er",
-        "rel/a": ROOT / "rel/a",
-        str(tmp_path / "x"): tmp_path / "x",
-    }
-    for text, wanted in cases.items():
-        monkeypatch.setenv(variable, text)
-        assert folder() == wanted
-        monkeypatch.chdir(ROOT / "nbs")  # as JupyterLab does: the folder stays the same
-        assert folder() == wanted
-        monkeypatch.chdir(ROOT)
-
-
-@pytest.mark.parametrize("tail", ["", "/below", "/below/deeper"])
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path, monkeypatch, tail):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MEDART_OUTPUTS", f"{tmp_path}/file{tail}")
-    with pytest.raises(NotADirectoryError, match="MEDART_OUTPUTS.*is a file"):
-        outputs_dir()
-
-
-def test_an_unknown_home_is_refused(monkeypatch):
-    monkeypatch.setenv("MEDART_DATA", "~nobody-of-this-name/images")
-    with pytest.raises(ValueError, match="MEDART_DATA"):
-        data_dir()
-
-
-# Names
-
-WORDS = [
-    "a",
-    "A",
-    "a-b",
-    "a/b",
-    "a:b",
-    "a<b",
-    "a b",
-    "a\\b",
-    "ä",
-    "a\u0308",
-    "",
-    ".",
-    "..",
-    "a.",
-    "x" * 300,
-    "x" * 301,
-    "con/",
-    "None",
-    "1",
-    "True",
-    "a~b",
-    "a+b=c",
-]
-
-
-def test_words_for_file_names_tell_all_texts_apart():
-    made = [file_word(text) for text in WORDS]
-    assert len({word.casefold() for word in made}) == len(WORDS)
-    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._,-~")
-    assert all(word and set(word) <= allowed and len(word) < 60 for word in made)
-
-
-def test_long_names_are_cut_and_stay_apart():
-    long = "+lr=0.1" * 40
-    assert len(short_name(long)) == 120
-    assert short_name(long + "a") != short_name(long + "b") != short_name(long)
-    assert short_name("+lr=0.1") == "+lr=0.1"
-
-
-# File modes
-
-
-@pytest.mark.parametrize(
-    "umask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)]
-)
-def test_saved_weights_have_the_umasks_mode(tmp_path, umask, mode):
-    from transformers import T5Config, T5EncoderModel
-
-    small = T5EncoderModel(
-        T5Config(vocab_size=8, d_model=8, d_kv=4, num_heads=2, d_ff=8, num_layers=1)
-    )
-    before = os.umask(umask)
-    try:
-        save_pretrained(small, tmp_path / "t5")
-    finally:
-        os.umask(before)
-    modes = {
-        f.name: stat.S_IMODE(f.stat().st_mode) for f in (tmp_path / "t5").iterdir()
-    }
-    assert set(modes.values()) == {mode}, modes
-
-
-def test_nothing_is_saved_but_through_the_helper():
-    "The libraries' own save_file and save_pretrained write for the owner alone."
-    for module in sorted((ROOT / "medart").glob("*.py")):
-        text = module.read_text(encoding="utf-8")
-        own = 1 if module.stem == "core" else 0
-        assert text.count(".save_pretrained(") == own, module.name
-        assert "save_file(" not in text, module.name
 
 
 # Paths that are settings
@@ -321,17 +151,6 @@ def test_a_models_folder_is_written_in_one_way(tmp_path, monkeypatch, setting):
     assert made("") == made("  ") == getattr(recipe("skin", scale="tiny"), setting)
 
 
-def test_a_folder_in_the_repository_is_not_taken_for_an_id(tmp_path, monkeypatch):
-    repository = project(tmp_path / "clone", "lib_name = medart\n")
-    (repository / "org" / "name").mkdir(parents=True)
-    monkeypatch.chdir(repository)
-    monkeypatch.setenv("MEDART_DATA", str(ROOT / "data"))
-    r = recipe("skin", scale="tiny", vlm="org/name")
-    assert r.vlm == "./org/name" and Path(locate(r.vlm)) == repository / "org" / "name"
-    monkeypatch.chdir(repository / "nbs")
-    assert recipe("skin", scale="tiny", vlm="../org/name") == r
-
-
 def test_recorded_files_hold_no_absolute_path(fund, tmp_path, monkeypatch):
     far = tmp_path / "Jane Doe" / "images"
     far.parent.mkdir()
@@ -381,35 +200,6 @@ def test_a_command_keeps_names_that_look_like_numbers(fund):
         )
     with pytest.raises(ValueError, match="data=100000.0.*-r data"):
         recipe("skin", scale="tiny", data=_resolve_type("1e5"))
-
-
-@pytest.mark.parametrize(
-    "line, says",
-    [
-        (["--epoch", "2"], "Did you mean 'epochs'"),
-        (["--lr=-1"], "lr=-1"),
-        (["--LR", "1"], "LR"),
-    ],
-)
-def test_a_wrong_option_of_a_command_line_is_named(line, says):
-    with pytest.raises(ValueError, match=says):
-        recipe_from_line(
-            "medart.training.launch",
-            "",
-            ["--dataset", "skin", "--scale", "tiny", *line],
-        )
-
-
-@pytest.mark.parametrize("line", [["--lr", "1", "2"], ["extra"], ["--lr"], ["-x"]])
-def test_a_word_without_a_setting_ends_a_command_in_two_lines(line, capsys):
-    with pytest.raises(SystemExit):
-        recipe_from_line(
-            "medart.training.launch",
-            "",
-            ["--dataset", "skin", "--scale", "tiny", *line],
-        )
-    said = capsys.readouterr().err
-    assert line[-1] in said and len(said.strip().splitlines()) == 2
 
 
 # Names of runs
@@ -512,41 +302,6 @@ def test_models_of_one_name_have_folders_of_their_own():
     ]
     assert len(set(folders)) == len(vlms) and folders[5] == "vlm"
     assert len({name(model=v).casefold() for v in vlms}) == len(vlms)
-
-
-def test_weights_are_known_by_their_contents(tmp_path):
-    def key(**files):
-        for old in tmp_path.rglob("*.*"):
-            old.unlink()
-        for file, data in files.items():
-            (tmp_path / file.replace("__", ".")).write_bytes(data)
-        return weights_key(str(tmp_path))
-
-    large = 65 << 20
-    kinds = [
-        dict(model__safetensors=b"a" * large),
-        dict(model__safetensors=b"a" * (large - 1) + b"b"),
-        dict(pytorch_model__bin=b"a"),
-        dict(pytorch_model__bin=b"b"),
-        dict(model__pt=b"a"),
-        dict(config__json=b"{}"),
-        dict(vocab__txt=b"a"),
-        dict(model__safetensors=b"a"),
-        {},
-    ]
-    keys = [key(**files) for files in kinds]
-    assert len(set(keys)) == len(kinds)
-    assert key(**kinds[2]) == keys[2]
-    (tmp_path / "README.md").write_text("A note.")
-    assert weights_key(str(tmp_path)) == keys[2]
-    for k in (
-        1,
-        2,
-    ):  # the same size, written over within a moment, and with the old times put back
-        (tmp_path / "pytorch_model.bin").write_bytes(b"%d" % k)
-        os.utime(tmp_path / "pytorch_model.bin", (1, 1))
-        keys.append(weights_key(str(tmp_path)))
-    assert keys[-1] != keys[-2]
 
 
 # Values
@@ -739,172 +494,6 @@ def test_fewer_images_than_classes_are_refused():
         class_shares(dict(a=3, b=2), 1)
 
 
-@pytest.mark.parametrize(
-    "told, seeds",
-    [
-        ("0,1,2", [0, 1, 2]),
-        ("0 1 2", [0, 1, 2]),
-        (" 0, 1 ", [0, 1]),
-        (3, [3]),
-        ([1, 2], [1, 2]),
-        ((0,), [0]),
-        ("7", [7]),
-    ],
-)
-def test_seeds_are_read(told, seeds):
-    assert seeds_of(told) == seeds
-
-
-@pytest.mark.parametrize(
-    "told",
-    [
-        "one two",
-        "0-3",
-        "",
-        " ",
-        [],
-        "1.0",
-        1.0,
-        "-1",
-        "0 00",
-        "1 1",
-        None,
-        True,
-        "9" * 30,
-        "0;1",
-    ],
-)
-def test_seeds_that_are_none_are_refused(told):
-    with pytest.raises(ValueError, match="seeds"):
-        seeds_of(told)
-
-
-# Parameters of a notebook
-
-PARAMETERS = (
-    'dataset = "skin"  # which\nscale = "tiny"\nseed = 3\ndata = ""\nrank = 8\n'
-)
-
-
-def asked(*cells, extra=(), **ns):
-    "The recipe of a notebook whose cells were executed in this order."
-    space = dict(ns)
-    for cell in cells:
-        try:
-            exec(cell, space)
-        except Exception:  # noqa: BLE001, as in a kernel: a cell that fails does not end the session
-            continue
-    return recipe_from(
-        space | {"In": ["", *cells, "r = recipe_from(globals())"]}, *extra
-    )
-
-
-def test_other_cells_have_no_influence():
-    plain = asked(PARAMETERS)
-    others = [
-        "size = (4, 4)[0]\nrank = 3\nclip = 0",
-        "seed = 5",
-        "data = [1]\nscale = 2",
-        "lr: float = .5",
-        "# a note",
-        "for epochs in range(3): pass",
-        "def model(): pass",
-        "import pandas as vlm",
-        "1 +",
-    ]
-    for other in others:
-        assert asked(PARAMETERS, other) == asked(other, PARAMETERS) == plain
-
-
-def test_the_parameters_cell_counts_as_it_was_last_run():
-    edited = PARAMETERS.replace("seed = 3", "seed = 4").replace("rank = 8\n", "")
-    assert asked(PARAMETERS, "rank = 3", PARAMETERS) == asked(PARAMETERS)
-    assert asked(PARAMETERS, edited).seed == 4
-    assert (
-        asked(PARAMETERS + "rank = 16\n", edited).rank == 8
-    )  # a line that was deleted is gone
-    assert asked(edited, PARAMETERS).seed == 3
-    assert asked(PARAMETERS + "epochs = 2*2\nlr = epochs/1000").lr == 0.004
-
-
-def test_papermills_cell_lies_over_the_parameters():
-    injected = "# Parameters\nseed = 9\nlr = 0.01\n"
-    assert (asked(PARAMETERS, injected).seed, asked(PARAMETERS, injected).lr) == (
-        9,
-        0.01,
-    )
-    assert asked(PARAMETERS, injected, "seed = 1").seed == 9
-    assert asked(PARAMETERS, injected, PARAMETERS).seed == 3  # run by hand afterwards
-    assert asked(PARAMETERS, "# Parameters of my plot\nrank = 3").rank == 8
-
-
-@pytest.mark.parametrize(
-    "cells",
-    [
-        [PARAMETERS + "intervall = 10"],
-        [PARAMETERS, "# Parameters\nintervall = 10"],
-        [PARAMETERS, "", PARAMETERS + "intervall = 2*5"],
-    ],
-)
-def test_a_misspelt_parameter_is_refused(cells):
-    with pytest.raises(
-        ValueError, match="'intervall' is unknown.*Did you mean 'interval'"
-    ):
-        asked(*cells)
-
-
-def test_without_a_parameters_cell_nothing_is_guessed():
-    with pytest.raises(ValueError, match="first cell"):
-        asked("seed = 3", dataset="skin", scale="tiny")
-
-
-def test_rows_take_the_cells_alone():
-    space = dict(
-        In=["", 'datasets = "skin"\nscale = "tiny"\nepochs = 2', "interval = 7"],
-        interval=7,
-    )
-    made = [
-        method_recipe_from(space, "datasets", dataset="skin", method=m)
-        for m in ("medart", "base")
-    ]
-    assert [(r.epochs, r.interval) for r in made] == [(2.0, 50), (0.0, 0)]
-
-
-KERNEL = 'print({k: getattr(r, k) for k in ("interval", "size", "seed", "rank", "clip", "scale")})'
-
-
-def test_parameters_in_a_kernel(tmp_path):
-    "As JupyterLab runs them: one kernel, cells of the reader's own, a cell run twice."
-    cells = nbformat.read(ROOT / "nbs" / "train.ipynb", 4).cells
-    first = next(c for c in cells if "parameters" in c.metadata.get("tags", []))
-    first.source = first.source.replace('scale = "auto"', 'scale = "tiny"')
-    again = nbformat.v4.new_code_cell(first.source.replace("seed = 0", "seed = 5"))
-    look = (
-        'from medart.recipes.parameters import recipe_from\nr = recipe_from(globals(), "check")\n'
-        + KERNEL
-    )
-    mine = nbformat.v4.new_code_cell("size = (4, 4)[0]\nrank = 3\nclip = 0\nseed = 8")
-    shown = [nbformat.v4.new_code_cell(look), nbformat.v4.new_code_cell(look)]
-    nb = nbformat.v4.new_notebook(
-        cells=[mine, first, mine.copy(), shown[0], again, mine.copy(), shown[1]]
-    )
-    for i, cell in enumerate(nb.cells):
-        cell.id = f"cell-{i}"
-    NotebookClient(
-        nb,
-        timeout=120,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()
-    seeds = [
-        ast.literal_eval(c.outputs[0].text)["seed"] for c in (nb.cells[3], nb.cells[6])
-    ]
-    assert seeds == [0, 5]
-    assert ast.literal_eval(nb.cells[6].outputs[0].text) == dict(
-        interval=50, size=64, seed=5, rank=8, clip=1.0, scale="tiny"
-    )
-
-
 # scale="auto"
 
 
@@ -979,6 +568,7 @@ def test_a_description_shows_what_matters_and_folds_the_rest():
 
 # Other systems
 
+
 LACKING = {
     os: (
         "killpg",
@@ -1018,8 +608,8 @@ def elsewhere(run, done):
 def small_chain():
     for path in sorted((ROOT / "medart").glob("*/[a-z]*.py")):
         importlib.import_module(f"medart.{path.parent.name}.{path.stem}")
-    from medart.training.sampling_runs import generate
     from medart.evaluation.evaluator import evaluate
+    from medart.training.sampling_runs import generate
 
     r = sys.modules["medart.recipes.recipe"].recipe(
         "skin",
@@ -1051,23 +641,3 @@ def test_modules_import_and_the_small_chain_runs_on_other_systems(folders, tmp_p
                 folders[0] / "few" / cls / f"{i}.png"
             )
     assert elsewhere(small_chain, tmp_path / "done") == "(12, True)"
-
-
-def test_peak_memory_is_counted_in_bytes(monkeypatch):
-    import resource
-
-    mine = progress.peak_rss()
-    assert 5e7 < mine < 1e12
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert progress.peak_rss() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@pytest.mark.parametrize("told", ["two", 1.5, -1, True, None, "", [2], b"2"])
-def test_counts_are_whole_numbers(told):
-    for what, ask in (
-        ("workers", lambda: reproduce([], workers=told)),
-        ("processes", lambda: generate_in(told, None)),
-        ("prompts", lambda: prompts_figure([], told)),
-    ):
-        with pytest.raises(ValueError, match=f"{what}="):
-            ask()
