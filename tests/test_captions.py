@@ -19,7 +19,7 @@ from medart.core.randomness import rng, stable_hash
 from medart.data.loading import load_split
 from medart.data.reports import with_names
 from medart.training.trainer import train
-from medart.data.phantoms import phantom
+from medart.data.phantoms import draw_phantom
 from medart.data.phrases import simple_caption
 from medart.recipes.datasets import DATASETS
 from medart.recipes.recipe import recipe
@@ -57,7 +57,7 @@ def images(folders):
     for cls in CLASSES:
         (data / "few" / cls).mkdir(parents=True)
         for i in range(5):
-            Image.fromarray(phantom("skin", cls, 0, i)[0]).save(
+            Image.fromarray(draw_phantom("skin", cls, 0, i)[0]).save(
                 data / "few" / cls / f"{i}.png"
             )
     return data / "few"
@@ -189,10 +189,10 @@ def test_changed_inputs_and_only_those_are_captioned_again(images, monkeypatch):
     )
     caption_images(r, "train")
     assert not calls, "nothing to do"
-    Image.fromarray(phantom("skin", "melanoma", 0, 77)[0]).save(
+    Image.fromarray(draw_phantom("skin", "melanoma", 0, 77)[0]).save(
         images / "melanoma" / "1.png"
     )
-    Image.fromarray(phantom("skin", "melanoma", 0, 78)[0]).save(
+    Image.fromarray(draw_phantom("skin", "melanoma", 0, 78)[0]).save(
         images / "melanoma" / "2.png"
     )
     second = caption_images(r, "train").set_index("file_name")
@@ -257,7 +257,7 @@ def test_an_image_added_later_is_named(images, monkeypatch):
     for split in ("train", "test"):
         write_captions(r, split)
     for i in range(10, 40):
-        Image.fromarray(phantom("skin", "melanoma", 0, i)[0]).save(
+        Image.fromarray(draw_phantom("skin", "melanoma", 0, i)[0]).save(
             images / "melanoma" / f"{i}.png"
         )
     with pytest.raises(ValueError, match="caption.ipynb"):

@@ -19,7 +19,9 @@ def test_small_models_are_built_from_nothing(tmp_path, monkeypatch):
     pixart = pixart_room.build_pixart(
         tmp_path / "pixart", pictures=64, vae_steps=3, steps=(2, 2, 2)
     )
-    sd = stable_diffusion.build_sd(tmp_path / "sd", pixart, pictures=64, steps=2)
+    sd = stable_diffusion.build_stable_diffusion(
+        tmp_path / "sd", pixart, pictures=64, steps=2
+    )
     for folder, family in ((pixart, "pixart"), (sd, "sd15")):
         assert (
             "seed" in (folder / "README.md").read_text()

@@ -9,7 +9,7 @@ from medart.evaluation import extractors as extractors_room
 from medart.evaluation import image_sets
 from medart.evaluation import memorization
 from medart.evaluation import uncertainty
-from medart.data.phantoms import phantom
+from medart.data.phantoms import draw_phantom
 from medart.recipes.datasets import DATASETS
 
 
@@ -23,7 +23,9 @@ def images(r, split):
 def _drawn(seed, n, first=0):
     return torch.stack(
         [
-            torch.from_numpy(phantom("skin", c, seed, first + i)[0]).permute(2, 0, 1)
+            torch.from_numpy(draw_phantom("skin", c, seed, first + i)[0]).permute(
+                2, 0, 1
+            )
             for c in CLASSES
             for i in range(n)
         ]

@@ -26,7 +26,7 @@ from medart.workflows.own_images import (
 )
 from medart.workflows.own_report import run_limits, own_command
 from medart.workflows.report_pages import ReportPart, write_html, write_pdf
-from medart.data.phantoms import phantom
+from medart.data.phantoms import draw_phantom
 from medart.recipes.datasets import DATASETS, read_dataset
 from medart.recipes.recipe import recipe
 
@@ -45,7 +45,7 @@ def draw(
     for name, c in zip(names, cls):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(n):
-            im = Image.fromarray(phantom("skin", c, first, i)[0])
+            im = Image.fromarray(draw_phantom("skin", c, first, i)[0])
             im = im.resize((128, 64)) if c == wide else im
             im.save(folder / name / f"doe_jane_{i}.png")
     return folder

@@ -23,12 +23,12 @@ def own_images(folder):
     "Two dozen drawn lesions of each of three classes, as a folder of somebody's own."
     from PIL import Image
 
-    from medart.data.phantoms import phantom
+    from medart.data.phantoms import draw_phantom
 
     for cls in OWN_CLASSES:
         (folder / cls).mkdir(parents=True)
         for i in range(24):
-            Image.fromarray(phantom("skin", cls, 7, i)[0]).save(
+            Image.fromarray(draw_phantom("skin", cls, 7, i)[0]).save(
                 folder / cls / f"{i}.png"
             )
 

@@ -25,7 +25,7 @@ from medart.bundled.captioner_network import (
 from medart.bundled.fitting import (
     feature_phantoms,
     fit,
-    machine,
+    describe_machine,
     save_card,
     save_losses,
 )
@@ -244,7 +244,7 @@ def build_vlm(
             "caption loss, last 100 steps": f"{final:.4f}",
             **_mean_marks(table),
             "captions that would have to be replaced": f"{replaced:.1%}",
-            "machine": machine(),
+            "machine": describe_machine(),
             "seed": seed,
         }
         save_card(folder, "A small LLaVA-NeXT", _CARD, facts)

@@ -24,8 +24,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from medart.bundled.fitting import (
     feature_phantoms,
     fit,
-    machine,
-    millions,
+    describe_machine,
+    parameter_count,
     save_card,
     save_losses,
 )
@@ -160,11 +160,11 @@ def build_vit(
         "that no data set uses."
     )
     facts = {
-        "parameters": millions(vit).removesuffix(" parameters"),
+        "parameters": parameter_count(vit).removesuffix(" parameters"),
         "steps": steps,
         "minutes": f"{minutes:.0f}",
         "accuracy on unseen phantoms": f"{accuracy:.3f}",
-        "machine": machine(),
+        "machine": describe_machine(),
         "seed": seed,
     }
     save_card(folder, f"A small ViT for {dataset} phantoms", about, facts)

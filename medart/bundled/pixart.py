@@ -21,8 +21,8 @@ from diffusers import (
 
 from .autoencoder import encode_all, train_vae
 from medart.bundled.fitting import (
-    machine,
-    millions,
+    describe_machine,
+    parameter_count,
     save_card,
     save_losses,
     save_pipeline,
@@ -124,9 +124,9 @@ def _pixart_card(
     lessons = [v for k, v in losses.items() if k[0] in "123"]
     ends = (f"{np.mean(lesson[-100:]):.4f}" for lesson in lessons)
     return {
-        "transformer": millions(net["transformer"]),
-        "T5 encoder": millions(net["text_encoder"]),
-        "autoencoder": millions(vae),
+        "transformer": parameter_count(net["transformer"]),
+        "T5 encoder": parameter_count(net["text_encoder"]),
+        "autoencoder": parameter_count(vae),
         "pictures": wanted["pictures"],
         "autoencoder steps": wanted["vae_steps"],
         "autoencoder minutes": f"{minutes[0]:.0f}",
@@ -140,7 +140,7 @@ def _pixart_card(
         ),
         "PixArt minutes": f"{minutes[1]:.0f}",
         "PixArt loss, last 100 steps of each": ", ".join(ends),
-        "machine": machine(),
+        "machine": describe_machine(),
         "seed": wanted["seed"],
     }
 
@@ -176,7 +176,7 @@ def build_pixart(
     about = (
         "A `PixArtAlphaPipeline` for 64-pixel images, pretrained from scratch on "
         "drawn, captioned, brightly colored shapes "
-        "(`medart.data.shapes.web_picture`). It has never seen a medical image."
+        "(`medart.data.shapes.draw_web_picture`). It has never seen a medical image."
     )
     facts = _pixart_card(net, vae, losses, read, minutes, wanted)
     save_card(folder, "A small PixArt-alpha", about, facts)

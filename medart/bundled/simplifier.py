@@ -17,7 +17,7 @@ import torch
 from tokenizers import processors
 from transformers import T5Config, T5TokenizerFast
 
-from .fitting import fit, machine, save_card, save_losses
+from .fitting import fit, describe_machine, save_card, save_losses
 from .tokenizers import MEDICAL_WORDS, WEB_WORDS
 from medart.bundled.true_captions import (
     ASIDE_WORDS,
@@ -217,7 +217,7 @@ def build_simplifier(
             "loss, last 100 steps": f"{np.mean(losses[-100:]):.4f}",
             "answers that pass the checks": f"{marks.passes:.1%}",
             "of those, with a sentence that was not there": f"{marks.invents:.1%}",
-            "machine": machine(),
+            "machine": describe_machine(),
             "seed": seed,
         }
         save_card(folder, "A small T5 that shortens captions", _CARD, facts)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ..data.phantom_attributes import Phantom
-from ..data.phantom_captions import caption
+from ..data.phantom_captions import describe_attributes
 from ..recipes.datasets import DATASETS
 from ..recipes.labels import category
 
@@ -75,7 +75,7 @@ def full_caption(
     brief: bool = False,  # short lists, and findings only together with asides
 ) -> str:
     "Everything that can be said of a phantom."
-    sentences = [caption(_SayAll(brief), p)]
+    sentences = [describe_attributes(_SayAll(brief), p)]
     if wordy or not brief:
         sentences += _findings(p)
     if wordy:
