@@ -88,8 +88,7 @@ def _measured_key(r, sets, networks, rate):  # changes with all that numbers han
 
 def evaluate(
     r: Recipe,  # a run whose images are generated
-    spaces: str
-    | Sequence = (),  # further feature spaces, as a list or "inception facebook/dinov2-base"
+    spaces: str | Sequence = (),  # further ones: "inception facebook/dinov2-base"
     rate: float = 0.01,  # of copies flagged among independent images
     device: str | None = None,  # where networks run: a GPU if there is one
 ) -> pd.DataFrame:  # a row a measure

@@ -133,8 +133,9 @@ def check_enough(
     m, test = _read_metadata(samples_dir(r)), load_split(r, "test")
     if len(test) < MIN_IMAGES:
         raise ValueError(
-            f"the test set of {r.data} holds {len(test)} images; at least {MIN_IMAGES} are "
-            "needed to measure a distance. A fifth of each class goes there: "
+            f"the test set of {r.data} holds {len(test)} images; "
+            f"at least {MIN_IMAGES} are needed to measure a distance. "
+            "A fifth of each class goes there: "
             f"add images, until it holds {MIN_IMAGES}."
         )
     _check_classes(_listed(samples_dir(r), m), test)
