@@ -27,7 +27,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    "Empty data and outputs folders under tmp_path, the embedded small models linked into the first."
+    "Empty data and outputs folders under tmp_path, the bundled small models linked into the first."
     data, outputs = tmp_path / "data", tmp_path / "outputs"
     data.mkdir()
     outputs.mkdir()

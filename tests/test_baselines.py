@@ -213,7 +213,7 @@ def test_wrong_uses_are_named(made, weights):
         recipe("skin", "sd15", scale="tiny", text_bits=4)
     with pytest.raises(ValueError, match="Choose one of: pixart, sd14"):
         recipe("skin", family="sd3")
-    with pytest.raises(ValueError, match="sdxl.*has no small embedded model"):
+    with pytest.raises(ValueError, match="sdxl.*has no small bundled model"):
         load_base(recipe("skin", "sdxl", scale="tiny"))
 
 

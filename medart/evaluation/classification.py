@@ -34,7 +34,7 @@ from medart.evaluation.classifier import (
     network_inputs,
     train_classifier,
 )
-from .features import learned_from
+from .features import extractor_training
 from .image_sets import pixel_hash
 from .results import provenance
 from ..recipes.parameters import command
@@ -327,4 +327,6 @@ def _classifier_start(
     "Where its classifiers start, in words."
     part = "its last layer" if r.classifier == PHOTOGRAPHS else "the whole network"
     name = Path(shareable(r.classifier)).name
-    return f"{name}, pretrained on {learned_from(r.classifier)}; {part} is trained"
+    return (
+        f"{name}, pretrained on {extractor_training(r.classifier)}; {part} is trained"
+    )

@@ -21,7 +21,7 @@ from ..core.randomness import stable_hash
 from medart.evaluation.features import (
     check_extractor,
     Extractor,
-    learned_from,
+    extractor_training,
     weights_hash,
 )
 from .photo_networks import load_inception, load_efficientnet
@@ -121,7 +121,7 @@ def load_extractor(
     about, kind = _preprocessing(pre), "heads" if heads else "backbone"
     key = weights_hash(net, about, pre.image_mean, pre.image_std, kind)
     labels, silent = _labels(net, heads)
-    ex = Extractor(name, run, labels, about, key, silent, learned_from(name))
+    ex = Extractor(name, run, labels, about, key, silent, extractor_training(name))
     return check_extractor(ex, cls.__name__)
 
 # %% ../../nbs/evaluation/07_extractors.ipynb #e3288aa5

@@ -84,7 +84,7 @@ def _has_result(
 def runnable(
     r: Recipe,  # a row
 ) -> bool:  # whether there are weights for it at its scale
-    "Some models have no small version among the embedded ones."
+    "Some models have no small version among the bundled ones."
     return bool(r.model and (r.vlm or r.captions != "vsg"))
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #2510f3c4

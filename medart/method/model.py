@@ -154,7 +154,7 @@ def explain_model_errors(
         f"model of family {r.family}",
         r.model,
         "model",
-        " To run on the small embedded models pass scale=tiny.",
+        " To run on the small bundled models pass scale=tiny.",
     )
 
 
@@ -238,7 +238,7 @@ def load_pretrained(
     "A model as published, or the small one of its kind."
     if not r.model:
         raise ValueError(
-            f"method={r.method} (family {r.family}) has no small embedded model. "
+            f"method={r.method} (family {r.family}) has no small bundled model. "
             "Run it with scale=paper, or pass model=FOLDER with a pipeline of its kind."
         )
     disable_progress_bar()

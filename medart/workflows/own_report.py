@@ -22,7 +22,7 @@ from medart.evaluation.classifier_results import (
     scores_table,
 )
 from ..evaluation.color import color_figure
-from ..evaluation.features import DRAWN, learned_from
+from ..evaluation.features import DRAWN, extractor_training
 from ..evaluation.image_sets import generated_images, real_images
 from ..evaluation.memorization import copies_figure
 from medart.evaluation.results import (
@@ -102,7 +102,7 @@ def _extractor_note(
     r: Recipe,  # an evaluated run
 ) -> str:
     "Whose eyes the distances are seen with."
-    seen = learned_from(r.extractor)
+    seen = extractor_training(r.extractor)
     said = (
         f"The distances compare what {Path(r.extractor).name} sees, a network that "
         f"learned from {seen}."
