@@ -57,10 +57,12 @@ test: $(READY)
 notebooks: $(READY)
 	$(IN_VENV) nbdev-export
 	$(IN_VENV) for nb in nbs/*/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(IN_VENV) python tools/shrink_outputs.py nbs/*/*.ipynb
 	$(IN_VENV) nbdev-clean
 
 examples: $(READY)
 	$(IN_VENV) python tools/execute_runs.py
+	$(IN_VENV) python tools/shrink_outputs.py nbs/*.ipynb
 	$(IN_VENV) nbdev-clean
 
 readme: $(READY)
