@@ -38,7 +38,7 @@ class Case:
     variant: str  # in words
     r: Recipe  # with the change
     changes: dict  # to our recipe
-    ready: Callable  # model, recipe -> context that gives a function of the repeat's number
+    ready: Callable  # model, recipe -> context of a function of the repeat's number
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #ff8ae559
 @contextmanager
@@ -164,7 +164,7 @@ def _two_passes(model, r=None, b=None):
 
 
 def _t5_each_step(model, r, b):
-    "Inside, each step of the solver encodes the captions anew, and its gradient goes through T5 anew."
+    "Inside, each solver step encodes the captions and goes back through T5 anew."
     whole = model.predict
     texts = [""] * len(b.texts) + list(b.texts)
 

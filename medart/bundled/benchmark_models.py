@@ -106,9 +106,11 @@ def bench_set(
     r: Recipe,  # size, crop
     images: int = 4,  # how many
 ) -> TrainingSet:
-    "Images of noise, with captions of five sixths of the longest; where crops never change their latents are there from the start."
+    "Noise, with captions of 5/6 of the longest; latents too where crops are fixed."
     g = np_rng(r.seed, "bench")
-    words = "large small brown red round irregular shiny pale spots center border patch".split()
+    words = (
+        "large small brown red round irregular shiny pale spots center border patch"
+    ).split()
     pixels = [
         torch.from_numpy(g.integers(0, 256, (3, r.size, r.size), dtype="uint8"))
         for _ in range(images)
@@ -142,7 +144,7 @@ def one_step(model: Model, r: Recipe, b: Batch):
 
 
 def known_times(model):
-    "Inside, a model without numbers still has the noise schedule's, from which the solver takes its steps."
+    "Inside, a model without numbers still has the noise schedule's, for the solver."
     return temporary_attributes(model, abar=_ABAR if model.abar.is_meta else model.abar)
 
 
@@ -157,7 +159,7 @@ def floor_flops(
     r: Recipe,  # what a step and a color loss are
     ts: TrainingSet,  # what they see
 ) -> dict:  # of each
-    "Counted for this model; a color loss is linear in the solver's steps and is counted at one and two."
+    "Counted; a color loss is linear in the solver's steps and counted at one and two."
     r = replace(r, cuda_graphs=False)
     b = draw_batch(model, r, ts, 0)  # a replay is not counted
     one, two = (
@@ -177,7 +179,7 @@ def timed(
     device="cpu",  # whose clock
     repeats: int = 5,  # runs that count
     warmup: int = 2,  # runs that do not
-) -> dict:  # seconds of each run, and on a GPU the most memory that was in use, and that was set aside
+) -> dict:  # seconds of each run; on a GPU the most memory in use, and set aside
     "Run and time."
     cuda = torch.device(device).type == "cuda"
     if cuda:

@@ -86,7 +86,7 @@ def agreement(
 def time_case(
     case: Case,  # what to time
     model: Model,  # trained on noise, so of no use afterwards
-    repeats: int,  # runs that count, of color losses and of painting a quarter, at least two
+    repeats: int,  # runs that count; a quarter of color losses and painting, at least 2
 ) -> dict:  # a row: seconds are the median
     "Time one case."
     slow, t, fault = case.what in ("color loss", "painting"), None, ""
@@ -253,7 +253,10 @@ def benchmark_figure(
         ax.axvline(1e3 * out["floor_seconds"][what], color="black", ls=":", lw=1)
         ax.set(xlabel=f"{what}, ms")
         ax.tick_params(axis="y", labelsize=7)
-    title = f"{out['device']}, {out['scale']} scale, random weights; dotted: the multiplications alone"
+    title = (
+        f"{out['device']}, {out['scale']} scale, random weights; "
+        "dotted: the multiplications alone"
+    )
     fig.suptitle(
         title + ("\nTimed on a CPU: says nothing about a GPU" if out["note"] else ""),
         fontsize=8,

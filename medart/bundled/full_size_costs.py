@@ -46,7 +46,7 @@ def continued(
     models: dict,  # of `shapes`
     event=False,  # does it run the solver?
 ):  # function of the solver's steps
-    "A count for the whole model, from models of two and of three blocks, and solvers of one step and of two."
+    "The whole model's count, from two and three blocks, and one and two solver steps."
 
     def at(image, text, m=1):
         model = models[image, text]

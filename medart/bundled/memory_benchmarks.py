@@ -43,7 +43,7 @@ from ..training.step import chain_recomputed
 
 # %% ../../nbs/bundled/21_memory_benchmarks.ipynb #955574a0
 class _Alive(TorchDispatchMode):
-    "Inside, adds up the bytes of tensors that operations make, for as long as they live; `peak` is the most."
+    "Inside, adds up the bytes of tensors made, while they live; `peak` is the most."
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ def _fused_attention():
 def alive_peak(
     run,  # function of nothing
 ) -> int:  # bytes
-    "Computed: the most that is alive at once while a function runs, beyond what was there before."
+    "Computed: the most alive at once while a function runs, beyond what was before."
     with _Alive() as a, _fused_attention():
         run()
     return a.peak
@@ -112,7 +112,7 @@ def alive_peak(
 # %% ../../nbs/bundled/21_memory_benchmarks.ipynb #f122f25b
 @contextmanager
 def _quiet():
-    "Inside, what compiled code writes to the error stream is not shown: the profiler announces itself there."
+    "Inside, compiled code's error stream is hidden: the profiler speaks there."
     with open(os.devnull, "w") as null:
         kept = os.dup(2)
         os.dup2(null.fileno(), 2)
@@ -126,7 +126,7 @@ def _quiet():
 def allocated_peak(
     run,  # function of nothing, on the CPU
 ) -> int:  # bytes
-    "Measured: the most that the allocator had handed out while a function ran, beyond what was out before."
+    "Measured: the most handed out while a function ran, beyond what was out before."
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
         run()
     events = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -178,7 +178,7 @@ def _chain_alone(model: Model, r: Recipe, b: Batch):
 
 
 def _one_pass(model: Model, r: Recipe, b: Batch):
-    "One solver step of a color loss with `cuda_graphs`, computed once more and gone back through."
+    "One solver step with `cuda_graphs`, computed once more and gone back through."
     c, params = _apart(model, r, b)
     with recomputing(model):
         out = guided(
@@ -295,7 +295,7 @@ def _activations(
         ),
         ("color loss", "offload=True", 16, 2 * lora + alive(_text_alone)()),
     ]  # T5's share of the gradient, once it is back
-    # without a gradient a block is forgotten when the next begins: two are as good as all
+    # without a gradient a block is forgotten when the next begins: two are enough
     both = encode_captions(small, r)
     return rows + [
         ("encoding images", "", 16, alive_peak(lambda: _encode_images(small, r))),

@@ -88,7 +88,7 @@ def phantom_counts(
 def _drawing_hash(
     dataset: str,  # skin or kvasir
 ) -> str:  # 16 hexadecimal digits
-    "Changes when the code draws or describes anything otherwise: a hash of one phantom of each class."
+    "Of a phantom of each class: changes when anything is drawn or described otherwise."
     drawn = []
     for cls in DATASETS[dataset].counts:
         img, _, text = draw_phantom(dataset, cls, FEATURE_SEED, 0, 32)

@@ -145,7 +145,7 @@ def distance_columns(
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #55220181
 def distances(
     r: Recipe,  # an evaluated run
-) -> dict:  # measure -> its row of metrics.json, with n and n_real; None where it was not measured
+) -> dict:  # measure -> its row of metrics.json, n and n_real; None if not measured
     "Table 2's numbers of a run, and what real images score."
     found = read_results(r)
     size = {k: found.get(k) for k in ("n", "n_real", "n_floor")}
@@ -157,7 +157,7 @@ def distances(
 def _learned(
     r: Recipe,  # a run whose classifiers are trained
     kind: str = "synthetic",  # what they were trained on: synthetic, real or both
-) -> dict:  # measure -> value, sd, of: mean, spread and number of the classifiers; n, n_real, updates
+) -> dict:  # measure -> value, sd, of (how many classifiers), n, n_real, updates
     "Table 4's numbers of a run. The paper's F1 is taken for the weighted one."
     found = read_classification(r)
     rows = pd.DataFrame(found["rows"])
@@ -197,7 +197,7 @@ def _table_rows(
         try:
             return any(run_dir(made(d, m, s)).exists() for d in datasets for s in seeds)
         except ValueError:
-            return False  # the settings given do not go with this row: it cannot have been run with them
+            return False  # a row that these settings do not go with was not run
 
     return rows + [m for m in METHODS if m not in rows and exists(m)]
 
@@ -346,7 +346,7 @@ def table_cells(
     datasets,  # which data sets, in order
     seeds=(0,),  # of the runs
 ) -> pd.DataFrame:  # a row a cell
-    "Everything a table shows: the paper's value, ours with its spread, and what is to be run where ours is missing."
+    "What a table shows: the paper's value, ours with its spread, or what is to be run."
     out = []
     for d in datasets:
         runs = {

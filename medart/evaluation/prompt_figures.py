@@ -45,7 +45,7 @@ def prompts_figure(
     recipes: list,  # one a method, of one data set, seed and choice of captions
     k: int = 4,  # prompts, of as many classes
 ):  # figure
-    "Figure 2: prompts downwards, methods sideways, the real image first; an empty place says what to run."
+    "Figure 2: prompts down, methods across, real images first; gaps say what to run."
     k = count_of("prompts", k, 1)
     have = [(r, load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
     if not have:

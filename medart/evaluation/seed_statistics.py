@@ -42,7 +42,7 @@ def row_measures(
 def add_closed(
     rows: pd.DataFrame,  # of several methods, `base` among them
 ) -> pd.DataFrame:  # with a column `closed`
-    "Put each value on the scale from the untouched model to real images, by data set, measure and seed."
+    "Scale values, untouched model to real images, by data set, measure and seed."
     keys = ["dataset", "scale", "measure", "seed"]
     base = rows[rows.method == "base"].set_index(keys).value.rename("base")
     out = rows.join(base, on=keys)
@@ -68,7 +68,7 @@ def seed_summary(
 ) -> (
     pd.DataFrame
 ):  # a row a data set, method and measure: mean, sd, known of so many seeds
-    "Mean and standard deviation over seeds; of a measure with a sign, of its absolute values."
+    "Mean and standard deviation over seeds; of signed measures, of absolute values."
     if column == "value":
         rows = rows.assign(
             value=[
@@ -109,7 +109,8 @@ def over_seeds(
     "Mean and spread over seeds, and of how many, to read."
     if gone := [m for m in measures if m not in set(rows.measure)]:
         raise ValueError(
-            f"There is no measure {gone[0]!r} here. Choose of: {', '.join(dict.fromkeys(rows.measure))}."
+            f"There is no measure {gone[0]!r} here. "
+            f"Choose of: {', '.join(dict.fromkeys(rows.measure))}."
         )
     table = seed_summary(rows[rows.measure.isin(measures)], column)
     text = [

@@ -68,7 +68,7 @@ def wide(
     heading: str,  # of our columns
     command: str = "",  # that makes what is missing
 ) -> tuple:  # DataFrame of strings, and notes
-    "A table to read: the paper's numbers, ours, and numbered notes for what is missing."
+    "A table to read: the paper's numbers, ours, and numbered notes on what is missing."
     notes, out = {}, {}
     for c in cells.itertuples():
         at = f"{c.dataset} {c.measure}"
@@ -90,7 +90,8 @@ def wide(
         said.append("A dash means that the paper has no such number.")
     if (cells.ours < 0).any():
         said.append(
-            "A distance below zero means that none was found: the estimate scatters around the truth."
+            "A distance below zero means that none was found: "
+            "the estimate scatters around the truth."
         )
     return table[order].fillna("-"), said
 
@@ -103,7 +104,8 @@ def _sizes(k, cells):  # of how many images, and what spreads are over
     for d, c in have.groupby("dataset", sort=False):
         n = " or ".join(f"{x:.0f}" for x in sorted(set(c.n)))
         said.append(
-            f"{d}: {n} {'training' if k == 4 else 'generated'} and {c.n_real.iloc[0]:.0f} test images"
+            f"{d}: {n} {'training' if k == 4 else 'generated'} "
+            f"and {c.n_real.iloc[0]:.0f} test images"
         )
     many = (have.seeds > 1).any()
     over = (
@@ -126,7 +128,10 @@ def _sizes(k, cells):  # of how many images, and what spreads are over
 CAPTIONS = {
     2: "Table 2: distances to real images, lower is better",
     3: "Table 3: the effect of single modules, lower is better",
-    4: "Table 4: classifiers trained on synthetic or real images and tested on real ones, higher is better",
+    4: (
+        "Table 4: classifiers trained on synthetic or real images "
+        "and tested on real ones, higher is better"
+    ),
 }
 "What the tables are about."
 
@@ -143,8 +148,11 @@ def _caption(
         ""
         if r.scale == "paper"
         else (
-            f" OURS ARE OF {r.scale.upper()} SCALE ({r.size} pixels, small models{drawn}): they show that the method "
-            "runs, are no statement about medical images, and cannot be compared with the paper's numbers."
+            f" OURS ARE OF {r.scale.upper()} SCALE "
+            f"({r.size} pixels, small models{drawn}): "
+            "they show that the method runs, "
+            "are no statement about medical images, "
+            "and cannot be compared with the paper's numbers."
         )
     )
     splits = dict(
@@ -280,7 +288,7 @@ def write_table(
     datasets,  # which data sets
     seeds=(0,),  # of the runs
 ) -> tuple:  # the table to read, notes, caption
-    "A table as CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}.*, or table{k}-{scale}-{dataset}.* of one data set."
+    "As CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}[-{dataset} if one].*"
     r, cells = (
         made(datasets[0], "medart", seeds[0]),
         table_cells(k, made, datasets, seeds),

@@ -83,12 +83,25 @@ def find_repository(
 
 # %% ../../nbs/workflows/03_model_files.ipynb #de722ebf
 TERMS = {
-    "PixArt-alpha/PixArt-XL-2-512x512": "CreativeML Open RAIL++-M: restricts uses, and passes on to adapters",
-    "CompVis/stable-diffusion-v1-4": "CreativeML Open RAIL-M: restricts uses, and passes on to adapters",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "CreativeML Open RAIL-M: restricts uses, and passes on to adapters",
-    "stabilityai/stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M: restricts uses, and passes on to adapters",
-    "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers": "Tencent Hunyuan Community License: not for use in the European Union",
-    "llava-hf/llama3-llava-next-8b-hf": "Llama 3 Community License: name Llama 3, train no other language model on its words",
+    "PixArt-alpha/PixArt-XL-2-512x512": (
+        "CreativeML Open RAIL++-M: restricts uses, and passes on to adapters"
+    ),
+    "CompVis/stable-diffusion-v1-4": (
+        "CreativeML Open RAIL-M: restricts uses, and passes on to adapters"
+    ),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (
+        "CreativeML Open RAIL-M: restricts uses, and passes on to adapters"
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0": (
+        "CreativeML Open RAIL++-M: restricts uses, and passes on to adapters"
+    ),
+    "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers": (
+        "Tencent Hunyuan Community License: not for use in the European Union"
+    ),
+    "llava-hf/llama3-llava-next-8b-hf": (
+        "Llama 3 Community License: "
+        "name Llama 3, train no other language model on its words"
+    ),
 }
 "What published weights ask of who uses them."
 
@@ -201,8 +214,8 @@ def check_model(
         return [
             Finding(
                 "model",
-                fault=f"family {r.family} has no small bundled model. Pass scale=paper, or "
-                "model=FOLDER with a pipeline of its kind.",
+                fault=f"family {r.family} has no small bundled model. "
+                "Pass scale=paper, or model=FOLDER with a pipeline of its kind.",
             )
         ], {}
     findings, nets = check_files(

@@ -71,7 +71,8 @@ def preflight(
     wrong = list(dict.fromkeys(f.fault for f in found if f.fault))
     if wrong:
         raise NotReady(
-            f"{len(wrong)} thing{'s' * (len(wrong) > 1)} would stop this run ({', '.join(stages)}):\n"
+            f"{len(wrong)} thing{'s' * (len(wrong) > 1)} would stop this run "
+            f"({', '.join(stages)}):\n"
             + "\n".join(f"{i}. {w}" for i, w in enumerate(wrong, 1))
         )
     rows = [dict(part=f.part, found=f.found, terms=f.terms) for f in found]

@@ -61,9 +61,9 @@ def check_evaluate(
 
 
 def _sees(r, ex):  # what an extractor is, and whether it knows such images
-    return f"{ex.about}, trained on {ex.trained_on}. {extractor_warning(r, ex)}".removesuffix(
-        ". "
-    )
+    return (
+        f"{ex.about}, trained on {ex.trained_on}. {extractor_warning(r, ex)}"
+    ).removesuffix(". ")
 
 
 def _check_inception() -> list:  # of findings
@@ -75,7 +75,8 @@ def _check_inception() -> list:  # of findings
     ]
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION["file"]
     fault = (
-        f"FID needs the package {' and '.join(lacking)}: pip install -e '.[paper]', or leave inception out of spaces."
+        f"FID needs the package {' and '.join(lacking)}: "
+        "pip install -e '.[paper]', or leave inception out of spaces."
         if lacking
         else ""
     )
@@ -172,7 +173,9 @@ def check_images(
     return [
         Finding(
             "images",
-            fault=f"No images at data={r.data!r}. {download_instructions(d, folder.name)}\n  Or pass data=FOLDER, or scale=tiny.",
+            fault=f"No images at data={r.data!r}. "
+            f"{download_instructions(d, folder.name)}\n"
+            "  Or pass data=FOLDER, or scale=tiny.",
         )
     ]
 
@@ -209,7 +212,8 @@ def check_packages(
 # %% ../../nbs/workflows/04_preflight_checks.ipynb #b309a90d
 _ASK_TORCH = """import json,torch
 cards = map(torch.cuda.get_device_properties,range(torch.cuda.device_count()))
-print(json.dumps([dict(name=c.name,bytes=c.total_memory,bf16=c.major>=8) for c in cards]))"""
+print(json.dumps([dict(name=c.name,bytes=c.total_memory,bf16=c.major>=8)
+    for c in cards]))"""
 
 
 @cache
@@ -252,7 +256,8 @@ def check_devices(
     faults = _device_faults(r, cards, need)
     if need > free:
         faults.append(
-            f"The weights take {need / 1e9:.1f} GB of main memory, and {free / 1e9:.1f} GB are free: close other programs, "
+            f"The weights take {need / 1e9:.1f} GB of main memory, "
+            f"and {free / 1e9:.1f} GB are free: close other programs, "
             "take a machine with more, or a smaller model."
         )
     names = (
@@ -261,7 +266,8 @@ def check_devices(
     return [
         Finding(
             "machine",
-            f"{names}; {free / 1e9:.1f} GB of main memory free, {need / 1e9:.2f} GB of weights",
+            f"{names}; {free / 1e9:.1f} GB of main memory free, "
+            f"{need / 1e9:.2f} GB of weights",
         )
     ] + [Finding("machine", fault=f) for f in faults]
 
@@ -270,20 +276,24 @@ def _device_faults(r, cards, need):  # what is wrong with the GPUs
     faults = []
     if not cards and r.scale == "paper":
         faults.append(
-            "scale=paper needs a GPU of 24 GB or more that torch can use, and there is none: pass scale=tiny, "
-            "or install a torch that was built for CUDA."
+            "scale=paper needs a GPU of 24 GB or more that torch can use, "
+            "and there is none: "
+            "pass scale=tiny, or install a torch that was built for CUDA."
         )
     if cards and r.num_processes > len(cards):
         faults.append(
-            f"num_processes={r.num_processes}, and there are {len(cards)} GPUs: pass num_processes={len(cards)}."
+            f"num_processes={r.num_processes}, and there are {len(cards)} GPUs: "
+            f"pass num_processes={len(cards)}."
         )
     if cards and r.dtype == "bfloat16" and not all(c["bf16"] for c in cards):
         faults.append(
-            "dtype=bfloat16 needs a GPU of NVIDIA's Ampere generation (2020) or later: pass dtype=float32."
+            "dtype=bfloat16 needs a GPU of NVIDIA's Ampere generation (2020) or later: "
+            "pass dtype=float32."
         )
     if cards and not r.offload and need > min(c["bytes"] for c in cards):
         faults.append(
-            f"The weights alone take {need / 1e9:.1f} GB, and the GPU has {min(c['bytes'] for c in cards) / 1e9:.0f} GB: "
+            f"The weights alone take {need / 1e9:.1f} GB, "
+            f"and the GPU has {min(c['bytes'] for c in cards) / 1e9:.0f} GB: "
             "pass text_bits=4 or offload=True."
         )
     return faults
@@ -325,7 +335,8 @@ def check_disk(
         return [
             Finding(
                 "outputs",
-                fault=f"{out.name}/ cannot be written to ({e.strerror}): set MEDART_OUTPUTS to a folder of your own.",
+                fault=f"{out.name}/ cannot be written to ({e.strerror}): "
+                "set MEDART_OUTPUTS to a folder of your own.",
             )
         ]
     need, room = run_bytes(r, nets), _free_bytes(out)
@@ -335,7 +346,8 @@ def check_disk(
             f"about {need / 1e9:.1f} GB to write, {room / 1e9:.1f} GB free",
             ""
             if need < room
-            else f"A run writes about {need / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free where outputs go: "
+            else f"A run writes about {need / 1e9:.1f} GB, "
+            f"and {room / 1e9:.1f} GB are free where outputs go: "
             "make room, or set MEDART_OUTPUTS to a folder on another disk.",
         )
     ]
@@ -347,8 +359,9 @@ def check_disk(
                 f"{fetch / 1e9:.1f} GB to fetch, {room / 1e9:.1f} GB free",
                 ""
                 if fetch < room
-                else f"{fetch / 1e9:.1f} GB have to be fetched, and {room / 1e9:.1f} GB are free where "
-                "they go: make room, or set HF_HOME to a folder on another disk.",
+                else f"{fetch / 1e9:.1f} GB have to be fetched, "
+                f"and {room / 1e9:.1f} GB are free where they go: "
+                "make room, or set HF_HOME to a folder on another disk.",
             )
         )
     return found

@@ -31,7 +31,7 @@ _MODULE = (
     if sys.platform == "linux"
     else ["-m"]
 )
-"How Python runs a module that is to be interrupted when its parent dies: 1 is PR_SET_PDEATHSIG."
+"How Python runs a module, interrupted if its parent dies: 1 is PR_SET_PDEATHSIG."
 
 # %% ../../nbs/workflows/01_processes.ipynb #eb0c899e
 def _lock(
@@ -119,7 +119,7 @@ def _ask(
     p: subprocess.Popen,  # of `start`
     sig=signal.SIGINT,  # to send
 ) -> None:
-    "Send a signal to a stage's kernel and all that it has started; to papermill while it has no kernel."
+    "Signal a stage's kernel and all that it started; papermill while there is none."
     with suppress(
         psutil.NoSuchProcess, ProcessLookupError
     ):  # it has ended meanwhile: what was wanted

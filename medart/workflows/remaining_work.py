@@ -106,7 +106,7 @@ def run_name(r):
 
 
 _TIMES = ["scale", "dataset", "method", "run", "stage", "seconds", "end"]
-"Columns of outputs/durations.csv: `run` names a row's folder, `end` is done, failed or stopped."
+"Of outputs/durations.csv: `run`: a row's folder, `end`: done, failed or stopped."
 
 
 def read_times() -> pd.DataFrame:  # a row a stage that was run

@@ -166,7 +166,8 @@ def _collect(
         if same(x) and not x.failed:
             x.fail(
                 y.notebook,
-                f"it ended well, but what it should have made is not there. See {y.words[2]}",
+                "it ended well, but what it should have made is not there. "
+                f"See {y.words[2]}",
             )
     return end
 
@@ -187,7 +188,7 @@ def _span(
 
 # %% ../../nbs/workflows/02_reproduce.ipynb #c4012099
 class _Display:
-    "A line a finished stage, and below them, in place, what is left and the expected time."
+    "A line a finished stage; below, in place, what is left and the expected time."
 
     def __init__(self, rows, workers):
         self.rows, self.workers, self.at = rows, workers, 0.0
@@ -229,14 +230,15 @@ def reproduce(
     recipes: list,  # rows
     ends=("evaluate",),  # what each should end in: evaluate, classify or both
     spaces: str = "",  # further feature spaces to evaluate in
-    workers: int = 0,  # processes at once; 0 for one a core, or one where there is a GPU
+    workers: int = 0,  # processes at once; 0: one a core, or one if there is a GPU
 ) -> pd.DataFrame:  # of `rows_table`
-    "Run what is missing of some rows, stage by stage; run again to try what failed and to go on."
+    "Run what rows lack, stage by stage; again, to go on and to retry what failed."
     gpu, workers = torch.cuda.device_count() > 0, count_of("workers", workers)
     most = workers or (1 if gpu else cores())
     if most < 1 or (gpu and most > 1):
         raise ValueError(
-            f"workers={workers}: it takes 1 on a GPU, 1 or more without one, or 0 to choose."
+            f"workers={workers}: it takes 1 on a GPU, "
+            "1 or more without one, or 0 to choose."
         )
     rows, work = [Row(r) for r in dict.fromkeys(recipes)], []
     for x in rows:
@@ -277,13 +279,15 @@ def all_done(
     "Say so, or raise: a shell wants to know."
     if len(table) and (table.state == PAPER_ONLY).all():
         raise ValueError(
-            f"None of these rows has small weights: {', '.join(dict.fromkeys(table.method))}. "
+            "None of these rows has small weights: "
+            f"{', '.join(dict.fromkeys(table.method))}. "
             "Pass scale=paper, or other methods."
         )
     bad = table[table.state == "failed"]
     if len(bad):
         raise RuntimeError(
-            f"{len(bad)} of {len(table)} rows failed; run the same command again to try them once more.\n"
+            f"{len(bad)} of {len(table)} rows failed; "
+            "run the same command again to try them once more.\n"
             + "\n".join(
                 f"{x.dataset} {x.method}, seed {x.seed}, {x.stage}: {x.message}"
                 for x in bad.itertuples()
@@ -298,7 +302,8 @@ def rows_of(
     "The paper's rows of a table that are trained."
     if str(table) not in ("", "2", "3", "4"):
         raise ValueError(
-            f"table={table!r} is unknown. Choose 2, 3 or 4, or leave it empty for all three."
+            f"table={table!r} is unknown. "
+            "Choose 2, 3 or 4, or leave it empty for all three."
         )
     return list(
         dict.fromkeys(
