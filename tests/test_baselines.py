@@ -129,7 +129,7 @@ def seen(net, run):
     "method,kind", [("sd15", StableDiffusion), ("sdxl", SDXL), ("hunyuan", HunyuanDiT)]
 )
 def test_the_stock_pipeline_sees_the_same_noise(weights, tmp_path, method, kind):
-    "Diffusers' own pipeline, with our adapters loaded by its own or peft's means, calls its network with the same captions and gets the same answer."
+    "Diffusers' own pipeline with our adapters calls its network with the same captions."
     r = recipe("skin", method, scale="tiny", **weights(method))
     model, folder = adapted(r, tmp_path)
     plain = (

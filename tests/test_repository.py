@@ -153,6 +153,12 @@ def test_links_of_the_readme_lead_somewhere():
     assert not [target for target in targets if not (ROOT / target).exists()]
 
 
+@pytest.mark.parametrize("path", NUMBERED, ids=room_of)
+def test_no_line_of_code_is_wider_than_a_page(path):
+    lines = [line for source in sources(path) for line in source.splitlines()]
+    assert not [line for line in lines if len(line) > 88]
+
+
 # Run notebooks
 
 

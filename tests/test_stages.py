@@ -488,7 +488,11 @@ def test_no_update_at_all_is_refused(done):
 
 
 def test_the_second_says_who_is_at_work_and_a_dead_one_blocks_nobody(tmp_path):
-    code = f"import time; from medart.core.records import alone\nwith alone({str(tmp_path)!r}, 'train'): print('in', flush=True); time.sleep(600)"
+    code = (
+        "import time; from medart.core.records import alone\n"
+        f"with alone({str(tmp_path)!r}, 'train'):\n"
+        "    print('in', flush=True)\n    time.sleep(600)"
+    )
     first = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     )
