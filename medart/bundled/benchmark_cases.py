@@ -49,7 +49,7 @@ def _our_step(
     backend="",
     inside=lambda model, r: nullcontext(),
 ):
-    "A step of `training.step`; `read` waits for its loss, `backend` compiles the blocks."
+    "A training step; `read` waits for its loss, `backend` compiles the blocks."
     acc, ts, opt = Accelerator(), bench_set(model, r), make_optimizer(model, r)
 
     def run(k):
