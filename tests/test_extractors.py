@@ -472,7 +472,7 @@ def test_an_extractor_says_what_it_was_trained_on(few_phantoms, tmp_path):
         extractors_room.load_extractor(str(tmp_path / "copy")).trained_on
         == "drawn phantoms"
     )
-    assert features_room.learned_from("data/tiny/vit-shapes") == "drawn shapes"
+    assert features_room.extractor_training("data/tiny/vit-shapes") == "drawn shapes"
     assert (
         extractors_room.load_extractor(str(few_phantoms / "vit")).trained_on
         == "unknown images"
@@ -487,10 +487,10 @@ def test_an_extractor_says_what_it_was_trained_on(few_phantoms, tmp_path):
         == "3,000 fundus images"
     )
     assert (
-        features_room.learned_from("mmuratarat/kvasir-v2-classifier")
+        features_room.extractor_training("mmuratarat/kvasir-v2-classifier")
         == "Kvasir v2 itself"
     )
-    assert features_room.learned_from("some/other") == "unknown images"
+    assert features_room.extractor_training("some/other") == "unknown images"
 
 
 def test_a_folder_that_is_called_like_the_network_of_photographs_is_another_space():
