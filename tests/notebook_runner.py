@@ -21,17 +21,22 @@ def import_libraries():
     import torch  # noqa: F401
     import transformers  # noqa: F401
     from diffusers import AutoencoderKL, PixArtAlphaPipeline  # noqa: F401
-    from execnb.shell import CaptureShell  # noqa: F401
     from transformers import T5EncoderModel  # noqa: F401
 
 
 def run(path, env):
-    "The notebook from top to bottom in a shell of its own; an error in a cell is raised."
-    from execnb.shell import CaptureShell
+    "Its cells one after the other, in the main thread as in a kernel; errors are raised."
+    from IPython.core.interactiveshell import InteractiveShell
 
     os.environ.clear()
     os.environ.update(env)
-    CaptureShell(path).execute(path, exc_stop=True)
+    os.chdir(os.path.dirname(path))
+    shell = InteractiveShell.instance()
+    with open(path, encoding="utf-8") as file:
+        cells = json.load(file)["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            shell.run_cell("".join(cell["source"])).raise_error()
 
 
 def in_child(job, log):
