@@ -6,9 +6,9 @@ import logging
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def _torchvision_is_missed(record):
-    return "requires torchvision (not installed)" in record.getMessage()
+def _worth_saying(record):
+    "Images are resized by PIL here, so nobody need hear that torchvision is missing."
+    return "requires torchvision (not installed)" not in record.getMessage()
 
 
-# Images are resized by PIL here, whether torchvision is installed or not; there is nothing to install.
-logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: not _torchvision_is_missed(record))
+logging.getLogger("transformers.utils.import_utils").addFilter(_worth_saying)

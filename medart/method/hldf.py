@@ -104,7 +104,7 @@ def diffusion_value_and_grad(
 
 def color_value_and_grad(
     model: Model,  # the four verbs
-    r: Recipe,  # as for `hldf_loss`, and the weight
+    r: Recipe,  # as for `sampled_color_loss`, and the weight
     b: Batch,  # what the step sees
     params: list,  # tensors that get a gradient
     cond: TextEmbedding | None = None,  # captions already encoded, then the empty one

@@ -231,7 +231,7 @@ def reproduce(
     ends=("evaluate",),  # what each should end in: evaluate, classify or both
     spaces: str = "",  # further feature spaces to evaluate in
     workers: int = 0,  # processes at once; 0: one a core, or one if there is a GPU
-) -> pd.DataFrame:  # of `rows_table`
+) -> pd.DataFrame:  # of `_rows_table`
     "Run what rows lack, stage by stage; again, to go on and to retry what failed."
     gpu, workers = torch.cuda.device_count() > 0, count_of("workers", workers)
     most = workers or (1 if gpu else cores())
