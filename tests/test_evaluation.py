@@ -153,7 +153,7 @@ def test_bad_input_is_named(painted):
     with pytest.raises(ValueError, match="holds 5 images; at least 10"):
         evaluator.evaluate(painted)
     (folder / "metadata.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="Paint them first"):
+    with pytest.raises(FileNotFoundError, match="Generate them first"):
         evaluator.evaluate(painted)
 
 
@@ -287,7 +287,7 @@ def test_what_was_not_measured_stands_in_table_and_file(
     assert set(why.values()) <= set(table.note) and len(table) == len(rows) + 3
     assert table.loc["intended class named"].iloc[1] == "-"
     assert "other captions" in results_room.metrics_note(res), (
-        "the base painted other captions"
+        "the base generated from other captions"
     )
 
 

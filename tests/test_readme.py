@@ -329,7 +329,7 @@ def derived():
         for x in bench["rows"]
         if x["whose"] == "ours" and x["variant"] == "ours"
     }
-    return [96000 * ours["step"] / 3600, bench["gen_block"] / ours["painting"]]
+    return [96000 * ours["step"] / 3600, bench["gen_block"] / ours["generation"]]
 
 
 @pytest.mark.parametrize(

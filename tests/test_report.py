@@ -587,7 +587,7 @@ def test_figure_two(folders, split):
         recipe("skin", m, scale="tiny", data="few", gen_split=split, gen_count=0)
         for m in ("no_hldf", "dora", "medart")
     ]
-    with pytest.raises(FileNotFoundError, match="has painted images"):
+    with pytest.raises(FileNotFoundError, match="has generated images"):
         prompt_figures.prompts_figure(rs)
     from medart.training.sampling_plan import sampling_plan
 

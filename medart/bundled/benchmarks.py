@@ -88,10 +88,10 @@ def agreement(
 def time_case(
     case: Case,  # what to time
     model: Model,  # trained on noise, so of no use afterwards
-    repeats: int,  # runs that count; a quarter of color losses and painting, at least 2
+    repeats: int,  # runs that count; a quarter of color losses and generation, at least 2
 ) -> dict:  # a row: seconds are the median
     "Time one case."
-    slow, t, fault = case.what in ("color loss", "painting"), None, ""
+    slow, t, fault = case.what in ("color loss", "generation"), None, ""
     model.pad_to = case.r.pad_to
     try:
         with case.ready(model, case.r) as run:
@@ -115,7 +115,7 @@ def time_case(
     settings = None if more else ", ".join(f"{k}={v}" for k, v in case.changes.items())
     images = (
         case.r.gen_block
-        if case.what == "painting"
+        if case.what == "generation"
         else case.r.batch_size * case.r.accumulate
     )
     s, t = (

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from .benchmark_cases import encode_captions, paint_block
+from .benchmark_cases import encode_captions, generate_block
 from medart.bundled.benchmark_models import (
     bench_model,
     bench_set,
@@ -70,15 +70,15 @@ def continued(
 
 # %% ../../nbs/bundled/20_full_size_costs.ipynb #fdfcaeaa
 def _one_image(model: Model, r: Recipe, b=None):
-    "A caption, and one image painted from it in `solver_steps`."
+    "A caption, and one image generated from it in `solver_steps`."
     r = replace(r, gen_block=1, gen_steps=r.solver_steps)
-    return paint_block(model, r, encode_captions(model, r))
+    return generate_block(model, r, encode_captions(model, r))
 
 
 def _full_size_floors(
     peak: dict = None,  # name of a device -> floating-point operations a second
 ) -> pd.DataFrame:
-    "What the arithmetic of a step, of a color loss and of painting costs at full size."
+    "What the arithmetic of a step, of a color loss and of generation costs at full size."
     peak = peak or {
         "A100, 75% of 312 TFLOP/s": 0.75 * 312e12,
         "H100 and H200, 790 TFLOP/s": 790e12,

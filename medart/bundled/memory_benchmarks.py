@@ -21,7 +21,7 @@ from torch.profiler import profile, ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .benchmark_cases import encode_captions, paint_block
+from .benchmark_cases import encode_captions, generate_block
 from medart.bundled.benchmark_models import (
     bench_model,
     bench_set,
@@ -301,10 +301,10 @@ def _activations(
         ("encoding images", "", 16, alive_peak(lambda: _encode_images(small, r))),
         ("encoding captions", "", 16, alive_peak(lambda: encode_captions(small, r))),
         (
-            "painting",
+            "generation",
             "",
             0,
-            alive_peak(lambda: paint_block(small, replace(r, gen_steps=2), both)),
+            alive_peak(lambda: generate_block(small, replace(r, gen_steps=2), both)),
         ),
     ]
 

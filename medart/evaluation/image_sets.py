@@ -71,7 +71,7 @@ def _image_size(
     except OSError as e:
         raise ValueError(
             f"{path} cannot be read as an image ({type(e).__name__}). "
-            "Delete it and run generate again: it paints only what is missing."
+            "Delete it and run generate again: it generates only what is missing."
         ) from e
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #47e6ebe1

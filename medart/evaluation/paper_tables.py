@@ -42,7 +42,7 @@ def to_run(
     k: int = 2,  # which table: 2 and 3 show distances, 4 shows classifiers
 ) -> list:  # notebooks still to be run, in order
     "What a row lacks: a stage counts as done if what it read is what there is now."
-    painted = synthetic_recipe(r) if k == 4 else r
+    generated = synthetic_recipe(r) if k == 4 else r
     last, fault = (
         ("classify", classifier_fault) if k == 4 else ("evaluate", results_fault)
     )
@@ -54,7 +54,7 @@ def to_run(
         return ["train", "generate", last]
     if data and _captions_now(r, "test") == _UNREAD:
         return ["generate", last]
-    if samples_fault(painted, whole=False, data=data):
+    if samples_fault(generated, whole=False, data=data):
         return ["generate", last]
     return [last] if fault(r, data) else []
 

@@ -24,7 +24,7 @@ from ..training.samples import load_samples
 
 # %% ../../nbs/evaluation/25_prompt_figures.ipynb #132818a5
 def _real_of(
-    r: Recipe,  # a run whose images are painted
+    r: Recipe,  # a run whose images are generated
     m,  # a row of its metadata.csv
 ) -> tuple:  # its split and position
     "The real image that a caption describes."
@@ -50,11 +50,11 @@ def prompts_figure(
     have = [(r, load_samples(samples_dir(r))) for r in recipes if not to_run(r)[:-1]]
     if not have:
         raise FileNotFoundError(
-            f"none of {', '.join(r.method for r in recipes)} has painted images. "
+            f"none of {', '.join(r.method for r in recipes)} has generated images. "
             f"For one of them: {commands(recipes[-1], 2)}"
         )
     r, (_, m) = max(have, key=lambda h: h[1][1].text.str.len().sum())
-    painted = {q.method: x for q, (x, _) in have}
+    generated = {q.method: x for q, (x, _) in have}
     at = [m.index[m["class"] == c][0] for c in list(dict.fromkeys(m["class"]))[:k]]
     fig, axs = plt.subplots(
         len(at),
@@ -77,8 +77,8 @@ def prompts_figure(
         )
         row[1].imshow(to_array(unit(crop(read_pixels(s, r.size)[0], r.size))))
         for ax, q in zip(row[2:], recipes):
-            if q.method in painted:
-                ax.imshow(to_array(unit(painted[q.method][i])))
+            if q.method in generated:
+                ax.imshow(to_array(unit(generated[q.method][i])))
             else:
                 ax.set_box_aspect(1)
                 ax.text(
@@ -101,7 +101,7 @@ def prompts_figure(
 
 # %% ../../nbs/evaluation/25_prompt_figures.ipynb #0601a795
 def side_by_side(
-    recipes: list,  # rows whose images are painted, one dataset and seed
+    recipes: list,  # rows whose images are generated, one dataset and seed
     k: int = 1,  # captions of each class
 ):  # figure
     "A column a caption; the real image on top, then one row a method."
@@ -125,7 +125,7 @@ def side_by_side(
         rows=["real"] + [r.method for r in recipes],
     )
     fig.suptitle(
-        f"{first.dataset}, real images and their captions painted: {made_at(first)}",
+        f"{first.dataset}, real images and those generated from their captions: {made_at(first)}",
         fontsize=8,
     )
     return fig

@@ -61,7 +61,7 @@ def color_histograms(
 
 # %% ../../nbs/evaluation/01_sample_figures.ipynb #7e4dd28c
 def real_beside_generated(
-    r: Recipe,  # a run whose images are painted
+    r: Recipe,  # a run whose images are generated
     k: int = 4,  # of each kind and class
 ):  # figure
     "For each class k real test images, then k generated ones."
@@ -105,7 +105,7 @@ def samples_sheet(
 def _in_blocks(model, r, texts):
     "One image for each caption, a block at a time."
     images = []
-    for i in progress(range(0, len(texts), r.gen_block), desc="painting"):
+    for i in progress(range(0, len(texts), r.gen_block), desc="generating"):
         block = texts[i : i + r.gen_block]
         images.append(sample_images(model, r, block, range(i, i + len(block))))
     return torch.cat(images).cpu()
@@ -114,7 +114,7 @@ def _in_blocks(model, r, texts):
 def before_and_after(
     r: Recipe,  # a trained run
     k: int = 4,  # images of each class
-    device="cpu",  # where to paint
+    device="cpu",  # where to generate
 ) -> dict:  # "real", "before", "after": (n,3,h,w) in -1..1, "texts" and "classes"
     "Real test images, and their captions by the untouched and the fine-tuned model."
     s = examples_of_each_class(captions_for(r, "test"), k)

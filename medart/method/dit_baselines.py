@@ -170,7 +170,7 @@ def tokens(self: FastDiT, texts, raw=False):
     lost = [t for t in names if t and t not in self.classes]
     if lost:
         raise ValueError(
-            f"Fast-DiT paints classes, not captions: {lost[0]!r} is none of "
+            f"Fast-DiT generates classes, not captions: {lost[0]!r} is none of "
             f"{', '.join(self.classes)}. Use captions=class."
         )
     empty = len(self.classes)

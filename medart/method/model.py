@@ -202,7 +202,7 @@ def size_fault(
 ) -> str:  # what is wrong with the size; empty when nothing is
     "PixArt-alpha makes images of one size."
     own = downsampling_factor(r) * part_config(r, "transformer")["sample_size"]
-    return "" if r.size == own else f"it paints {own} pixels a side. Pass size={own}"
+    return "" if r.size == own else f"it generates {own} pixels a side. Pass size={own}"
 
 # %% ../../nbs/method/06_model.ipynb #620e74bb
 def check_size_and_steps(

@@ -87,7 +87,7 @@ def samples_fault(
     whole: bool = True,  # compare the bytes of adapters and images
     data: bool = True,  # compare with the data set; a table needs only results
 ) -> str:  # why its images cannot be used; empty when they can
-    "Are a run's images those that would be painted now?"
+    "Are a run's images those that would be generated now?"
     stamp = samples_dir(r) / "key.json"
     record = read_record(stamp)
     fault = ""
@@ -102,22 +102,22 @@ def samples_fault(
             fault = record_fault(stamp, generated_from(r, plan), whole)
     if fault or "metadata.csv" in record["files"]:
         return fault
-    return "painting was not finished"
+    return "generation was not finished"
 
 # %% ../../nbs/training/20_samples.ipynb #4b61e5eb
 def check_generated(
     r: Recipe,  # a run whose images are to be used
 ) -> None:
-    "Refuse images that are not those that would be painted now."
+    "Refuse images that are not those that would be generated now."
     folder, again = samples_dir(r), command(r, "generate")
     if not (folder / "key.json").exists():
         raise FileNotFoundError(
             f"{folder} holds no generated images (no key.json). "
-            f"Paint them first: {again}"
+            f"Generate them first: {again}"
         )
     if fault := samples_fault(r):
         raise ValueError(
-            f"The images in {folder} are refused: {fault}. To paint them anew (what is "
+            f"The images in {folder} are refused: {fault}. To generate them anew (what is "
             f"there is set aside) run generate again: {again}"
         )
 
@@ -125,7 +125,7 @@ def check_generated(
 def image_label(
     r: Recipe,  # the run
     plan: SamplingPlan,  # its captions
-    key: str,  # of `painted_from`, hashed
+    key: str,  # of `generated_from`, hashed
     j: int,  # which image
     read: dict,  # its tokens, how many are cut off, how many are unknown
 ) -> dict:  # what is written into its file
@@ -167,7 +167,7 @@ def samples_table(
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no generated images (no metadata.csv). "
-            f"Paint them first: {again}."
+            f"Generate them first: {again}."
         )
     try:
         table = read_names(path)
@@ -176,12 +176,12 @@ def samples_table(
     if not len(table) or {"file_name", "class", "text"} - set(table):
         raise ValueError(
             f"{path} is empty or damaged. To write it anew {again}: "
-            "what is painted stays."
+            "what is generated stays."
         )
     if lost := [f for f in table.file_name if not (path.parent / f).is_file()]:
         raise FileNotFoundError(
             f"{len(lost)} images named in {path} are missing, {lost[0]} first. "
-            f"To paint them again {again}."
+            f"To generate them again {again}."
         )
     return table
 

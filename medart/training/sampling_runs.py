@@ -129,7 +129,7 @@ def _make_room(r, out, names, labels, reads):
             bad.append(name)
     if bad:
         print(
-            f"Setting aside {len(bad)} images that are not as they were painted, "
+            f"Setting aside {len(bad)} images that are not as they were generated, "
             f"{bad[0]} first."
         )
     for name in bad:
@@ -147,7 +147,7 @@ def _encode_blocks(model, plan, blocks):  # block -> its captions and the empty 
     return conds
 
 
-def _paint_blocks(r, out, plan, names, labels, todo, device):
+def _generate_blocks(r, out, plan, names, labels, todo, device):
     model = merge_loras(load_model(r, adapters=run_dir(r), device=device))
     full = {b: [*b] + [b[-1]] * (r.gen_block - len(b)) for b in todo}
     conds = _encode_blocks(model, plan, full)
@@ -156,7 +156,7 @@ def _paint_blocks(r, out, plan, names, labels, todo, device):
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    for b in progress(todo, desc=f"painting {r.dataset} {r.method}"):
+    for b in progress(todo, desc=f"generating {r.dataset} {r.method}"):
         indices = [plan.index[j] for j in full[b]]
         images = to_uint8(sample_images(model, r, conds[b].to(device), indices))
         for j, x in zip(b, images):
@@ -177,7 +177,7 @@ def _write_table(r, out, plan, names, table, reads):
     write_record(out / "key.json", reads, files, **settings(r, "generate"))
 
 
-def _paint_missing(r, out, plan, reads, state):
+def _generate_missing(r, out, plan, reads, state):
     names = [sample_name(c, i) for c, i in zip(plan.classes, plan.index)]
     table, key = token_report(r, plan.texts), stable_hash(reads)
     read = table.to_dict("records")
@@ -193,7 +193,7 @@ def _paint_missing(r, out, plan, reads, state):
     state.wait_for_everyone()
     if mine := todo[state.process_index :: state.num_processes]:
         with _single_threaded(state.device):
-            _paint_blocks(r, out, plan, names, labels, mine, state.device)
+            _generate_blocks(r, out, plan, names, labels, mine, state.device)
     state.wait_for_everyone()
     if state.is_main_process and _unfinished(out, reads):
         _write_table(r, out, plan, names, table, reads)
@@ -205,7 +205,7 @@ def _generate(r, plan, out, own):
     check_trained(r, None if own else captions_key(captions_for(r, "train")))
     reads, state = generated_from(r, plan, own), processes()
     with alone(run_dir(r), out.name) if state.is_main_process else nullcontext():
-        _paint_missing(r, out, plan, reads, state)
+        _generate_missing(r, out, plan, reads, state)
     return out
 
 
@@ -249,7 +249,7 @@ def _start_processes(count, r, prompts, folder, total):
         env |= dict(OMP_NUM_THREADS="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={count}", "--no-python"]
-    desc = f"painting {r.dataset} {r.method}"
+    desc = f"generating {r.dataset} {r.method}"
     with tempfile.TemporaryDirectory() as d:
         save_recipe(r, d)
         child = [sys.executable, "-c", _CHILD, d, prompts or ""]

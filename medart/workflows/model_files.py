@@ -209,7 +209,7 @@ def _model_networks(
 def check_model(
     r: Recipe,  # its model
 ) -> tuple:  # findings, and its networks on the meta device
-    "The model that is trained and paints."
+    "The model that is trained and generates."
     if not r.model:
         return [
             Finding(

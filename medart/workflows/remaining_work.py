@@ -50,11 +50,11 @@ def _uncaptioned(r, split):  # is there no table, or an image that it lacks?
     return m is None or not {*load_split(r, split).files} <= {*m.file_name}
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #6bb7f7f5
-def _repaint(
+def _regenerate(
     r: Recipe,  # whose images
     stages: list,  # of `to_run`
 ) -> list:  # with `generate`, if images have gone
-    "Images that were deleted, because they were damaged, are painted again."
+    "Images that were deleted, because they were damaged, are generated again."
     if "generate" in stages:
         return stages
     m = samples_dir(r) / "metadata.csv"
@@ -91,11 +91,11 @@ def left(
     if "evaluate" in ends:
         out += [
             (n, r)
-            for n in _repaint(r, to_run(r))
+            for n in _regenerate(r, to_run(r))
             or ["evaluate"] * (not _in_spaces(r, spaces))
         ]
     if "classify" in ends:
-        out += [(n, s if n == "generate" else r) for n in _repaint(s, to_run(r, 4))]
+        out += [(n, s if n == "generate" else r) for n in _regenerate(s, to_run(r, 4))]
     return list(dict.fromkeys(out))
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #91e7a323
