@@ -8,13 +8,14 @@ IN_VENV := . $(VENV)/bin/activate &&
 export JUPYTER_PATH := $(CURDIR)/$(VENV)/share/jupyter
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test notebooks examples readme docs reference clean
+.PHONY: help setup demo test notebooks examples course readme docs reference clean
 
 help:
 	@echo "make demo       train, generate, evaluate, classify and tables at tiny scale: outputs/*.ipynb"
 	@echo "make test       lint, then run every test and every numbered notebook"
-	@echo "make notebooks  write medart/ and re-execute the numbered notebooks in place"
+	@echo "make notebooks  write medart/ and re-execute the library's and the course's notebooks in place"
 	@echo "make examples   run the run notebooks once at tiny scale and store what they show in nbs/"
+	@echo "make course     write students' notebooks from the solved ones, and slides: nbs/course, build/slides"
 	@echo "make readme     write README.md from nbs/index.ipynb"
 	@echo "make docs       a site of README and all notebooks, to read and search offline: build/docs"
 	@echo "make reference  renew outputs/reference from your own outputs/tables, figures and benchmark"
@@ -56,14 +57,21 @@ test: $(READY)
 
 notebooks: $(READY)
 	$(IN_VENV) nbdev-export
-	$(IN_VENV) for nb in nbs/*/[0-9]*.ipynb; do jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
+	$(IN_VENV) for nb in nbs/*/[0-9][0-9]_*.ipynb nbs/solutions/*.ipynb nbs/course/[!1-9]*.ipynb; do \
+	  jupyter nbconvert --to notebook --execute --inplace $$nb || exit 1; done
 	$(IN_VENV) python tools/shrink_outputs.py nbs/*/*.ipynb
 	$(IN_VENV) nbdev-clean
+	$(IN_VENV) python tools/build_course.py
 
 examples: $(READY)
 	$(IN_VENV) python tools/execute_runs.py
 	$(IN_VENV) python tools/shrink_outputs.py nbs/*.ipynb
 	$(IN_VENV) nbdev-clean
+
+course: $(READY)
+	$(IN_VENV) python tools/build_course.py mark
+	$(IN_VENV) python tools/build_course.py
+	$(IN_VENV) python tools/build_course.py slides
 
 readme: $(READY)
 	$(IN_VENV) python tools/build_readme.py

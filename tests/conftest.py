@@ -1,5 +1,6 @@
 "Settings every test runs under: no network, few threads, no windows, this environment's kernel, and folders of its own."
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,39 @@ def files():
     )
     paths = sorted({Path(name) for name in listed.stdout.split("\0") if name})
     return [path for path in paths if (ROOT / path).is_file()]
+
+
+@pytest.fixture(scope="session")
+def runner():
+    "A process that has imported the large libraries and forks one for each notebook."
+    program = Path(__file__).with_name("notebook_runner.py")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, str(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run_notebook(folders, runner, tmp_path):
+    "Runs a notebook from top to bottom; the file on disk is left alone."
+
+    def run(path, report=None, **env):
+        log = tmp_path / "log.txt"
+        backend = "module://matplotlib_inline.backend_inline"
+        env = {**os.environ, "MPLBACKEND": backend, **env}
+        job = dict(path=str(path), env=env, log=str(log), report=report and str(report))
+        runner.stdin.write(json.dumps(job) + "\n")
+        runner.stdin.flush()
+        status = json.loads(runner.stdout.readline())
+        assert status == 0, log.read_text(encoding="utf-8")[-6000:]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Runs notebooks, each in a process of its own that is forked from one which has imported the large libraries already.
 
 A line of JSON on standard input names a notebook and its environment; a line of JSON on standard output says how it ended.
+Where the first names a file for a report, errors stop nothing, and what each cell led to is written to that file.
 Of this package nothing is imported before a notebook asks for it.
 """
 
@@ -24,8 +25,8 @@ def import_libraries():
     from transformers import T5EncoderModel  # noqa: F401
 
 
-def run(path, env):
-    "Its cells one after the other, in the main thread as in a kernel; errors are raised."
+def run(path, env, report=None):
+    "Its cells one after the other, in the main thread as in a kernel; errors are raised, or reported."
     from IPython.core.interactiveshell import InteractiveShell
 
     os.environ.clear()
@@ -34,9 +35,18 @@ def run(path, env):
     shell = InteractiveShell.instance()
     with open(path, encoding="utf-8") as file:
         cells = json.load(file)["cells"]
+    led_to = {}
     for cell in cells:
-        if cell["cell_type"] == "code":
-            shell.run_cell("".join(cell["source"])).raise_error()
+        if cell["cell_type"] != "code":
+            continue
+        result = shell.run_cell("".join(cell["source"]))
+        if not report:
+            result.raise_error()
+        error = result.error_before_exec or result.error_in_exec
+        led_to[cell["id"]] = repr(error or result.result)
+    if report:
+        with open(report, "w", encoding="utf-8") as file:
+            json.dump(led_to, file)
 
 
 def in_child(job, log):
@@ -48,7 +58,7 @@ def in_child(job, log):
     try:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
         os.dup2(1, 2)
-        run(job["path"], job["env"])
+        run(job["path"], job["env"], job.get("report"))
         status = 0
     except BaseException:
         traceback.print_exc()
