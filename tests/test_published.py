@@ -1129,6 +1129,10 @@ def test_a_merged_pipeline_is_a_stock_one_and_paints_the_same(
     )
     model = perturb_loras(load_model(r), 0.05)
     folder = merge_and_save(model, tmp_path / "merged")
+    configurations = [p.read_text() for p in folder.rglob("*.json")]
+    assert configurations and not any("name_or_path" in c for c in configurations), (
+        "what could be shared names no folder of this machine"
+    )
     plain = load_base(
         recipe(
             "skin", method, scale="tiny", gen_steps=2, dtype=dtype, model=str(folder)

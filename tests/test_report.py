@@ -249,6 +249,10 @@ def test_the_command_names_rows_beyond_the_papers_and_changed_settings(folders):
         and "medart_k5" in command
     )
     assert "Changed settings: epochs=2.0, gen_steps=4." in text
+    table_files.write_table(2, tiny, ["skin"])
+    assert len(list((folders[1] / "tables").glob("table2-tiny-skin*.md"))) == 2, (
+        "tables of other settings stand beside each other"
+    )
 
 
 def test_what_is_shared_names_no_folder_of_this_machine(folders, tmp_path):
@@ -442,6 +446,34 @@ def test_closed_knows_signs_and_directions():
             toy(saturation_shift=(0.01, 0.02, 0.03, 0.02))
         ).closed
     ).all(), "there is no way to close"
+
+
+def test_real_images_have_closed_the_whole_gap_and_borrow_no_interval():
+    measures = [("frechet", 20.0, 1.0), ("color_gap", 0.3, 0.1)]
+    rows = pd.DataFrame(
+        [
+            dict(
+                dataset="skin",
+                scale="tiny",
+                measure=m,
+                seed=0,
+                method=method,
+                value=value * share,
+                low=value * share - 0.01,
+                high=value * share + 0.01,
+                floor=floor,
+            )
+            for m, value, floor in measures
+            for method, share in (("base", 1.0), ("medart", 0.5))
+        ]
+    )
+    both = seed_statistics.with_real(seed_statistics.add_closed(rows))
+    real = both[both.method == "real"]
+    assert list(real.value) == [1.0, 0.1]
+    assert list(real.closed) == [1.0, 1.0]
+    assert real[["low", "high"]].isna().all(axis=None)
+    with pytest.raises(ValueError, match="tiny and paper scale"):
+        seed_statistics.seed_summary(pd.concat([rows, rows.assign(scale="paper")]))
 
 
 def test_below_zero_is_better_whatever_the_measure():

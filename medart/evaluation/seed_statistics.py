@@ -69,6 +69,11 @@ def seed_summary(
     pd.DataFrame
 ):  # a row a data set, method and measure: mean, sd, known of so many seeds
     "Mean and standard deviation over seeds; of signed measures, of absolute values."
+    if rows.scale.nunique() > 1:
+        raise ValueError(
+            f"These rows are of {' and '.join(rows.scale.unique())} scale, which no "
+            "average should mix: keep one, rows[rows.scale == 'tiny'] for instance."
+        )
     if column == "value":
         rows = rows.assign(
             value=[
@@ -85,9 +90,14 @@ def with_real(
 ) -> pd.DataFrame:  # and those of real images, as method `real`
     "Add what real images score against real ones."
     of_one = rows[rows.method == rows.method.iloc[0]]
-    return pd.concat(
-        [rows, of_one.assign(method="real", value=of_one.floor)], ignore_index=True
-    )
+    real = of_one.assign(method="real", value=of_one.floor)
+    real[["low", "high"]] = np.nan  # those were of the generated images
+    if "base" in rows:
+        real["closed"] = [
+            find_measure(m).closed(v, b, v)
+            for m, v, b in zip(real.measure, real.value, real.base)
+        ]
+    return pd.concat([rows, real], ignore_index=True)
 
 # %% ../../nbs/evaluation/22_seed_statistics.ipynb #5f974a07
 def _spread(

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..core.files import write_atomic
 from ..core.paths import outputs_dir, shareable, short_name
+from ..core.randomness import stable_hash
 from .paper_tables import _can_be_made, table_cells
 from ..recipes.datasets import DATASETS
 from ..recipes.methods import METHODS
@@ -211,6 +212,8 @@ def _latex(t, notes, text):
             "~": r"\textasciitilde{}",
             "^": r"\^{}",
             "\\": r"\textbackslash{}",
+            "{": r"\{",
+            "}": r"\}",
             "±": r"$\pm$",
         }.get(c, c)
         for c in str(v)
@@ -288,7 +291,7 @@ def write_table(
     datasets,  # which data sets
     seeds=(0,),  # of the runs
 ) -> tuple:  # the table to read, notes, caption
-    "As CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}[-{dataset} if one].*"
+    "As CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}[-{dataset}][-{hash of changed settings}].*"
     r, cells = (
         made(datasets[0], "medart", seeds[0]),
         table_cells(k, made, datasets, seeds),
@@ -296,6 +299,8 @@ def write_table(
     t, notes = wide(cells, made_at(r), missing_command(k, r, seeds, cells))
     text = _caption(k, r, seeds, cells)
     which = [] if set(datasets) == set(DATASETS) else ["+".join(datasets)]
+    given = {a: shareable(v) for a, v in _given_settings(r).items()}
+    which += [stable_hash(given)[:8]] if given else []
     path = (
         outputs_dir() / "tables" / short_name("-".join([f"table{k}", r.scale, *which]))
     )

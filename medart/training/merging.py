@@ -7,11 +7,12 @@ __all__ = ['merge_loras', 'merge_and_save']
 
 # %% ../../nbs/training/06_merging.ipynb #i0pfc33a
 import copy
+import json
 from pathlib import Path
 
 from peft import PeftModel
 
-from ..core.files import save_pretrained
+from ..core.files import save_pretrained, write_atomic
 from ..core.pretrained import unused_parts
 from ..method.model import Model
 
@@ -50,6 +51,15 @@ def _not_mergeable(model):  # why a model cannot be written as a plain pipeline,
     return ""
 
 # %% ../../nbs/training/06_merging.ipynb #198978ba
+def _forget_origin(folder):  # in every configuration below: a path of this machine
+    names = {"_name_or_path", "name_or_path"}
+    for f in Path(folder).rglob("*.json"):
+        c = json.loads(f.read_text(encoding="utf-8"))
+        if isinstance(c, dict) and c.keys() & names:
+            c = {k: v for k, v in c.items() if k not in names}
+            write_atomic(f, json.dumps(c, indent=2, ensure_ascii=False) + "\n")
+
+
 def merge_and_save(
     model: Model,  # with adapters
     folder,  # receives a pipeline of the model's own kind
@@ -63,4 +73,6 @@ def merge_and_save(
     parts = {part: getattr(plain, part) for part in plain.parts}
     parts |= dict(vae=plain.vae, scheduler=scheduler or plain.scheduler)
     parts |= plain.tokenizer_parts() | unused_parts(plain.pipeline)
-    return save_pretrained(plain.pipeline(**parts), folder)
+    save_pretrained(plain.pipeline(**parts), folder)
+    _forget_origin(folder)
+    return Path(folder)

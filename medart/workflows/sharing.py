@@ -76,19 +76,9 @@ def _in_place(folder, tag):  # yields an empty folder that takes this one's plac
             shutil.rmtree(f, ignore_errors=True)
 
 # %% ../../nbs/workflows/09_sharing.ipynb #59e59e08
-def _forget_origin(folder):  # in every configuration below
-    names = {"_name_or_path", "name_or_path"}
-    for f in Path(folder).rglob("*.json"):
-        c = json.loads(f.read_text(encoding="utf-8"))
-        if isinstance(c, dict) and c.keys() & names:
-            c = {k: v for k, v in c.items() if k not in names}
-            write_atomic(f, json.dumps(c, indent=2, ensure_ascii=False) + "\n")
-
-
 def _write_merged(r, folder):
     whole = replace(r, text_bits=16)  # adapters are merged into whole weights
     merge_and_save(load_model(whole, adapters=run_dir(r)), folder)
-    _forget_origin(folder)
 
 
 def _copy_adapters(r, to):
