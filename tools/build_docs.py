@@ -14,9 +14,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "build" / "docs"
+COURSE = ("project", "playground", "lecturers")  # come after the lessons
 PARTS = {
     "course": "The course",
     "method": "The method",
+    ".": "Runs",
     "recipes": "The paper's settings",
     "data": "Images",
     "training": "Training",
@@ -24,6 +26,7 @@ PARTS = {
     "bundled": "The bundled models",
     "workflows": "What joins the stages",
     "core": "Files, seeds and figures",
+    "solutions": "The course: solutions",
 }
 CONFIG = {
     "title": "Med-Art",
@@ -59,20 +62,28 @@ def is_run(notebook):
     return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
 
 
+def chapters(folder):
+    "Its notebooks, numbered ones first; of those directly in nbs/ the runs."
+    found = sorted((ROOT / "nbs" / folder).glob("*.ipynb"))
+    if folder == ".":
+        found = filter(is_run, found)
+    if folder == "course":
+        found.sort(
+            key=lambda path: COURSE.index(path.stem) if path.stem in COURSE else -1
+        )
+    return [{"file": str(path.relative_to(ROOT).with_suffix(""))} for path in found]
+
+
 def contents():
-    "The table of contents: README first, then runs, then the packages in the order in which one reads them."
-    nbs = ROOT / "nbs"
-    runs = sorted(path.stem for path in nbs.glob("*.ipynb") if is_run(path))
-    parts = [{"caption": "Runs", "chapters": [{"file": f"nbs/{run}"} for run in runs]}]
-    for folder, caption in PARTS.items():
-        files = sorted((nbs / folder).glob("*.ipynb"))
-        chapters = [{"file": f"nbs/{folder}/{path.stem}"} for path in files]
-        if chapters:
-            parts.append({"caption": caption, "chapters": chapters})
+    "README first, then the course and the packages in the order in which one reads them, solutions at the end."
     about = [{"file": name} for name in ("CONTRIBUTING", "CHANGELOG")]
-    parts = (
-        parts[1:3] + parts[:1] + parts[3:] + [{"caption": "About", "chapters": about}]
-    )
+    found = {caption: chapters(folder) for folder, caption in PARTS.items()}
+    found["About"] = about
+    parts = [
+        {"caption": caption, "chapters": pages}
+        for caption, pages in found.items()
+        if pages
+    ]
     return {"format": "jb-book", "root": "README", "parts": parts}
 
 
