@@ -300,6 +300,7 @@ def write_table(
     text = _caption(k, r, seeds, cells)
     which = [] if set(datasets) == set(DATASETS) else ["+".join(datasets)]
     given = {a: shareable(v) for a, v in _given_settings(r).items()}
+    given = {a: v for a, v in given.items() if (a, v) != ("data", r.dataset)}
     which += [stable_hash(given)[:8]] if given else []
     path = (
         outputs_dir() / "tables" / short_name("-".join([f"table{k}", r.scale, *which]))
