@@ -3,6 +3,7 @@
 Nothing is executed and nothing is downloaded: the site can be read and searched without a network.
 """
 
+import ast
 import json
 import re
 import shutil
@@ -40,6 +41,8 @@ CONFIG = {
         "extra_extensions": ["sphinx-mathjax-offline"],
         "config": {
             "nb_merge_streams": True,
+            "nb_code_prompt_show": "Show the code",
+            "nb_code_prompt_hide": "Hide the code",
             "myst_heading_anchors": 3,
             # Widgets and equations would otherwise be drawn by programs from elsewhere.
             "nb_ipywidgets_js": {},
@@ -54,6 +57,14 @@ CONFIG = {
         },
     },
 }
+# Code is 88 columns wide: it fits on a page of 1,280 pixels at this size.
+CSS = """
+.bd-page-width {max-width: 100rem}
+.bd-sidebar-primary {flex-basis: 15rem}
+.bd-sidebar-secondary {flex-basis: 12rem}
+.bd-main .bd-content .bd-article-container {max-width: 56rem}
+div.cell pre, div.highlight pre {font-size: 12px; padding: 0.6em}
+"""
 
 
 def is_run(notebook):
@@ -106,8 +117,40 @@ def copy_sources():
             shutil.copy2(ROOT / name, BOOK / name)
 
 
+def fold_machinery():
+    "Take out the cells that only nbdev reads, and fold those that only import."
+    for path in (BOOK / "nbs").rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            code = "".join(cell["source"])
+            if cell["cell_type"] == "code" and (tag := folding(code)):
+                cell["metadata"].setdefault("tags", []).append(tag)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def folding(code):
+    "The tag that takes out or folds a cell of the site, or nothing."
+    if re.match(r"#\| default_exp", code):
+        return "remove-cell"
+    try:
+        lines = ast.parse(re.sub(r"(?m)^[%!].*", "", code)).body
+    except SyntaxError:  # a cell for IPython alone
+        return None
+    imports = lines and all(isinstance(x, (ast.Import, ast.ImportFrom)) for x in lines)
+    return "hide-input" if imports else None
+
+
+def style():
+    "What the theme is told: sizes that fit the code."
+    folder = BOOK / "_static"
+    folder.mkdir()
+    (folder / "medart.css").write_text(CSS, encoding="utf-8")
+
+
 def main():
     copy_sources()
+    fold_machinery()
+    style()
     (BOOK / "_config.yml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     (BOOK / "_toc.yml").write_text(
         yaml.safe_dump(contents(), sort_keys=False), encoding="utf-8"
