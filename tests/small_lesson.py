@@ -30,8 +30,7 @@ answer = {}
 CHECK = 'check_answer(answer, 2, "the square of 2 is 4")'
 CHECK_KEY = 'check_key(answer, "{}", "a, b or c")'
 OPEN = """### BEGIN SOLUTION
-Variances of independent noise add up, roots of them do not.
-### END SOLUTION"""
+Variances of independent noise add up, roots of them do not."""
 DOT = (  # a PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
     "AABJRU5ErkJggg=="

@@ -57,6 +57,7 @@ def test_gaps_are_emptied_and_checks_stay(small, build):
     assert "SOLUTION" not in student.read_text("utf-8")
     assert after["gap1"].source.endswith("# your turn")
     assert after["gap2"].source == "answer = ...\n# your turn"
+    assert before["open"].source.startswith("Variances")  # the marker is gone
     assert after["open"].source == "YOUR ANSWER HERE"
     assert after["figure"].outputs and not after["check1"].outputs
     changed = {name for name in before if before[name].source != after[name].source}

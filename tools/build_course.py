@@ -21,10 +21,12 @@ from traitlets.config import Config, PyFileConfigLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLVED, COURSE, SLIDES = "nbs/solutions", "nbs/course", "build/slides"
-GAP = "### BEGIN SOLUTION"
+MARKER = re.compile(r"^\s*### (BEGIN|END) SOLUTION *$", re.MULTILINE)
 CHECK = re.compile(r"^check_(answer|key|function)\(", re.MULTILINE)
 POINTS = dict(check=2, open=4)
-LINES = 12  # of code beside a figure on a slide
+HIDE = "hide-input"  # a tag for code that is not shown on slides
+LINES = 12  # of code with a figure on a slide
+ROOM = 400  # characters on a slide that leave room for a figure
 
 
 def lessons(root):
@@ -48,17 +50,21 @@ def text_of(notebook):
 
 def role(cell):
     "`gap`, `check`, `open` (an answer that a person grades), or None."
-    is_code = cell.cell_type == "code"
-    if GAP in cell.source:
-        return "gap" if is_code else "open"
-    return "check" if is_code and CHECK.search(cell.source) else None
+    if cell.cell_type == "markdown":
+        known = cell.metadata.get("nbgrader", {}).get("solution")
+        return "open" if known or MARKER.search(cell.source) else None
+    if MARKER.search(cell.source):
+        return "gap"
+    return "check" if CHECK.search(cell.source) else None
 
 
 def mark(notebook):
-    "Tell nbgrader the role of each cell."
+    "Tell nbgrader the role of each cell; an open answer then needs no marker in its text."
     for cell in notebook.cells:
         part = role(cell)
         cell.metadata.pop("nbgrader", None)
+        if part == "open":
+            cell.source = MARKER.sub("", cell.source).strip()
         if part:
             cell.metadata["nbgrader"] = dict(
                 schema_version=3,
@@ -114,28 +120,38 @@ def for_students(root):
 # Slides
 
 
-def slide_type(cell, after):
-    "What the author chose; otherwise headings and tasks begin a slide, figures and gaps are on it."
+def shows_figure(cell):
+    return any(
+        "image/png" in output.get("data", {}) for output in cell.get("outputs", [])
+    )
+
+
+def slide_type(cell, after, length):
+    "What the author chose, or: headings and tasks begin a slide, figures and gaps are on it while there is room."
     chosen = cell.metadata.get("slideshow", {}).get("slide_type")
     if chosen:
         return chosen
     if cell.cell_type == "markdown" and role(cell) is None:
-        asks = after is not None and "nbgrader" in after.metadata
+        asks = after is not None and after.metadata.get("nbgrader", {}).get("solution")
         return "slide" if cell.source.startswith("#") or asks else "skip"
-    if cell.cell_type != "code" or role(cell) == "check":
-        return "skip"
-    shows = any("image/png" in output.get("data", {}) for output in cell.outputs)
-    return "-" if shows or "nbgrader" in cell.metadata else "skip"
+    if shows_figure(cell):
+        return "-" if length < ROOM else "slide"
+    return "-" if cell.metadata.get("nbgrader", {}).get("grade") is False else "skip"
 
 
 def for_slides(notebook):
     "Each cell with its place on the slides, long code hidden; links lead to notebooks from where slides lie."
     cells = notebook.cells
-    kinds = [slide_type(*pair) for pair in zip(cells, [*cells[1:], None])]
-    for cell, kind in zip(cells, kinds):
+    length = 0
+    for cell, after in zip(cells, [*cells[1:], None]):
+        kind = slide_type(cell, after, length)
         cell.metadata["slideshow"] = dict(slide_type=kind)
-        if cell.cell_type == "code" and len(cell.source.splitlines()) > LINES:
-            cell.metadata.setdefault("tags", []).append("hide-input")
+        if kind in ("slide", "subslide"):
+            length = 0
+        if kind not in ("skip", "notes"):
+            length += ROOM if "nbgrader" in cell.metadata else len(cell.source)
+        if shows_figure(cell) and len(cell.source.splitlines()) > LINES:
+            cell.metadata["tags"] = [HIDE]
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace("](../", "](../../nbs/")
     return notebook
@@ -166,7 +182,7 @@ def build_slides(root, folder):
     copy_libraries(folder)
     config = Config()
     config.TagRemovePreprocessor.enabled = True
-    config.TagRemovePreprocessor.remove_input_tags = {"hide-input"}
+    config.TagRemovePreprocessor.remove_input_tags = {HIDE}
     exporter = SlidesExporter(
         config=config,
         extra_template_paths=[str(ROOT / "tools")],
