@@ -69,7 +69,7 @@ def test_generate_shows_a_picture_and_says_what_was_read(page):
     assert page.picture.value[:4] == PNG
     assert page.picture.layout.display != "none"
     assert "tokens; the model reads 64" in said
-    assert "phantoms of melanoma on pale pink skin" in said
+    assert "phantoms of melanoma on tan skin" in said
     assert not page.button.disabled
 
 

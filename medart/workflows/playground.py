@@ -96,7 +96,7 @@ def caption_note(
     (n,) = count_tokens(model.tokenizer, [caption])
     note = f"The caption has {n} tokens; the model reads {model.max_tokens}."
     if rest := _unread(model, caption):
-        note += f' The end is cut off: "{rest}".'
+        note += f" The end is cut off: \"{rest}\"."
     if lost := unknown_words(course_recipe("base"), [caption]):
         note += f" No token for: {', '.join(lost)}."
     return note
@@ -224,7 +224,7 @@ def comparison_figure(
 # %% ../../nbs/workflows/17_playground.ipynb #pg000025
 EXAMPLE = (
     "A dermoscopic image of melanoma shows an asymmetric dark brown irregular patch "
-    "with a jagged border. It has a blue veil. The background is pale pink skin."
+    "with a jagged border. It has a blue veil. The background is tan skin."
 )
 
 
