@@ -96,7 +96,7 @@ def caption_note(
     (n,) = count_tokens(model.tokenizer, [caption])
     note = f"The caption has {n} tokens; the model reads {model.max_tokens}."
     if rest := _unread(model, caption):
-        note += f" The end is cut off: \"{rest}\"."
+        note += f' The end is cut off: "{rest}".'
     if lost := unknown_words(course_recipe("base"), [caption]):
         note += f" No token for: {', '.join(lost)}."
     return note
