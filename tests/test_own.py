@@ -1,6 +1,7 @@
 "From a folder to a report by one command: what is proposed, what is said before training, and what the report holds."
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -210,6 +211,24 @@ def test_what_was_proposed_lets_single_stages_go_on(done):
     ).read_text(encoding="utf-8")
     r = the_run(done)
     assert results_fault(r) == "" and classifier_fault(r) == ""
+
+
+def test_the_project_of_the_course_reads_the_run(done, run_notebook, tmp_path):
+    "Its results are there, so that the notebook runs nothing again."
+    project = json.loads((ROOT / "nbs/course/project.ipynb").read_text("utf-8"))
+    told = {k: v for k, v in SMALL.items() if k != "seeds"}
+    (parameters,) = [
+        c for c in project["cells"] if c["metadata"].get("tags") == ["parameters"]
+    ]
+    parameters["source"] = (
+        f"images, scale, settings = {str(done / 'skin')!r}, 'tiny', {told!r}\n"
+        "modality = 'dermoscopic'"
+    )
+    copy = tmp_path / "project.ipynb"
+    copy.write_text(json.dumps(project), encoding="utf-8")
+    homes = {f"MEDART_{k.upper()}": str(done / k) for k in ("data", "outputs")}
+    run_notebook(copy, **homes)
+    assert not (done / "outputs" / "own.ipynb").exists()
 
 
 # What is proposed
