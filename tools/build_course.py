@@ -142,6 +142,8 @@ def slide_type(cell, after, length):
 def for_slides(notebook):
     "Each cell with its place on the slides, long code hidden; links lead to notebooks from where slides lie."
     cells = notebook.cells
+    if cells[1].cell_type == "markdown":  # goals, beside the title
+        cells[1].metadata.setdefault("slideshow", {}).setdefault("slide_type", "-")
     length = 0
     for cell, after in zip(cells, [*cells[1:], None]):
         kind = slide_type(cell, after, length)
