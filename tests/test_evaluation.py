@@ -287,7 +287,7 @@ def test_what_was_not_measured_stands_in_table_and_file(
     assert set(why.values()) <= set(table.note) and len(table) == len(rows) + 3
     assert table.loc["intended class named"].iloc[1] == "-"
     assert "other captions" in results_room.metrics_note(res), (
-        "the base generated from other captions"
+        "the base had other captions"
     )
 
 

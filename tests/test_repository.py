@@ -267,14 +267,18 @@ def test_each_module_imports_alone(tmp_path):
 def test_sizes(files):
     size = {path: (ROOT / path).stat().st_size for path in files}
     tiny = sum(n for path, n in size.items() if path.parts[:2] == ("data", "tiny"))
-    numbered = sum(
-        n
+    notebooks = {
+        path: n
         for path, n in size.items()
         if path.parts[0] == "nbs" and path.suffix == ".ipynb"
+    }
+    course = sum(
+        n for path, n in notebooks.items() if path.parts[1] in ("course", "solutions")
     )
     assert sum(size.values()) < 48 * MB
     assert tiny < 32 * MB
-    assert numbered < 12 * MB
+    assert course < 8 * MB
+    assert sum(notebooks.values()) - course < 12 * MB
 
 
 def test_no_local_paths(files):

@@ -88,7 +88,7 @@ def agreement(
 def time_case(
     case: Case,  # what to time
     model: Model,  # trained on noise, so of no use afterwards
-    repeats: int,  # runs that count; a quarter of color losses and generation, at least 2
+    repeats: int,  # runs that count; of the slow cases a quarter, at least 2
 ) -> dict:  # a row: seconds are the median
     "Time one case."
     slow, t, fault = case.what in ("color loss", "generation"), None, ""

@@ -78,7 +78,7 @@ def _one_image(model: Model, r: Recipe, b=None):
 def _full_size_floors(
     peak: dict = None,  # name of a device -> floating-point operations a second
 ) -> pd.DataFrame:
-    "What the arithmetic of a step, of a color loss and of generation costs at full size."
+    "What a step, a color loss and generation cost in arithmetic at full size."
     peak = peak or {
         "A100, 75% of 312 TFLOP/s": 0.75 * 312e12,
         "H100 and H200, 790 TFLOP/s": 790e12,

@@ -171,7 +171,7 @@ def paired_row(
     "Eq. 4 between each image and the one its caption describes, or why there is none."
     key, index = "paired_color_gap", _caption_partners(gen_images, real_images)
     if index is None:
-        why = "the captions generated from are not those of real images, so there are no pairs"
+        why = "the captions are not those of real images, so there are no pairs"
         return _empty_row(key, why)
     gap = ((gen.stats - real.stats[index]) ** 2).sum(1)
     floor = _real_pairs(real, index)

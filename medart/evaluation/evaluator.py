@@ -74,7 +74,7 @@ def _image_sets(r):  # all images of an evaluation; what is said of the untouche
     images = generated_images(samples_dir(base), r.size)
     if (images.classes, images.texts) != (gen.classes, gen.texts):
         return sets, (
-            "The untouched base generated from other captions, so it does not stand beside "
+            "The untouched base had other captions, so it does not stand beside "
             "this run."
         )
     return sets | dict(base=images), ""

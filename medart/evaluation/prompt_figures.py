@@ -125,7 +125,7 @@ def side_by_side(
         rows=["real"] + [r.method for r in recipes],
     )
     fig.suptitle(
-        f"{first.dataset}, real images and those generated from their captions: {made_at(first)}",
+        f"{first.dataset}, real and generated from the same captions: {made_at(first)}",
         fontsize=8,
     )
     return fig

@@ -291,7 +291,7 @@ def write_table(
     datasets,  # which data sets
     seeds=(0,),  # of the runs
 ) -> tuple:  # the table to read, notes, caption
-    "As CSV, Markdown and LaTeX: outputs/tables/table{k}-{scale}[-{dataset}][-{hash of changed settings}].*"
+    "As CSV, Markdown and LaTeX, under a name of its own for each changed setting."
     r, cells = (
         made(datasets[0], "medart", seeds[0]),
         table_cells(k, made, datasets, seeds),

@@ -117,7 +117,7 @@ def check_generated(
         )
     if fault := samples_fault(r):
         raise ValueError(
-            f"The images in {folder} are refused: {fault}. To generate them anew (what is "
+            f"The images in {folder} are refused: {fault}. To make them anew (what is "
             f"there is set aside) run generate again: {again}"
         )
 
