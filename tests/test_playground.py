@@ -185,3 +185,20 @@ def test_both_trainings_had_equal_updates():
         medart.epochs,
         medart.ema,
     )
+
+
+def test_one_thread_answers_and_the_others_come_back(models, monkeypatch):
+    threads, before = [], torch.get_num_threads()
+    real = playground.sample_images
+
+    def noted(*args):
+        threads.append(torch.get_num_threads())
+        return real(*args)
+
+    monkeypatch.setattr(playground, "sample_images", noted)
+    try:
+        torch.set_num_threads(2)
+        compare_models({"base": models["base"]}, EXAMPLE, steps=1, n=1)
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

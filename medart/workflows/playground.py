@@ -11,6 +11,7 @@ import html
 import io
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
@@ -140,6 +141,17 @@ def _stats_row(x, reference):  # uint8 images and color_stats of what they shoul
     return dict(zip(STATS, own.mean(0))) | {"color gap": color_gap(own, reference)}
 
 
+@contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def compare_models(
     models: dict,  # name -> Model
     caption: str,  # what to generate
