@@ -84,11 +84,11 @@ def _minutes(out):  # of a run, by its own clock
 
 
 _ABOUT = """Two pairs of adapters, for the transformer and for T5 of \
-`data/tiny/pixart`: `skin-no_hldf`, trained on the noise loss alone, and `skin-medart`, \
-with the color loss of Eq. 4 as well. `medart.workflows.course.load_course_model` loads \
-them. The images are drawn skin phantoms of 64 pixels (`medart.data.phantoms`, 332 of \
-eight classes), their captions are by the model in `data/tiny/vlm`. No image of a \
-patient was used."""
+`data/tiny/pixart`: `skin-no_hldf`, trained on the noise loss alone, and \
+`skin-medart`, with the color loss of Eq. 4 as well. \
+`medart.workflows.course.load_course_model` loads them. The images are drawn skin \
+phantoms of 64 pixels (`medart.data.phantoms`, 332 of eight classes), their captions \
+are by the model in `data/tiny/vlm`. No image of a patient was used."""
 
 # %% ../../nbs/workflows/16_course.ipynb #cr000015
 def _course_card(folder, runs):  # runs: method -> (recipe, folder, losses)
