@@ -92,12 +92,10 @@ def with_real(
     of_one = rows[rows.method == rows.method.iloc[0]]
     real = of_one.assign(method="real", value=of_one.floor)
     real[["low", "high"]] = np.nan  # those were of the generated images
-    if "base" in rows:
-        real["closed"] = [
-            find_measure(m).closed(v, b, v)
-            for m, v, b in zip(real.measure, real.value, real.base)
-        ]
-    return pd.concat([rows, real], ignore_index=True)
+    both = pd.concat([rows, real], ignore_index=True)
+    if "closed" in rows:
+        both = add_closed(both.drop(columns=["base", "closed"]))
+    return both
 
 # %% ../../nbs/evaluation/22_seed_statistics.ipynb #5f974a07
 def _spread(
