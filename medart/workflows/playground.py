@@ -23,9 +23,10 @@ import seaborn as sns
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
-from ..core.figures import to_array
+from ..core.figures import image_grid
 from ..data.images import unit
 from ..data.phantoms import describe_phantom, draw_phantom, TEST_FROM
 from ..evaluation.color import color_gap, color_stats, STATS
@@ -210,14 +211,10 @@ def colors_figure(
 # %% ../../nbs/workflows/17_playground.ipynb #pg000023
 def _show_images(fig, images):  # a row a model
     n = len(next(iter(images.values())))
-    axs = fig.subplots(len(images), n, squeeze=False)
-    for row, (name, x) in zip(axs, images.items()):
-        for ax, image in zip(row, unit(x)):
-            ax.imshow(to_array(image), interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        how = dict(fontsize=9, rotation=0, ha="right", va="center")
-        row[0].set_ylabel(name, color=_COLORS.get(name, "black"), **how)
+    shown = torch.cat([x[:n] for x in images.values()])
+    image_grid(unit(shown), ncol=n, rows=images, fig=fig)
+    for label in fig.findobj(Text):
+        label.set_color(_COLORS.get(label.get_text(), "black"))
 
 
 def comparison_figure(
