@@ -16,7 +16,8 @@ def pixel_grid(
     size: int,  # pixels a side
 ) -> tuple:  # x and y, each (size, size), in -1..1
     "Coordinates of the middle of each pixel."
-    u = (np.arange(size) + 0.5) / size * 2 - 1
+    middles = np.arange(size) + 0.5
+    u = middles / size * 2 - 1
     return np.meshgrid(u, u)
 
 # %% ../../nbs/data/00_canvas.ipynb #cv000003
@@ -26,8 +27,10 @@ def rotate(
     angle: float,  # radians
 ) -> tuple:  # coordinates along and across that direction
     "The same points in axes that are turned by `angle`."
-    c, s = np.cos(angle), np.sin(angle)
-    return c * x + s * y, c * y - s * x
+    cos, sin = np.cos(angle), np.sin(angle)
+    along = cos * x + sin * y
+    across = cos * y - sin * x
+    return along, across
 
 # %% ../../nbs/data/00_canvas.ipynb #cv000004
 def polar(
@@ -36,7 +39,8 @@ def polar(
     center=(0, 0),  # x, y
 ) -> tuple:  # distance, and angle in radians in -pi..pi
     "Polar coordinates about a point."
-    dx, dy = x - center[0], y - center[1]
+    dx = x - center[0]
+    dy = y - center[1]
     return np.hypot(dx, dy), np.arctan2(dy, dx)
 
 # %% ../../nbs/data/00_canvas.ipynb #cv000005
@@ -71,9 +75,12 @@ def smooth_noise(
     "A random field with features about `size/cells` pixels wide."
     coarse = g.standard_normal((cells + 3, cells + 3))
     field = zoom(coarse, size / cells, order=3)
-    top, left = g.integers(0, field.shape[0] - size + 1, 2)
-    field = field[top : top + size, left : left + size]
-    return (field - field.mean()) / (field.std() + 1e-8)
+    spare = len(field) - size  # pixels a side that the window leaves over
+    top, left = g.integers(0, spare + 1, 2)
+    rows = field[top : top + size]
+    window = rows[:, left : left + size]
+    spread = window.std() + 1e-8
+    return (window - window.mean()) / spread
 
 # %% ../../nbs/data/00_canvas.ipynb #385b8a45
 def strokes(
@@ -82,14 +89,16 @@ def strokes(
     width: float,  # of the pen, canvas half-widths
 ) -> np.ndarray:  # mask in 0..1, (size, size)
     "Antialiased polylines."
-    big = Image.new("L", (size * 4, size * 4))
-    pen = ImageDraw.Draw(big)
-    thickness = max(1, round(width * size * 2))
+    half = size * 2  # half-width of the large canvas, in its pixels
+    large = Image.new("L", (2 * half, 2 * half))
+    pen = ImageDraw.Draw(large)
+    thickness = max(1, round(width * half))
     for path in paths:
-        corners = (np.asarray(path) + 1) * size * 2
-        corners = [tuple(c) for c in corners.tolist()]
-        pen.line(corners, fill=255, width=thickness, joint="curve")
-    return np.asarray(big.resize((size, size), Image.BOX)) / 255.0
+        corners = (np.asarray(path) + 1) * half
+        points = [tuple(corner) for corner in corners.tolist()]
+        pen.line(points, fill=255, width=thickness, joint="curve")
+    small = large.resize((size, size), Image.BOX)
+    return np.asarray(small) / 255.0
 
 # %% ../../nbs/data/00_canvas.ipynb #9e4b0a93
 def wander(
@@ -100,10 +109,13 @@ def wander(
     bend: float = 0.5,  # how much it turns, radians
 ) -> np.ndarray:  # (9, 2)
     "A path that sets out in one direction and strays."
-    headings = heading + np.cumsum(g.normal(0, bend / 2, 8))
-    steps = np.stack([np.cos(headings), np.sin(headings)], 1) * length / 8
+    turns = g.normal(0, bend / 2, 8)
+    headings = heading + np.cumsum(turns)
+    directions = np.stack([np.cos(headings), np.sin(headings)], 1)
+    steps = directions * length / 8
     start = np.asarray(start)
-    return np.vstack([start[None], start + np.cumsum(steps, 0)])
+    corners = start + np.cumsum(steps, 0)
+    return np.vstack([start[None], corners])
 
 # %% ../../nbs/data/00_canvas.ipynb #8355cdd5
 def blend(
@@ -129,11 +141,13 @@ def blur(
 ) -> np.ndarray:  # same shape
     "Gaussian blur that looks alike at every size."
     sigma = len(field) / 64 * width
-    return gaussian_filter(field, (sigma, sigma, 0)[: field.ndim])
+    by_axis = (sigma, sigma, 0)
+    return gaussian_filter(field, by_axis[: field.ndim])
 
 # %% ../../nbs/data/00_canvas.ipynb #9007cfa0
 def to_uint8(
     img: np.ndarray,  # (size, size, 3), about 0..1
 ) -> np.ndarray:  # uint8
     "Clip and round to eight bits."
-    return np.uint8(np.clip(img, 0, 1) * 255 + 0.5)
+    levels = clamp(img) * 255
+    return np.uint8(levels + 0.5)

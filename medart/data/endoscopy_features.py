@@ -35,12 +35,16 @@ def draw_bump(
     size = len(img)
     b = place_body(g, p, size, 0.25)
     img = draw_body(g, img, p, b)
-    dome = b.radius * 0.7 * clamp(1 - b.depth**2) ** 0.8
+    round_off = clamp(1 - b.depth**2) ** 0.8
+    height = b.radius * 0.7 * round_off
     if p.texture == "granular":
-        dome = dome + 0.035 * b.radius / 0.4 * smooth_noise(g, size, 12) * b.mask
-    place = dict(center=b.center + np.array([0.05, 0.12]), radius=b.radius * 1.1)
+        grain = smooth_noise(g, size, 12)
+        height = height + 0.035 * b.radius / 0.4 * grain * b.mask
+    below = b.center + np.array([0.05, 0.12])
+    place = dict(center=below, radius=b.radius * 1.1)
     shadow, _ = stamp(g, size, p.outline, "blurred", **place)
-    return shade(img, 1 - 0.35 * shadow * (1 - b.mask)), dome, b
+    img = shade(img, 1 - 0.35 * shadow * (1 - b.mask))
+    return img, height, b
 
 # %% ../../nbs/data/07_endoscopy_features.ipynb #cfe439f0
 def draw_bed(
@@ -52,10 +56,29 @@ def draw_bed(
     size = len(img)
     b = place_body(g, p, size, 0.2)
     img = draw_body(g, img, p, b)
-    height = 0.07 * bell(b.depth, 1.15, 0.2) - 0.06 * clamp(1 - b.depth)
-    return img, height + 0.012 * smooth_noise(g, size, 10) * b.mask, b
+    rim = bell(b.depth, 1.15, 0.2)
+    floor = clamp(1 - b.depth)
+    height = 0.07 * rim - 0.06 * floor
+    grain = smooth_noise(g, size, 10)
+    height = height + 0.012 * grain * b.mask
+    return img, height, b
 
 # %% ../../nbs/data/07_endoscopy_features.ipynb #ed569cf1
+def _spokes(
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    b: Body,  # the opening
+) -> np.ndarray:  # height, (size, size)
+    "Folds that run towards an opening and end at its ring."
+    d, theta = polar(*pixel_grid(size), b.center)
+    n = g.integers(5, 8)
+    phase = g.uniform(0, 6.3)
+    wobble = 0.3 * smooth_noise(g, size, 4)
+    folds = 0.08 * np.cos(n * theta + phase + wobble)
+    outside = clamp((d - b.radius) * 3)
+    return folds * outside
+
+# %% ../../nbs/data/07_endoscopy_features.ipynb #ef000024
 def draw_hole(
     g: np.random.Generator,  # source of randomness
     img: np.ndarray,  # (size, size, 3), the mucosa
@@ -64,17 +87,16 @@ def draw_hole(
     "The pylorus: a round opening, folds about it."
     size = len(img)
     b = place_body(g, p, size, 0.2)
-    d, theta = polar(*pixel_grid(size), b.center)
-    opening = clamp((0.62 - b.depth + 0.03 * smooth_noise(g, size, 6)) * 4 + 0.5)
+    fraying = 0.03 * smooth_noise(g, size, 6)
+    opening = clamp((0.62 - b.depth + fraying) * 4 + 0.5)
     if p.ring:
-        ring = 0.8 * clamp((1.15 - b.depth) * 5)
-        img = blend(img, ring, muted(g, p.ring, p.modality))
+        ring = clamp((1.15 - b.depth) * 5)
+        img = blend(img, 0.8 * ring, muted(g, p.ring, p.modality))
     height = 0.16 * bell(b.depth, 1.2, 0.45)
     if p.folds:
-        spokes = g.integers(5, 8) * theta + g.uniform(0, 6.3)
-        spokes = spokes + 0.3 * smooth_noise(g, size, 4)
-        height = height + 0.08 * np.cos(spokes) * clamp((d - b.radius) * 3)
-    return blend(img, opening, muted(g, p.color, p.modality)), height, b
+        height = height + _spokes(g, size, b)
+    img = blend(img, opening, muted(g, p.color, p.modality))
+    return img, height, b
 
 # %% ../../nbs/data/07_endoscopy_features.ipynb #54b3da28
 def ridges(
@@ -87,12 +109,33 @@ def ridges(
     d, theta = polar(*pixel_grid(size), about)
     d = d + 0.05 * smooth_noise(g, size, 4)
     height = np.zeros((size, size))
-    for radius in np.linspace(0.45, 1.6, n) + g.uniform(-0.1, 0.1, n):
+    radii = np.linspace(0.45, 1.6, n) + g.uniform(-0.1, 0.1, n)
+    for radius in radii:
+        fold = 0.12 * bell(d, radius, 0.12)
         facing = np.cos(theta - g.uniform(0, 6.3))
-        height += 0.12 * bell(d, radius, 0.12) * clamp(0.6 + 0.8 * facing)
+        crescent = clamp(0.6 + 0.8 * facing)
+        height += fold * crescent
     return height
 
 # %% ../../nbs/data/07_endoscopy_features.ipynb #1927929f
+def _three_folds(
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    b: Body,  # where they meet
+) -> list:  # three heights, each (size, size)
+    "Folds that set out from a distance, 120 degrees apart but for some scatter."
+    x, y = pixel_grid(size)
+    scatter = g.normal(0, 0.25, 3)
+    angles = b.way + np.array([0, 2.1, 4.2]) + scatter
+    folds = []
+    for angle in angles:
+        u, v = rotate(x - b.center[0], y - b.center[1], angle)
+        profile = 0.14 * bell(v + 0.12 * u**2, 0, 0.13)
+        outside = clamp((u - 0.3) * 4)
+        folds.append(profile * outside)
+    return folds
+
+# %% ../../nbs/data/07_endoscopy_features.ipynb #ef000026
 def draw_folds(
     g: np.random.Generator,  # source of randomness
     img: np.ndarray,  # (size, size, 3), the mucosa
@@ -100,17 +143,16 @@ def draw_folds(
 ) -> tuple:  # the picture, its height, and where the feature is
     "The cecum: three folds that meet near the slit-like opening of the appendix."
     size = len(img)
-    x, y = pixel_grid(size)
     b = place_body(g, p, size, 0.3)
     aspect = 2.2 if p.outline == "oval" else 1.0
     place = dict(center=b.center, radius=b.radius * 0.42, aspect=aspect, angle=b.way)
     slit, _ = stamp(g, size, p.outline, **place)
-    height = ridges(g, size, b.center, 3) + 0.05 * bell(b.depth, 0.75, 0.2)
-    for angle in b.way + np.array([0, 2.1, 4.2]) + g.normal(0, 0.25, 3):
-        u, v = rotate(x - b.center[0], y - b.center[1], angle)
-        fold = bell(v + 0.12 * u**2, 0, 0.13)
-        height = height + 0.14 * fold * clamp((u - 0.3) * 4)
-    return blend(img, 0.9 * slit, muted(g, p.color, p.modality)), height, b
+    height = ridges(g, size, b.center, 3)
+    height = height + 0.05 * bell(b.depth, 0.75, 0.2)
+    for fold in _three_folds(g, size, b):
+        height = height + fold
+    img = blend(img, 0.9 * slit, muted(g, p.color, p.modality))
+    return img, height, b
 
 # %% ../../nbs/data/07_endoscopy_features.ipynb #613be78d
 def draw_line(
@@ -127,11 +169,15 @@ def draw_line(
     b.radius = g.uniform(0.45, 0.62) + 0.45 * far
     d, theta = polar(*pixel_grid(size), b.center)
     bent = border_radius(g, theta % (2 * np.pi), p.border) ** 0.6
-    b.depth = d / (b.radius * bent) + 0.03 * smooth_noise(g, size, 6)
+    fraying = 0.03 * smooth_noise(g, size, 6)
+    b.depth = d / (b.radius * bent) + fraying
     b.mask = clamp((1 - b.depth) * size * b.radius / 5 + 0.5)
     beyond = muted(g, p.color2 or p.color, p.modality)
-    beyond = shade(beyond, 1 + 0.25 * texture_field(g, size, p.texture))
-    height = -0.25 * b.mask * clamp(1 - b.depth) + 0.03 * bell(b.depth, 1, 0.1)
+    relief = texture_field(g, size, p.texture)
+    beyond = shade(beyond, 1 + 0.25 * relief)
+    slope = clamp(1 - b.depth)
+    step = bell(b.depth, 1, 0.1)
+    height = -0.25 * b.mask * slope + 0.03 * step
     return blend(img, b.mask, beyond), height, b
 
 # %% ../../nbs/data/07_endoscopy_features.ipynb #ef000016
@@ -145,11 +191,14 @@ def _draw_streak(
     "One erosion, with its coating."
     size = len(img)
     length = g.uniform(0.2, 0.3)
-    middle = b.center + (b.radius + 0.5 * length) * unit_vector(theta)
-    aspect, angle = g.uniform(2.6, 4), theta + g.normal(0, 0.15)
+    far = b.radius + 0.5 * length
+    middle = b.center + far * unit_vector(theta)
+    aspect = g.uniform(2.6, 4)
+    angle = theta + g.normal(0, 0.15)
     place = dict(center=middle, aspect=aspect, angle=angle)
     erosion, _ = stamp(g, size, "oval", "jagged", radius=length * 0.62, **place)
-    img = blend(img, 0.9 * blur(erosion, 0.6), muted(g, p.color, p.modality))
+    erosion = blur(erosion, 0.6)
+    img = blend(img, 0.9 * erosion, muted(g, p.color, p.modality))
     if not p.spots:
         return img
     radius = length * g.uniform(0.2, 0.35)
@@ -165,9 +214,12 @@ def draw_streaks(
     "Esophagitis: erosions that run from the Z-line up the pale mucosa."
     img, height, b = draw_line(g, img, p)
     n = g.integers(3, 6)
-    to_middle = np.arctan2(-b.center[1], -b.center[0])
-    spread = 2.4 if np.hypot(*b.center) < 0.35 else 1.1
-    for theta in to_middle + np.linspace(-spread, spread, n) + g.normal(0, 0.12, n):
+    x, y = b.center
+    to_middle = np.arctan2(-y, -x)
+    closed = np.hypot(x, y) < 0.35  # the line is a ring in the picture
+    spread = 2.4 if closed else 1.1
+    evenly = to_middle + np.linspace(-spread, spread, n)
+    for theta in evenly + g.normal(0, 0.12, n):
         img = _draw_streak(g, img, p, b, theta)
     return img, height, b
 
@@ -179,17 +231,21 @@ def draw_ulcers(
 ) -> tuple:  # the picture, its height, and where the feature is
     "Colitis: granular, sore mucosa with ulcers."
     size = len(img)
-    everywhere, nowhere = np.ones((size, size)), np.zeros((size, size))
+    everywhere = np.ones((size, size))
+    nowhere = np.zeros((size, size))
     b = Body(everywhere, nowhere, np.zeros(2), 1.0, 0.0)
     height = 0.03 * smooth_noise(g, size, 13)
-    img = shade(img, 1 + 0.24 * texture_field(g, size, p.texture))
+    relief = texture_field(g, size, p.texture)
+    img = shade(img, 1 + 0.24 * relief)
     for _ in range(g.integers(4, 9)):
         center = g.uniform(-0.75, 0.75, 2)
         radius = g.uniform(0.1, 0.16) * RADII[p.size] / 0.3
-        place = dict(center=center, radius=radius, aspect=g.uniform(1, 1.9))
-        place |= dict(angle=g.uniform(0, 6.3))
+        aspect = g.uniform(1, 1.9)
+        angle = g.uniform(0, 6.3)
+        place = dict(center=center, radius=radius, aspect=aspect, angle=angle)
         ulcer, _ = stamp(g, size, p.outline, p.border, **place)
-        img = blend(img, 0.85 * blur(ulcer, 0.7), muted(g, p.color, p.modality))
+        coating = 0.85 * blur(ulcer, 0.7)
+        img = blend(img, coating, muted(g, p.color, p.modality))
         height = height - 0.03 * ulcer
     return img, height, b
 

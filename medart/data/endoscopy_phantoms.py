@@ -34,28 +34,49 @@ def _cos_to_normal(
     gy: np.ndarray,  # slope downwards
 ) -> np.ndarray:  # in 0..1, (size, size)
     "Cosine of the angle between a direction and the surface's normal, 0 if behind."
-    normal = np.stack([-gx, -gy, np.ones_like(gx)], -1)
-    cos = (normal * ray).sum(-1)
-    cos = cos / np.linalg.norm(normal, axis=-1) / np.linalg.norm(ray, axis=-1)
+    up = np.ones_like(gx)
+    normal = np.stack([-gx, -gy, up], -1)
+    product = (normal * ray).sum(-1)
+    cos = product / np.linalg.norm(normal, axis=-1)
+    cos = cos / np.linalg.norm(ray, axis=-1)
     return clamp(cos)
 
 # %% ../../nbs/data/08_endoscopy_phantoms.ipynb #48ce4bdb
+def _slopes(height):  # to the right and downwards, a half-width
+    down, right = np.gradient(height, 2 / len(height))
+    return right, down
+
+
+def _mirroring(
+    g: np.random.Generator,  # source of randomness
+    to_lamp: np.ndarray,  # unit vectors, (size, size, 3)
+    gx: np.ndarray,  # slope of the landscape to the right, (size, size)
+    gy: np.ndarray,  # slope downwards
+) -> np.ndarray:  # in 0..1, (size, size)
+    "How nearly a rippled wet surface mirrors the lamp into the eye (Blinn)."
+    ripples = 0.045 * smooth_noise(g, len(gx), 11)
+    wx, wy = _slopes(ripples)
+    to_eye = np.array([0, 0, 1])
+    half_way = to_lamp + to_eye
+    return _cos_to_normal(half_way, gx + wx, gy + wy)
+
+# %% ../../nbs/data/08_endoscopy_phantoms.ipynb #ep000019
 def lamp_light(
     g: np.random.Generator,  # source of randomness
     height: np.ndarray,  # (size, size), canvas half-widths
 ) -> tuple:  # diffuse light and highlights, both (size, size)
     "Lambert's law for the light; glints where a rough wet surface mirrors the lamp."
-    size = len(height)
-    x, y = pixel_grid(size)
+    x, y = pixel_grid(len(height))
     lamp = np.append(g.uniform(-0.35, 0.35, 2), 1.4)
-    gy, gx = np.gradient(height, 2 / size)
+    gx, gy = _slopes(height)
     ray = np.stack([lamp[0] - x, lamp[1] - y, lamp[2] - height], -1)
     far = np.linalg.norm(ray, axis=-1)
-    light = _cos_to_normal(ray, gx, gy) * (1.4 / far) ** 1.8
-    wy, wx = np.gradient(0.045 * smooth_noise(g, size, 11), 2 / size)
-    half_way = ray / far[..., None] + np.array([0, 0, 1])
-    mirror = _cos_to_normal(half_way, gx + wx, gy + wy)
-    return light, clamp((mirror - np.quantile(mirror, 0.972)) * 200)
+    falloff = (1.4 / far) ** 1.8
+    light = _cos_to_normal(ray, gx, gy) * falloff
+    mirror = _mirroring(g, ray / far[..., None], gx, gy)
+    threshold = np.quantile(mirror, 0.972)
+    glints = clamp((mirror - threshold) * 200)
+    return light, glints
 
 # %% ../../nbs/data/08_endoscopy_phantoms.ipynb #1b2cb85c
 def _soft_disc(
@@ -76,32 +97,44 @@ def _blood(
 ) -> np.ndarray:  # mask in 0..1, (size, size)
     "Small pools at a feature's border, and what trickles down from them."
     mask = np.zeros((size, size))
-    for t in g.uniform(0, 2 * np.pi, g.integers(2, 4)):
-        at = b.center + b.radius * g.uniform(0.5, 1.0) * unit_vector(t)
-        at = np.clip(at, -0.7, 0.7)
-        place = dict(center=at, radius=g.uniform(0.1, 0.17), aspect=g.uniform(1, 1.6))
-        pool, _ = stamp(g, size, "patch", **place)
-        trickle = strokes(size, [wander(g, at, t, g.uniform(0.2, 0.4), 0.6)], 0.07)
-        mask = np.maximum(np.maximum(mask, pool), trickle)
+    n = g.integers(2, 4)
+    for t in g.uniform(0, 2 * np.pi, n):
+        far = b.radius * g.uniform(0.5, 1.0)
+        source = b.center + far * unit_vector(t)
+        source = np.clip(source, -0.7, 0.7)
+        radius = g.uniform(0.1, 0.17)
+        aspect = g.uniform(1, 1.6)
+        pool, _ = stamp(g, size, "patch", center=source, radius=radius, aspect=aspect)
+        length = g.uniform(0.2, 0.4)
+        trickle = strokes(size, [wander(g, source, t, length, 0.6)], 0.07)
+        mask = np.maximum(mask, pool)
+        mask = np.maximum(mask, trickle)
     return blur(mask, 0.6)
 
 # %% ../../nbs/data/08_endoscopy_phantoms.ipynb #ep000010
+_PALER = np.array([0, 0.014, 0.012])  # what less blood leaves, RGB
+
+
 def _mucosa(
     g: np.random.Generator,  # source of randomness
     p: Phantom,  # attributes
     size: int,  # pixels a side
 ) -> tuple:  # picture (size, size, 3), and its waviness (size, size)
     "The lining of the gut, with the vessels that shine through it."
-    waves, grain = smooth_noise(g, size, 5), smooth_noise(g, size, 26)
+    waves = smooth_noise(g, size, 5)
+    grain = smooth_noise(g, size, 26)
     color = muted(g, p.ground, p.modality)
     img = shade(color, 1 + 0.03 * waves + 0.012 * grain)
-    img = img + shade(np.array([0, 0.014, 0.012]), waves.T)
+    img = img + shade(_PALER, waves.T)
     if p.lines and p.feature in ("folds", "ulcers"):
-        lines = 0.6 * vessels(g, size, (0, 0), 1.05, 6)
-        img = blend(img, lines, muted(g, p.lines, p.modality))
+        lines = vessels(g, size, (0, 0), 1.05, 6)
+        img = blend(img, 0.6 * lines, muted(g, p.lines, p.modality))
     return img, waves
 
 # %% ../../nbs/data/08_endoscopy_phantoms.ipynb #ep000012
+_BLACK = (0.02, 0.02, 0.02)
+
+
 def _dark_corners(
     g: np.random.Generator,  # source of randomness
     img: np.ndarray,  # (size, size, 3)
@@ -109,12 +142,29 @@ def _dark_corners(
     "What the camera's mask leaves black."
     size = len(img)
     x, y = pixel_grid(size)
-    diagonal = np.abs(x) + np.abs(y) - g.uniform(1.5, 1.68)
-    round_ = np.hypot(x, y) - g.uniform(1.08, 1.3)
-    beyond = clamp(np.maximum(diagonal, round_) * size / 3 + 0.5)
-    return blend(img, beyond, (0.02, 0.02, 0.02))
+    beyond_line = np.abs(x) + np.abs(y) - g.uniform(1.5, 1.68)
+    beyond_circle = np.hypot(x, y) - g.uniform(1.08, 1.3)
+    beyond = np.maximum(beyond_line, beyond_circle)
+    corners = clamp(beyond * size / 3 + 0.5)
+    return blend(img, corners, _BLACK)
 
 # %% ../../nbs/data/08_endoscopy_phantoms.ipynb #1dc21dd5
+_GLINT = (0.97, 0.93, 0.88)
+_POOL = np.array([1.1, 0.45, 0.4])  # blood in a pool, against the palette's dark red
+
+
+def _light_up(
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), colors without light
+    height: np.ndarray,  # the landscape, (size, size)
+    waves: np.ndarray,  # the mucosa's own unevenness, (size, size)
+) -> tuple:  # the picture lit by the lamp, and its glints
+    "What the lamp makes of colors and heights."
+    landscape = blur(height + 0.01 * waves, 0.7)
+    light, glints = lamp_light(g, landscape)
+    return shade(img, 0.12 + 1.06 * light), glints
+
+# %% ../../nbs/data/08_endoscopy_phantoms.ipynb #ep000021
 def draw_gut_phantom(
     g: np.random.Generator,  # source of randomness
     p: Phantom,  # attributes
@@ -125,23 +175,25 @@ def draw_gut_phantom(
     deep = g.uniform(0.55, 0.9) * unit_vector(way)
     img, waves = _mucosa(g, p, size)
     img, height, b = FEATURES[p.feature](g, img, p)
-    around = 1 - b.mask * (p.feature in ("bump", "bed"))
+    on_top = p.feature in ("bump", "bed")
+    around = 1 - b.mask if on_top else 1
     if p.feature in ("line", "streaks"):
         deep = b.center
     if p.folds and p.feature not in ("hole", "folds"):
         height = height + ridges(g, size, deep) * around
-    light, glint = lamp_light(g, blur(height + 0.01 * waves, 0.7))
-    img = shade(img, 0.12 + 1.06 * light)
+    img, glints = _light_up(g, img, height, waves)
     if p.lumen:
         lumen = _soft_disc(size, deep, g.uniform(0.2, 0.36), 1.0)
         img = shade(img, 1 - 0.8 * lumen * around)
     if p.bleeding:
-        blood = 0.9 * _blood(g, size, b)
-        color = muted(g, "dark red", p.modality) * np.array([1.1, 0.45, 0.4])
-        img = blend(img, blood, color)
+        blood = _blood(g, size, b)
+        color = muted(g, "dark red", p.modality) * _POOL
+        img = blend(img, 0.9 * blood, color)
     if p.shiny:
-        img = blend(img, 0.85 * glint, (0.97, 0.93, 0.88))
-    img = blur(img, 0.4) * g.normal(1, 0.07)
+        img = blend(img, 0.85 * glints, _GLINT)
+    exposure = g.normal(1, 0.07)
+    img = blur(img, 0.4) * exposure
     if p.corners:
         img = _dark_corners(g, img)
-    return to_uint8(img + g.normal(0, 0.008, img.shape))
+    img = img + g.normal(0, 0.008, img.shape)
+    return to_uint8(img)

@@ -16,6 +16,28 @@ BORDERS = ("smooth", "wavy", "jagged", "blurred")
 TEXTURES = ("smooth", "speckled", "striped", "granular", "net-like")
 
 # %% ../../nbs/data/01_outlines.ipynb #fefa6a3f
+def _star_radius(theta):  # of five tips
+    from_tip = (theta * 5 / (2 * np.pi)) % 1
+    from_notch = np.abs(from_tip * 2 - 1)
+    return 0.62 + 0.38 * from_notch**1.3 * 1.25
+
+
+def _patch_radius(g, theta):  # a circle bent by four cosines
+    strengths = g.uniform(0.03, 0.16, 4)
+    phases = g.uniform(0, 6.3, 4)
+    bend = 0
+    for k in range(4):
+        wave = np.cos((k + 1) * theta + phases[k])
+        bend = bend + strengths[k] * wave
+    return 1 + bend
+
+
+def _polygon_radius(theta, sides):  # regular
+    half = np.pi / sides  # angle from a corner to a side's middle
+    from_middle = theta % (2 * half) - half
+    return np.cos(half) / np.cos(from_middle) * 1.12
+
+# %% ../../nbs/data/01_outlines.ipynb #ol000014
 def _outline_radius(
     g: np.random.Generator,  # source of randomness
     theta: np.ndarray,  # angles, radians
@@ -25,15 +47,11 @@ def _outline_radius(
     if outline in ("circle", "oval"):
         return np.ones_like(theta)
     if outline == "star":
-        from_notch = np.abs((theta * 5 / (2 * np.pi)) % 1 * 2 - 1)
-        return 0.62 + 0.38 * from_notch**1.3 * 1.25
+        return _star_radius(theta)
     if outline == "patch":
-        strengths, phases = g.uniform(0.03, 0.16, 4), g.uniform(0, 6.3, 4)
-        waves = zip((1, 2, 3, 4), strengths, phases)
-        return 1 + sum(a * np.cos(k * theta + p) for k, a, p in waves)
-    n = dict(square=4, triangle=3)[outline]
-    side = theta % (2 * np.pi / n) - np.pi / n
-    return np.cos(np.pi / n) / np.cos(side) * 1.12
+        return _patch_radius(g, theta)
+    sides = dict(square=4, triangle=3)
+    return _polygon_radius(theta, sides[outline])
 
 # %% ../../nbs/data/01_outlines.ipynb #1b52ef2a
 def border_radius(
@@ -44,15 +62,16 @@ def border_radius(
     "How the border bends an outline."
     if border == "wavy":
         strength = g.uniform(0.09, 0.13)
-        lobes, phase = int(g.integers(6, 9)), g.uniform(0, 6.3)
+        lobes = int(g.integers(6, 9))
+        phase = g.uniform(0, 6.3)
         return 1 + strength * np.cos(lobes * theta + phase)
     if border != "jagged":
         return np.ones_like(theta)
     teeth = int(g.integers(22, 30))
     heights = g.uniform(-0.2, 0.2, teeth)
-    heights = np.append(heights, heights[0])
-    around = (theta / (2 * np.pi)) % 1 * teeth
-    return 1 + np.interp(around, np.arange(teeth + 1), heights)
+    closed = np.append(heights, heights[0])
+    turn = theta / (2 * np.pi) % 1
+    return 1 + np.interp(turn * teeth, np.arange(teeth + 1), closed)
 
 # %% ../../nbs/data/01_outlines.ipynb #de22614c
 def stamp(
@@ -68,12 +87,15 @@ def stamp(
     "An antialiased mask of one shape, and how deep inside it each pixel lies."
     x, y = pixel_grid(size)
     along, across = rotate(x - center[0], y - center[1], angle)
-    d, theta = polar(along / np.sqrt(aspect), across * np.sqrt(aspect))
+    stretch = np.sqrt(aspect)
+    d, theta = polar(along / stretch, across * stretch)
     theta = theta % (2 * np.pi)
-    outline_radius = radius * _outline_radius(g, theta, outline)
-    depth = d / (outline_radius * border_radius(g, theta, border))
+    reach = radius * _outline_radius(g, theta, outline)
+    reach = reach * border_radius(g, theta, border)
+    depth = d / reach
     edge = 0.45 if border == "blurred" else 3 / (size * radius)
-    return clamp((1 - depth) / edge + 0.5), depth
+    mask = clamp((1 - depth) / edge + 0.5)
+    return mask, depth
 
 # %% ../../nbs/data/01_outlines.ipynb #26a96139
 def dots(
@@ -84,14 +106,28 @@ def dots(
 ) -> np.ndarray:  # mask in 0..1, (size, size)
     "Soft dots scattered over the canvas, kept apart by a jittered grid."
     x, y = pixel_grid(size)
-    side = int(np.ceil(np.sqrt(n)))
+    side = int(np.ceil(np.sqrt(n)))  # cells in a row
     cells = g.permutation(side * side)[:n]
-    middles = np.stack([cells % side, cells // side]) + 0.5
-    cx, cy = (middles + g.uniform(-0.3, 0.3, (2, n))) / side * 2 - 1
-    nearest = np.sqrt((x[..., None] - cx) ** 2 + (y[..., None] - cy) ** 2).min(-1)
+    columns, rows = cells % side, cells // side
+    middles = np.stack([columns, rows]) + 0.5
+    jitter = g.uniform(-0.3, 0.3, (2, n))
+    places = (middles + jitter) / side * 2 - 1
+    dx = x[..., None] - places[0]  # to every dot, (size, size, n)
+    dy = y[..., None] - places[1]
+    squared = dx**2 + dy**2
+    nearest = np.sqrt(squared.min(-1))
     return clamp((radius - nearest) * size / 2.5 + 0.5)
 
 # %% ../../nbs/data/01_outlines.ipynb #0d8e1c93
+def _net(g, size, u, v, phase):  # two warped waves at a right angle
+    warp = 0.05 * smooth_noise(g, size, 4)
+    rows = np.cos((u + warp) * 14 + phase)
+    columns = np.cos((v + warp) * 14 + phase)
+    brighter = np.maximum(rows, columns)
+    lines = clamp((brighter - 0.62) * 4)
+    return 0.3 - 0.9 * lines
+
+# %% ../../nbs/data/01_outlines.ipynb #ol000015
 def texture_field(
     g: np.random.Generator,  # source of randomness
     size: int,  # pixels a side
@@ -101,16 +137,18 @@ def texture_field(
     if texture == "smooth":
         return 0.12 * smooth_noise(g, size, 3)
     if texture == "speckled":
-        return -0.9 * dots(g, size, int(g.integers(70, 100)), 0.055) + 0.2
+        n = int(g.integers(70, 100))
+        return -0.9 * dots(g, size, n, 0.055) + 0.2
     if texture == "granular":
-        return np.clip(0.5 * smooth_noise(g, size, 20), -1, 1)
-    angle, phase = g.uniform(0, np.pi), g.uniform(0, 6.3)
+        grain = 0.5 * smooth_noise(g, size, 20)
+        return np.clip(grain, -1, 1)
+    angle = g.uniform(0, np.pi)
+    phase = g.uniform(0, 6.3)
     u, v = rotate(*pixel_grid(size), angle)
     if texture == "striped":
-        return 0.6 * np.sin(u * g.uniform(17, 21) + phase)
-    warp = 0.05 * smooth_noise(g, size, 4)
-    rows, columns = (np.cos((w + warp) * 14 + phase) for w in (u, v))
-    return 0.3 - 0.9 * clamp((np.maximum(rows, columns) - 0.62) * 4)
+        frequency = g.uniform(17, 21)
+        return 0.6 * np.sin(u * frequency + phase)
+    return _net(g, size, u, v, phase)
 
 # %% ../../nbs/data/01_outlines.ipynb #2c8ce7eb
 def highlights(
@@ -123,9 +161,16 @@ def highlights(
     "Small specular reflections."
     mask = np.zeros((size, size))
     for _ in range(n):
-        place = dict(center=np.array(center) + g.uniform(-0.5, 0.3, 2) * radius)
-        place |= dict(radius=g.uniform(0.06, 0.11), aspect=1.8, angle=g.uniform(0, 3))
-        spot, _ = stamp(g, size, "oval", **place)
+        offset = g.uniform(-0.5, 0.3, 2) * radius
+        spot, _ = stamp(
+            g,
+            size,
+            "oval",
+            center=np.array(center) + offset,
+            radius=g.uniform(0.06, 0.11),
+            aspect=1.8,
+            angle=g.uniform(0, 3),
+        )
         mask = np.maximum(mask, spot)
     return mask
 

@@ -56,16 +56,24 @@ def _random_color(
         name = names[g.integers(len(names))]
     if name in ("black", "white"):
         return name, name
-    return g.choice(["", "dark ", "pale "], p=[0.7, 0.15, 0.15]) + name, name
+    tone = g.choice(["", "dark ", "pale "], p=[0.7, 0.15, 0.15])
+    return tone + name, name
 
 # %% ../../nbs/data/04_shapes.ipynb #814a7959
+# How often each of OUTLINES is drawn: mostly those that medical pictures have too.
+_OUTLINE_ODDS = [0.28, 0.17, 0.1, 0.1, 0.1, 0.25]
+# How often a picture has each detail.
+_DETAIL_ODDS = dict(spots=0.15, ring=0.12, lines=0.15, center=0.12)
+
+
 def random_shape(
     g: np.random.Generator,  # source of randomness
 ) -> Shape:  # attributes, drawn independently of each other
     "Attributes of one everyday picture."
     color, name = _random_color(g, [])
     background, other = _random_color(g, [name])
-    s = Shape(color, background, OUTLINES[g.choice(6, p=_OUTLINE_ODDS)])
+    outline = OUTLINES[g.choice(6, p=_OUTLINE_ODDS)]
+    s = Shape(color, background, outline)
     if g.random() < 0.6:
         s.border = BORDERS[g.integers(4)]
     if g.random() < 0.6:
@@ -74,15 +82,12 @@ def random_shape(
         s.ground = TEXTURES[g.integers(5)]
     s.size = ("small", "medium", "large")[g.integers(3)]
     s.count = int(g.choice([1, 2, 3], p=[0.86, 0.07, 0.07]))
-    for detail, odds in dict(spots=0.15, ring=0.12, lines=0.15, center=0.12).items():
+    for detail, odds in _DETAIL_ODDS.items():
         if g.random() < odds:
-            setattr(s, detail, _random_color(g, [name, other])[0])
+            said, _ = _random_color(g, [name, other])
+            setattr(s, detail, said)
     s.shiny = bool(g.random() < 0.15)
     return s
-
-
-# How often each of OUTLINES is drawn: mostly those that medical pictures have too.
-_OUTLINE_ODDS = [0.28, 0.17, 0.1, 0.1, 0.1, 0.25]
 
 # %% ../../nbs/data/04_shapes.ipynb #4ce61442
 def _thin_lines(
@@ -94,14 +99,21 @@ def _thin_lines(
     x, y = pixel_grid(size)
     mask = np.zeros((size, size))
     for _ in range(n):
-        u, v = rotate(x, y, g.uniform(0, np.pi))
+        tilt = g.uniform(0, np.pi)
+        u, v = rotate(x, y, tilt)
         offset = v - g.uniform(-0.9, 0.9)
-        wave = 0.12 * np.sin(u * g.uniform(3, 6) + g.uniform(0, 6.3))
-        line = clamp((0.025 - np.abs(offset - wave)) * size / 2.5 + 0.5)
+        frequency = g.uniform(3, 6)
+        phase = g.uniform(0, 6.3)
+        wave = 0.12 * np.sin(u * frequency + phase)
+        inside = 0.025 - np.abs(offset - wave)
+        line = clamp(inside * size / 2.5 + 0.5)
         mask = np.maximum(mask, line)
     return mask
 
 # %% ../../nbs/data/04_shapes.ipynb #sh000007
+_CORNERS = ((-0.48, -0.4), (0.48, 0.35), (0.4, -0.5))  # where several shapes stand
+
+
 def _places(
     g: np.random.Generator,  # source of randomness
     count: int,  # shapes, 1 to 3
@@ -110,10 +122,16 @@ def _places(
     "Where one, two or three shapes stand."
     if count == 1:
         return [g.uniform(-0.22, 0.22, 2) * (1.5 - radius)]
-    corners = ((-0.48, -0.4), (0.48, 0.35), (0.4, -0.5))[:count]
-    return [np.array(c) + g.uniform(-0.08, 0.08, 2) for c in corners]
+    places = []
+    for corner in _CORNERS[:count]:
+        jitter = g.uniform(-0.08, 0.08, 2)
+        places.append(np.array(corner) + jitter)
+    return places
 
 # %% ../../nbs/data/04_shapes.ipynb #sh000009
+_ASPECTS = dict(oval=(1.5, 2.0), patch=(1, 1.25))  # lowest and highest
+
+
 def _draw_one(
     g: np.random.Generator,  # source of randomness
     img: np.ndarray,  # (size, size, 3), what is there already
@@ -124,8 +142,9 @@ def _draw_one(
 ) -> np.ndarray:  # (size, size, 3)
     "Add one shape to a picture."
     size = len(img)
-    aspects = dict(oval=(1.5, 2.0), patch=(1, 1.25))
-    aspect = g.uniform(*aspects[s.outline]) if s.outline in aspects else 1
+    aspect = 1
+    if s.outline in _ASPECTS:
+        aspect = g.uniform(*_ASPECTS[s.outline])
     place = dict(center=center, aspect=aspect, angle=g.uniform(0, 6.3))
     if s.ring:
         around = "oval" if s.outline == "oval" else "circle"
@@ -134,11 +153,14 @@ def _draw_one(
     mask, depth = stamp(g, size, s.outline, s.border, radius=radius, **place)
     img = blend(img, mask, fill)
     if s.center:
-        img = blend(img, clamp((0.5 - depth) * 4), bright(g, s.center))
+        inner = clamp((0.5 - depth) * 4)
+        img = blend(img, inner, bright(g, s.center))
     if s.spots:
-        img = blend(img, mask * dots(g, size, 40, 0.075), bright(g, s.spots))
+        spots = mask * dots(g, size, 40, 0.075)
+        img = blend(img, spots, bright(g, s.spots))
     if s.shiny:
-        img = blend(img, highlights(g, size, center, radius), (1, 1, 1))
+        glare = highlights(g, size, center, radius)
+        img = blend(img, glare, (1, 1, 1))
     return img
 
 # %% ../../nbs/data/04_shapes.ipynb #dc18ddf0
@@ -149,13 +171,17 @@ def draw_shape(
 ) -> np.ndarray:  # uint8 (size, size, 3)
     "Draw one everyday picture."
     ground = np.ones((size, size, 3)) * bright(g, s.background)
-    img = ground + 0.16 * texture_field(g, size, s.ground)[..., None]
+    relief = texture_field(g, size, s.ground)
+    img = ground + 0.16 * relief[..., None]
     if s.lines:
-        img = blend(img, _thin_lines(g, size), bright(g, s.lines))
+        lines = _thin_lines(g, size)
+        img = blend(img, lines, bright(g, s.lines))
     color = bright(g, s.color)
     relief = texture_field(g, size, s.texture)
     fill = clamp(color + 0.3 * relief[..., None])
-    radius = RADII[s.size] * g.uniform(0.9, 1.1) / (1 if s.count == 1 else 1.6)
+    radius = RADII[s.size] * g.uniform(0.9, 1.1)
+    if s.count > 1:
+        radius = radius / 1.6
     for center in _places(g, s.count, radius):
         img = _draw_one(g, img, s, fill, center, radius)
     return to_uint8(img)

@@ -40,6 +40,9 @@ class Body:
     way: float  # direction in which it leans, radians
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #cdf20439
+_ASPECTS = dict(oval=(1.35, 1.8), patch=(1, 1.2))  # lowest and highest
+
+
 def place_body(
     g: np.random.Generator,  # source of randomness
     p: Phantom,  # attributes
@@ -50,8 +53,9 @@ def place_body(
     r = RADII[p.size] * g.uniform(0.9, 1.1)
     way = g.uniform(0, 2 * np.pi)
     center = g.uniform(-stray, stray, 2)
-    aspects = dict(oval=(1.35, 1.8), patch=(1, 1.2))
-    aspect = g.uniform(*aspects[p.outline]) if p.outline in aspects else 1.0
+    aspect = 1.0
+    if p.outline in _ASPECTS:
+        aspect = g.uniform(*_ASPECTS[p.outline])
     form = dict(outline=p.outline, border=p.border, aspect=aspect)
     if p.symmetric:
         mask, depth = stamp(g, size, center=center, radius=r, angle=way, **form)
@@ -59,9 +63,12 @@ def place_body(
     lean = 0.42 * r * unit_vector(way)
     large = dict(center=center - lean, radius=r * 0.85, angle=way)
     mask, depth = stamp(g, size, **large, **form)
-    small = dict(center=center + lean * 1.3, radius=r * 0.55, angle=g.uniform(0, 6.3))
+    angle = g.uniform(0, 6.3)
+    small = dict(center=center + lean * 1.3, radius=r * 0.55, angle=angle)
     mask2, depth2 = stamp(g, size, **small, **form)
-    return Body(np.maximum(mask, mask2), np.minimum(depth, depth2), center, r, way)
+    mask = np.maximum(mask, mask2)
+    depth = np.minimum(depth, depth2)
+    return Body(mask, depth, center, r, way)
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #8d415849
 def vessels(
@@ -74,13 +81,16 @@ def vessels(
     "Thin branching lines that grow inward from a rim."
     paths = []
     for t in g.uniform(0, 2 * np.pi, trunks):
+        rim = np.array(center) + radius * unit_vector(t)
         inward = t + np.pi
-        start = np.array(center) + radius * unit_vector(t)
-        trunk = wander(g, start, inward + g.normal(0, 0.4), radius * 1.5)
+        heading = inward + g.normal(0, 0.4)
+        trunk = wander(g, rim, heading, radius * 1.5)
         paths.append(trunk)
         for i in (2, 4, 6):
-            heading = inward + g.choice([-1, 1]) * g.uniform(0.6, 1.1)
-            paths.append(wander(g, trunk[i], heading, radius * 0.7))
+            side = g.choice([-1, 1])
+            heading = inward + side * g.uniform(0.6, 1.1)
+            branch = wander(g, trunk[i], heading, radius * 0.7)
+            paths.append(branch)
     return strokes(size, paths, 0.03)
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #ee280882
@@ -100,6 +110,19 @@ def _fine_texture(
     return np.pad(mesh, (pad, size - small - pad), mode="symmetric")
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #bo000006
+def _second_side(
+    g: np.random.Generator,  # source of randomness
+    size: int,  # pixels a side
+    b: Body,  # where
+) -> np.ndarray:  # mask in 0..1, (size, size)
+    "The side of a body that has its second color, with a frayed border."
+    x, y = pixel_grid(size)
+    along, _ = rotate(x - b.center[0], y - b.center[1], b.way)
+    fraying = 0.8 * smooth_noise(g, size, 4)
+    frayed = 1.1 * (along / b.radius) + fraying
+    return clamp((frayed - 0.35) * 3 + 0.5)
+
+# %% ../../nbs/data/06_skin_phantoms.ipynb #bo000011
 def _fill_colors(
     g: np.random.Generator,  # source of randomness
     size: int,  # pixels a side
@@ -108,15 +131,14 @@ def _fill_colors(
 ) -> np.ndarray:  # (size, size, 3)
     "A body's own color, its second color on one side, and its center."
     color = muted(g, p.color, p.modality)
-    fill = color + 0.03 * smooth_noise(g, size, 5)[..., None]
+    mottling = 0.03 * smooth_noise(g, size, 5)
+    fill = color + mottling[..., None]
     if p.color2:
-        x, y = pixel_grid(size)
-        along, _ = rotate(x - b.center[0], y - b.center[1], b.way)
-        frayed = 1.1 * (along / b.radius) + 0.8 * smooth_noise(g, size, 4)
-        side = clamp((frayed - 0.35) * 3 + 0.5)
+        side = _second_side(g, size, b)
         fill = blend(fill, side, muted(g, p.color2, p.modality))
     if p.center:
-        inner = clamp((0.5 - b.depth + 0.04 * smooth_noise(g, size, 7)) * 6)
+        fraying = 0.04 * smooth_noise(g, size, 7)
+        inner = clamp((0.5 - b.depth + fraying) * 6)
         fill = blend(fill, inner, muted(g, p.center, p.modality))
     return fill
 
@@ -131,15 +153,16 @@ def _add_details(
     size = len(fill)
     if p.veil:
         at = b.center + g.uniform(-0.3, 0.3, 2) * b.radius
-        veil, _ = stamp(g, size, "patch", "blurred", center=at, radius=b.radius * 0.6)
+        place = dict(center=at, radius=b.radius * 0.6)
+        veil, _ = stamp(g, size, "patch", "blurred", **place)
         fill = blend(fill, 0.7 * veil, muted(g, p.veil, p.modality))
     if p.spots:
         inside = clamp((1 - b.depth) * 5) * b.mask
         spots = inside * dots(g, size, 40, 0.07)
         fill = blend(fill, spots, muted(g, p.spots, p.modality))
     if p.lines:
-        lines = 0.8 * vessels(g, size, b.center, b.radius)
-        fill = blend(fill, lines, muted(g, p.lines, p.modality))
+        lines = vessels(g, size, b.center, b.radius)
+        fill = blend(fill, 0.8 * lines, muted(g, p.lines, p.modality))
     return fill
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #5fd11790
@@ -152,12 +175,15 @@ def draw_body(
     "Fill a body with its colors, texture, spots and lines."
     size = len(img)
     if p.ring:
-        frayed = 1.42 - b.depth + 0.06 * smooth_noise(g, size, 6)
-        img = blend(img, 0.85 * clamp(frayed * 5), muted(g, p.ring, p.modality))
+        fraying = 0.06 * smooth_noise(g, size, 6)
+        ring = clamp((1.42 - b.depth + fraying) * 5)
+        img = blend(img, 0.85 * ring, muted(g, p.ring, p.modality))
     fill = _fill_colors(g, size, p, b)
-    fill = shade(fill, 1 + 0.33 * _fine_texture(g, size, p.texture))
+    relief = _fine_texture(g, size, p.texture)
+    fill = shade(fill, 1 + 0.33 * relief)
     fill = _add_details(g, fill, p, b)
-    return blend(img, b.mask * np.clip(1.12 - 0.3 * b.depth, 0.75, 1), fill)
+    opacity = np.clip(1.12 - 0.3 * b.depth, 0.75, 1)
+    return blend(img, b.mask * opacity, fill)
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #sk000002
 _HAIR = (0.20, 0.16, 0.15)
@@ -173,42 +199,64 @@ def _hairs(
     way = g.uniform(0, 2 * np.pi)
     paths = []
     for _ in range(g.integers(4, 11)):
-        start, heading = g.uniform(-1.1, 1.1, 2), way + g.normal(0, 0.5)
-        paths.append(wander(g, start, heading, g.uniform(0.6, 1.5), 0.25))
+        root = g.uniform(-1.1, 1.1, 2)
+        heading = way + g.normal(0, 0.5)
+        length = g.uniform(0.6, 1.5)
+        hair = wander(g, root, heading, length, 0.25)
+        paths.append(hair)
     return strokes(size, paths, 0.02)
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #sk000005
+_BLOOD = np.array([0, 0.012, 0.010])  # what blood and melanin take away, RGB
+
+
 def _skin(
     g: np.random.Generator,  # source of randomness
     tone: str,  # a key of SKIN
     size: int,  # pixels a side
 ) -> np.ndarray:  # (size, size, 3)
     "Healthy skin: a tone with mottling and grain."
-    rgb = np.array(SKIN[tone]) + g.normal(0, 0.015) + g.normal(0, 0.012, 3)
-    waves, grain = smooth_noise(g, size, 5), smooth_noise(g, size, 26)
-    img = shade(rgb, 1 + 0.016 * waves + 0.012 * grain)
-    return img - shade(np.array([0, 0.012, 0.010]), waves.T)
+    lighter = g.normal(0, 0.015)
+    tint = g.normal(0, 0.012, 3)
+    rgb = np.array(SKIN[tone]) + lighter + tint
+    mottling = smooth_noise(g, size, 5)
+    grain = smooth_noise(g, size, 26)
+    img = shade(rgb, 1 + 0.016 * mottling + 0.012 * grain)
+    return img - shade(_BLOOD, mottling.T)
 
 # %% ../../nbs/data/06_skin_phantoms.ipynb #66136058
+def _add_camera(
+    g: np.random.Generator,  # source of randomness
+    img: np.ndarray,  # (size, size, 3), the scene
+    corners: bool,  # whether they are dark
+) -> np.ndarray:  # (size, size, 3)
+    "Uneven light, exposure, lens, dark corners and the noise of the sensor."
+    x, y = pixel_grid(len(img))
+    from_lamp, _ = rotate(x, y, g.uniform(0, 6.3))
+    exposure = g.normal(1, 0.05)
+    img = shade(img, exposure + 0.05 * from_lamp)
+    img = blur(img, 0.45)
+    if corners:
+        beyond = np.hypot(x, y) - g.uniform(1.02, 1.15)
+        img = blend(img, clamp(beyond * 8), _CORNER)
+    return img + g.normal(0, 0.008, img.shape)
+
+# %% ../../nbs/data/06_skin_phantoms.ipynb #sk000013
 def draw_skin_phantom(
     g: np.random.Generator,  # source of randomness
     p: Phantom,  # attributes
     size: int = 64,  # pixels a side
 ) -> np.ndarray:  # uint8 (size, size, 3)
     "Draw one dermoscopic phantom."
-    x, y = pixel_grid(size)
     img = _skin(g, p.ground, size)
     b = place_body(g, p, size)
     b.mask = blur(b.mask, 0.6)
     img = draw_body(g, img, p, b)
     if p.shiny:
-        glare = 0.7 * b.mask * highlights(g, size, b.center, b.radius, 2)
-        img = blend(img, glare, _GLARE)
+        spots = highlights(g, size, b.center, b.radius, 2)
+        img = blend(img, 0.7 * b.mask * spots, _GLARE)
     if p.hairs:
-        img = blend(img, 0.75 * _hairs(g, size), _HAIR)
-    from_lamp, _ = rotate(x, y, g.uniform(0, 6.3))
-    img = blur(shade(img, g.normal(1, 0.05) + 0.05 * from_lamp), 0.45)
-    if p.corners:
-        beyond = np.hypot(x, y) - g.uniform(1.02, 1.15)
-        img = blend(img, clamp(beyond * 8), _CORNER)
-    return to_uint8(img + g.normal(0, 0.008, img.shape))
+        hairs = _hairs(g, size)
+        img = blend(img, 0.75 * hairs, _HAIR)
+    img = _add_camera(g, img, p.corners)
+    return to_uint8(img)
