@@ -25,11 +25,17 @@ def _is_ours(folder):  # does its settings.ini name this project?
     return named is not None
 
 # %% ../../nbs/core/01_paths.ipynb #8c819162
+def _checkout():  # the one from which this module was imported; none in a notebook
+    if "__file__" not in globals():
+        return []
+    return [Path(__file__).resolve().parents[2]]
+
+
 def root() -> Path:  # the folder whose settings.ini names this project
     "The repository: searched upward from here, else the installed checkout, else here."
     here = Path.cwd()
-    installed = [Path(__file__).resolve().parents[2]] if "__file__" in globals() else []
-    return next(filter(_is_ours, [here, *here.parents, *installed]), here)
+    folders = [here, *here.parents, *_checkout()]
+    return next(filter(_is_ours, folders), here)
 
 # %% ../../nbs/core/01_paths.ipynb #e8f23454
 def _existing_part(variable, told, path):  # the path itself, or a folder above it
