@@ -105,6 +105,15 @@ def files():
 
 
 @pytest.fixture(scope="session")
+def kernels():
+    "Inside, kernels have the large libraries imported when they start."
+    from medart.workflows.forked_kernels import forked_kernels
+
+    with forked_kernels():
+        yield
+
+
+@pytest.fixture(scope="session")
 def runner():
     "A process that has imported the large libraries and forks one for each notebook."
     program = Path(__file__).with_name("notebook_runner.py")

@@ -46,6 +46,7 @@ from medart.training.caption_store import append_line, read_lines
 from medart.training.captioning import caption_images
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("kernels")  # imported already
 CLASSES = ("melanoma", "common_nevus", "carcinoma")
 REAL = ROOT.parent / "shared" / "real"
 

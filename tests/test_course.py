@@ -16,6 +16,7 @@ from small_lesson import write_small_lesson
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("kernels")  # imported already
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_course  # noqa: E402

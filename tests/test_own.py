@@ -32,6 +32,7 @@ from medart.recipes.datasets import DATASETS, read_dataset
 from medart.recipes.recipe import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("kernels")  # imported already
 
 
 def draw(

@@ -40,6 +40,7 @@ from medart.recipes.runs import captions_dir, run_dir, samples_dir
 from medart.method.caption_files import captions_for, captions_key
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("kernels")  # imported already
 SMALL = dict(
     scale="tiny",
     data="made",

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("kernels")  # imported already
 SMALL = dict(scale="tiny", epochs=0.05, interval=2, solver_steps=2, gen_steps=2)
 
 
