@@ -142,7 +142,7 @@ def test_afterwards_nothing_is_left(tmp_path):
     program = (
         "import os, psutil\n"
         "from medart.workflows.forked_kernels import forked_kernels\n"
-        "with forked_kernels():\n"
+        "with forked_kernels([]):\n"
         "    folder = os.environ['JUPYTER_PATH'].split(os.pathsep)[0]\n"
         "    (server,) = psutil.Process().children()\n"
         "print(folder, server.is_running(), os.environ['JUPYTER_PATH'])\n"
@@ -156,10 +156,10 @@ def test_afterwards_nothing_is_left(tmp_path):
     assert running == "False" and path == "before" and not Path(folder).exists()
 
 
-def test_libraries_that_cannot_be_imported_are_said(monkeypatch):
+def test_a_server_that_does_not_start_is_said(monkeypatch):
     from medart.workflows import forked_kernels as module
 
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="could not be imported"):
+    with pytest.raises(RuntimeError, match="did not start"):
         with module.forked_kernels():
             raise AssertionError("it began all the same")

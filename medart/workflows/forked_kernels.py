@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
 
-# %% ../../nbs/workflows/18_forked_kernels.ipynb #f3a24742
+# %% ../../nbs/workflows/18_forked_kernels.ipynb #531d0b2a
 _LIBRARIES = (
     "ipykernel.kernelapp",
     "matplotlib.pyplot",
@@ -41,9 +41,11 @@ _LIBRARIES = (
 )
 
 
-def import_libraries() -> None:
+def import_libraries(
+    names=_LIBRARIES,  # of modules, or of what is to be got from one
+) -> None:
     "Import what nearly every notebook of this project needs."
-    for name in _LIBRARIES:
+    for name in names:
         package, _, part = name.rpartition(".")
         if part[:1].isupper():
             getattr(import_module(package), part)
@@ -104,14 +106,15 @@ def _run_and_leave(work, *arguments):
         sys.stderr.flush()
         os._exit(status)
 
-# %% ../../nbs/workflows/18_forked_kernels.ipynb #73bf608f
+# %% ../../nbs/workflows/18_forked_kernels.ipynb #268f4449
 def serve_kernels(
     address: str,  # name of the socket to listen at
+    libraries=_LIBRARIES,  # to be imported first
 ) -> None:
-    "Import the libraries; then make a kernel for each process that asks for one."
+    "Import libraries; then make a kernel for each process that asks for one."
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import_libraries()
+    import_libraries(libraries)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -166,10 +169,12 @@ def _describe_kernel(
     about = dict(argv=command, display_name="Python 3", language="python")
     (kernel / "kernel.json").write_text(json.dumps(about), encoding="utf-8")
 
-# %% ../../nbs/workflows/18_forked_kernels.ipynb #6cd689df
+# %% ../../nbs/workflows/18_forked_kernels.ipynb #8e58334c
 @contextmanager
-def forked_kernels() -> Iterator[None]:
-    "Inside, kernels on Linux are copies of one process that has imported the libraries."
+def forked_kernels(
+    libraries=_LIBRARIES,  # that kernels have imported when they start
+) -> Iterator[None]:
+    "Inside, kernels on Linux are copies of one process that has imported libraries."
     if sys.platform != "linux":
         yield
         return
@@ -179,7 +184,7 @@ def forked_kernels() -> Iterator[None]:
         address = str(folder / "server")
         _describe_kernel(folder, address)
         paths = [name, before] if before else [name]
-        with _started_server(address):
+        with _started_server(address, libraries):
             os.environ["JUPYTER_PATH"] = os.pathsep.join(paths)
             try:
                 yield
@@ -191,15 +196,16 @@ def forked_kernels() -> Iterator[None]:
 
 
 @contextmanager
-def _started_server(address):
+def _started_server(address, libraries):
     "A server that listens; it ends when its standard input is closed."
-    program = f"from {__name__} import serve_kernels; serve_kernels({address!r})"
+    module = "medart.workflows.forked_kernels"
+    program = f"from {module} import serve_kernels; serve_kernels{address, libraries}"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, **pipes) as server:
         if server.stdout.readline() != b"ready\n":
             raise RuntimeError(
-                "The libraries could not be imported: see the messages above. "
+                "The server of kernels did not start: see its message above. "
                 "Kernels start in the ordinary way without `forked_kernels`."
             )
         try:
