@@ -72,7 +72,8 @@ def _kind(x):  # of a value that _plain returned, in words
 
 # %% ../../nbs/core/06_exercises.ipynb #ex000009
 def _gap(got, want):  # largest gap, relative to the largest expected value
-    got, want = np.asarray(got, dtype=complex), np.asarray(want, dtype=complex)
+    got = np.asarray(got, dtype=complex)
+    want = np.asarray(want, dtype=complex)
     same = (got == want) | (np.isnan(got) & np.isnan(want))
     largest = np.abs(want[np.isfinite(want)]).max(initial=0)
     with np.errstate(all="ignore"):  # nan and inf are a gap like any other

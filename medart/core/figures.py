@@ -35,7 +35,7 @@ def to_array(
 
 # %% ../../nbs/core/04_figures.ipynb #613fd287
 _POINTS = 8  # size of all text in these figures
-_CHARACTER = 0.062  # inches, a character of that size on average
+_CHARACTER = 0.072  # inches for a character, some room between captions included
 _LINE = 0.155  # inches, a line of it
 
 
@@ -70,8 +70,9 @@ def image_grid(
     nrow = -(-len(images) // ncol)
     if fig is not None:
         cell = fig.bbox.width / fig.dpi / ncol
-    fitting = max(4, int(cell / _CHARACTER))
-    texts = _wrap(captions, len(images), min(width or fitting, fitting), lines)
+    fitting = int(cell / _CHARACTER)
+    width = max(4, min(width or fitting, fitting))
+    texts = _wrap(captions, len(images), width, lines)
     if fig is None:
         height = nrow * cell + _LINE * _caption_lines(texts, len(images), ncol)
         fig = plt.figure(figsize=(ncol * cell, height), layout="constrained")
@@ -111,8 +112,11 @@ def draw_boxes(
     colors: dict[str, str] | None = None,  # text -> color of its box; else gray
 ) -> None:
     "Boxes with text, rows counted from the top, and arrows between them."
-    arrows, colors = list(arrows), colors or {}
-    named = [*colors, *(text for arrow in arrows for text in arrow[:2])]
+    arrows = list(arrows)
+    colors = colors or {}
+    named = list(colors)
+    for arrow in arrows:
+        named += arrow[:2]
     for text in named:
         if text not in boxes:
             raise ValueError(f"no box {text!r}. Boxes: {', '.join(boxes)}.")

@@ -154,7 +154,8 @@ def share_files(
     folder: str | Path,  # a file, or a folder with everything below it
 ) -> None:
     "Give files the mode that the umask asks for; one that is more open stays so."
-    mode, folder = _usual_mode(), Path(folder)
+    mode = _usual_mode()
+    folder = Path(folder)
     for file in [folder] if folder.is_file() else folder.rglob("*"):
         now = file.lstat().st_mode
         if stat.S_ISREG(now) and now & mode != mode:

@@ -58,7 +58,8 @@ def load_error(
 ) -> Exception:  # to raise instead
     "An error that says what is wrong, and what to do about it."
     chain = _chain(error)
-    about, said = f"{what} at {name!r}", _brief(error)
+    about = f"{what} at {name!r}"
+    said = _brief(error)
     for e in chain:
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             return OSError(

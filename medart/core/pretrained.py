@@ -119,7 +119,8 @@ def load_pipeline(
     "A diffusers pipeline as published."
     import diffusers
 
-    where, unused = locate(name), unused_parts(kind)
+    where = locate(name)
+    unused = unused_parts(kind)
     if not Path(where).is_dir():
         where = kind.download(name, **unused, **given)
     index = _read_index(where)

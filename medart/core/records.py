@@ -65,7 +65,8 @@ def record_fault(
     whole: bool = True,  # compare the files' bytes; else only the keys
 ) -> str:  # what is wrong; empty when nothing is
     "Is a stage's work still there, and made from what there is now?"
-    path, record = Path(path), read_record(path)
+    path = Path(path)
+    record = read_record(path)
     if not path.exists():
         return f"there is no {path.name}"
     if not record:
@@ -113,7 +114,8 @@ def alone(
 ) -> Iterator[None]:
     "Inside, no other process runs this stage on this folder."
     folder = Path(folder)
-    lock, holder = FileLock(folder / f".{stage}.lock"), folder / f".{stage}.pid"
+    lock = FileLock(folder / f".{stage}.lock")
+    holder = folder / f".{stage}.pid"
     try:
         with disk_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)

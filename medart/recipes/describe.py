@@ -28,12 +28,17 @@ def _texts(r):  # setting -> value, free of this machine's folders
     return {k: str(v) for k, v in portable(asdict(r)).items()}
 
 
+def _paper_recipe(r):  # the paper's, for the same images
+    if r.dataset in DATASETS:
+        return recipe(r.dataset, scale="paper")
+    return recipe(r.dataset, scale="paper", data=str(data_dir() / r.data))
+
+
 def _settings_table(
     r: Recipe,  # a recipe
 ) -> pd.DataFrame:  # by setting: stage, value, the paper's value, shown at once
     "Every setting, beside the paper's."
-    own = {} if r.dataset in DATASETS else dict(data=str(data_dir() / r.data))
-    paper = recipe(r.dataset, scale="paper", **own)
+    paper = _paper_recipe(r)
     stage = {f.name: f.metadata.get("stage", "train") for f in fields(r)}
     t = pd.DataFrame(dict(stage=stage, value=_texts(r), paper=_texts(paper)))
     t.index.name = "setting"

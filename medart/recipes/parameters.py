@@ -41,9 +41,11 @@ def _assigned(cell):  # name -> the node of its value, of the cell's own stateme
         targets = _targets(node)
         simple = isinstance(targets[0], ast.Name)
         plain = simple and not isinstance(node, ast.AugAssign)
-        parts = [part for target in targets for part in ast.walk(target)]
-        names = [part.id for part in parts if isinstance(part, ast.Name)]
-        found |= dict.fromkeys(names, node.value if plain else None)
+        value = node.value if plain else None
+        for target in targets:
+            parts = ast.walk(target)
+            names = [part.id for part in parts if isinstance(part, ast.Name)]
+            found |= dict.fromkeys(names, value)
     return found
 
 # %% ../../nbs/recipes/10_parameters.ipynb #fd33830b
@@ -51,7 +53,8 @@ _KEYS = {"dataset", "datasets", "images"}  # one of them is in each parameters c
 
 
 def _parameter_cells(executed):  # what the two kinds of cells assign, in order
-    injected, typed = [], []
+    injected = []
+    typed = []
     for number, cell in enumerate(executed):
         by_papermill = cell.lstrip().split("\n")[0].strip() == "# Parameters"
         found = injected if by_papermill else typed

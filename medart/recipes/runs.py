@@ -138,7 +138,8 @@ def save_recipe(
     folder: str | Path,  # where config.json goes
 ) -> Path:  # of config.json
     "Write `config.json`, and what is for this machine alone to `config.local.json`."
-    told, folder = asdict(r), Path(folder)
+    told = asdict(r)
+    folder = Path(folder)
     public = portable(told)
     hidden = {k: v for k, v in told.items() if public[k] != v}
     if hidden:
