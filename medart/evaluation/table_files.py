@@ -8,6 +8,7 @@ __all__ = ['CAPTIONS', 'made_at', 'wide', 'missing_command', 'write_table', 'sho
 # %% ../../nbs/evaluation/24_table_files.ipynb #i0p3c175
 import re
 import shlex
+from collections import Counter
 
 import pandas as pd
 
@@ -26,44 +27,65 @@ def made_at(
     r: Recipe,  # any recipe of a table
 ) -> str:  # the heading of our columns
     "On what our numbers were made."
-    return f"ours, {r.scale} scale" + (
-        ", drawn phantoms" if r.data.startswith("phantom/") else ""
-    )
+    drawn = ", drawn phantoms" if r.data.startswith("phantom/") else ""
+    return f"ours, {r.scale} scale{drawn}"
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #6e992569
 def _digits(c, paper=False):  # after the point, as the paper has them
-    distance = c.measure in ("FID", "KFD", "HFD") or c.measure.startswith("FD")
-    return 2 if distance else 3 if paper and c.table != 4 else 4
+    if c.measure in ("FID", "KFD", "HFD") or c.measure.startswith("FD"):
+        return 2
+    if paper and c.table != 4:
+        return 3
+    return 4
+
+
+def _number(c, value):  # with the digits of its cell
+    return f"{value:.{_digits(c)}f}"
+
+
+def _spread(c):  # what stands behind a number
+    if pd.notna(c.sd):
+        return f" ± {_number(c, c.sd)}"
+    if pd.notna(c.low):
+        return f" ({_number(c, c.low)} to {_number(c, c.high)})"
+    return ""
+
+
+def _no_number(c):  # the word in its place
+    if not _can_be_made(c.to_run):
+        return "none"
+    return "stale" if c.stale is True else "run"
 
 
 def _cell_text(c):  # a number with its spread, or a word
     if pd.isna(c.ours):
-        return (
-            "none"
-            if not _can_be_made(c.to_run)
-            else "stale"
-            if c.stale is True
-            else "run"
-        )
-    show = lambda v: f"{v:.{_digits(c)}f}"
-    spread = (
-        f" ± {show(c.sd)}"
-        if pd.notna(c.sd)
-        else f" ({show(c.low)} to {show(c.high)})"
-        if pd.notna(c.low)
-        else ""
-    )
-    return (
-        show(c.ours)
-        + spread
-        + (f" ({c.seeds} of {c.of} seeds)" if c.seeds < c.of else "")
-    )
+        return _no_number(c)
+    text = _number(c, c.ours) + _spread(c)
+    if c.seeds < c.of:
+        text += f" ({c.seeds} of {c.of} seeds)"
+    return text
 
 
 def _why(to_run, command):  # the note of a cell that lacks something
     return f"To make what is missing: {command}" if _can_be_made(to_run) else to_run
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #67731665
+def _columns_in_order(k, table):  # the paper's first, as it has them, then ours
+    paper = [("the paper", f"{d} {m}") for d, m in PAPER_TABLES[k]["columns"]]
+    order = [c for c in paper if c in table]
+    return order + [c for c in table if c[0] != "the paper"]
+
+
+def _further_notes(cells, table):  # on dashes and on distances below zero
+    if table.isna().to_numpy().any():
+        yield "A dash means that the paper has no such number."
+    if (cells.ours < 0).any():
+        yield (
+            "A distance below zero means that none was found: "
+            "the estimate scatters around the truth."
+        )
+
+
 def wide(
     cells: pd.DataFrame,  # of `table_cells`
     heading: str,  # of our columns
@@ -74,56 +96,52 @@ def wide(
     for c in cells.itertuples():
         at = f"{c.dataset} {c.measure}"
         if c.to_run or pd.notna(c.ours):
-            why = _why(c.to_run, command)
-            note = f" [{notes.setdefault(why, len(notes) + 1)}]" if c.to_run else ""
-            out.setdefault((heading, at), {})[c.title] = _cell_text(c) + note
+            text = _cell_text(c)
+            if c.to_run:
+                why = _why(c.to_run, command)
+                number = notes.setdefault(why, len(notes) + 1)
+                text += f" [{number}]"
+            out.setdefault((heading, at), {})[c.title] = text
         if pd.notna(c.paper):
-            out.setdefault(("the paper", at), {})[c.title] = (
-                f"{c.paper:.{_digits(c, True)}f}"
-            )
+            digits = _digits(c, paper=True)
+            out.setdefault(("the paper", at), {})[c.title] = f"{c.paper:.{digits}f}"
     table = pd.DataFrame(out).reindex(list(dict.fromkeys(cells.title)))
-    first = [
-        ("the paper", f"{d} {m}") for d, m in PAPER_TABLES[cells.table[0]]["columns"]
-    ]
-    order = [c for c in first if c in table] + [c for c in table if c[0] != "the paper"]
-    said = [f"[{i}] {k}" for k, i in notes.items()]
-    if table[order].isna().to_numpy().any():
-        said.append("A dash means that the paper has no such number.")
-    if (cells.ours < 0).any():
-        said.append(
-            "A distance below zero means that none was found: "
-            "the estimate scatters around the truth."
-        )
-    return table[order].fillna("-"), said
+    table = table[_columns_in_order(cells.table[0], table)]
+    said = [f"[{i}] {why}" for why, i in notes.items()]
+    said += _further_notes(cells, table)
+    return table.fillna("-"), said
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #f2c649c5
+def _image_counts(k, have):  # one text a data set
+    kind = "training" if k == 4 else "generated"
+    for dataset, c in have.groupby("dataset", sort=False):
+        counts = " or ".join(f"{n:.0f}" for n in sorted(set(c.n)))
+        tested = f"{c.n_real.iloc[0]:.0f} test images"
+        yield f"{dataset}: {counts} {kind} and {tested}"
+
+
+def _meaning_of_spread(k, have):  # what stands behind a ±
+    if (have.seeds > 1).any():
+        return " ±: standard deviation over seeds."
+    if k == 4:
+        n = have.classifiers.iloc[0]
+        return f" ±: standard deviation over {n:.0f} classifiers."
+    return ""
+
+
 def _sizes(k, cells):  # of how many images, and what spreads are over
     have = cells[cells.ours.notna() & cells.n.notna() & (cells.method != "floor")]
     if have.empty:
         return ""
-    said = []
-    for d, c in have.groupby("dataset", sort=False):
-        n = " or ".join(f"{x:.0f}" for x in sorted(set(c.n)))
-        said.append(
-            f"{d}: {n} {'training' if k == 4 else 'generated'} "
-            f"and {c.n_real.iloc[0]:.0f} test images"
-        )
-    many = (have.seeds > 1).any()
-    over = (
-        "seeds"
-        if many
-        else f"{have.classifiers.iloc[0]:.0f} classifiers"
-        if k == 4
-        else ""
-    )
-    spread = f" ±: standard deviation over {over}." if over else ""
+    text = f" Images: {'; '.join(_image_counts(k, have))}."
+    text += _meaning_of_spread(k, have)
     if k == 4:
-        spread += f" Each classifier has had {have.updates.iloc[0]:.0f} updates."
+        text += f" Each classifier has had {have.updates.iloc[0]:.0f} updates."
     if (cells.sd.isna() & cells.low.notna()).any():
-        spread += (
+        text += (
             " In brackets: 95% interval; of real against real, the range over draws."
         )
-    return f" Images: {'; '.join(said)}.{spread}"
+    return text
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #91ef6020
 CAPTIONS = {
@@ -135,6 +153,22 @@ CAPTIONS = {
     ),
 }
 "What the tables are about."
+_SPLITS = dict(
+    test="test set",
+    train="training set",
+    sample="a sample of the training set, as in the paper",
+)
+
+
+def _worth(r):  # what numbers of small models are worth
+    if r.scale == "paper":
+        return ""
+    drawn = ", drawn phantoms" if r.data.startswith("phantom/") else ""
+    return (
+        f" OURS ARE OF {r.scale.upper()} SCALE ({r.size} pixels, small models{drawn}): "
+        "they show that the method runs, are no statement about medical images, "
+        "and cannot be compared with the paper's numbers."
+    )
 
 
 def _caption(
@@ -144,119 +178,101 @@ def _caption(
     cells: pd.DataFrame,  # of `table_cells`
 ) -> str:
     "A caption that says what our numbers are worth."
-    drawn = ", drawn phantoms" if r.data.startswith("phantom/") else ""
-    worth = (
-        ""
-        if r.scale == "paper"
-        else (
-            f" OURS ARE OF {r.scale.upper()} SCALE "
-            f"({r.size} pixels, small models{drawn}): "
-            "they show that the method runs, "
-            "are no statement about medical images, "
-            "and cannot be compared with the paper's numbers."
-        )
-    )
-    splits = dict(
-        test="test set",
-        train="training set",
-        sample="a sample of the training set, as in the paper",
-    )
-    how = (
-        ""
-        if k == 4
-        else (
-            f" Captions: {splits[r.gen_split]}; "
-            f"{r.gen_steps} solver steps, guidance {r.gen_guidance:g}."
-        )
-    )
-    changed = ", ".join(f"{a}={shareable(v)}" for a, v in _given_settings(r).items())
-    return (
-        f"{CAPTIONS[k]}.{worth}{how} Seeds: {', '.join(map(str, seeds))}."
-        + _sizes(k, cells)
-        + (f" Changed settings: {changed}." if changed else "")
-    )
+    text = f"{CAPTIONS[k]}.{_worth(r)}"
+    if k != 4:
+        text += f" Captions: {_SPLITS[r.gen_split]}; {r.gen_steps} solver steps, "
+        text += f"guidance {r.gen_guidance:g}."
+    text += f" Seeds: {', '.join(map(str, seeds))}."
+    text += _sizes(k, cells)
+    given = _given_settings(r).items()
+    changed = ", ".join(f"{name}={shareable(value)}" for name, value in given)
+    return f"{text} Changed settings: {changed}." if changed else text
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #97cc78af
+_NOTE_CODE = r"(papermill .*)|(?<=\] )(?!To make)(.*)"
+
+
+def _as_code(m):  # a match, in backticks
+    return f"`{m[0]}`"
+
+
+def _markdown_line(values):
+    return "| " + " | ".join(map(str, values)) + " |"
+
+
 def _markdown(t, notes, text):
     "A table as GitHub reads it."
-    head = ["", *[f"{a}: {b}" for a, b in t.columns]]
-    line = lambda v: "| " + " | ".join(map(str, v)) + " |"
-    code = lambda n: re.sub(
-        r"(papermill .*)|(?<=\] )(?!To make)(.*)", lambda m: f"`{m[0]}`", n, count=1
-    )
-    return (
-        "\n".join(
-            [
-                text,
-                "",
-                line(head),
-                line(["---"] * len(head)),
-                *[line([i, *v]) for i, v in zip(t.index, t.values)],
-                "",
-                *[f"- {code(n)}" for n in notes],
-            ]
-        )
-        + "\n"
-    )
+    head = ["", *[f"{whose}: {what}" for whose, what in t.columns]]
+    lines = [text, "", _markdown_line(head), _markdown_line(["---"] * len(head))]
+    for title, values in zip(t.index, t.values):
+        lines.append(_markdown_line([title, *values]))
+    lines.append("")
+    for note in notes:
+        lines.append("- " + re.sub(_NOTE_CODE, _as_code, note, count=1))
+    return "\n".join(lines) + "\n"
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #b234587b
+_LATEX_SIGNS = {
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "~": r"\textasciitilde{}",
+    "^": r"\^{}",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "±": r"$\pm$",
+}
+
+
+def _latex_text(value):  # with no character that means something to LaTeX
+    return "".join(_LATEX_SIGNS.get(c, c) for c in str(value))
+
+
+def _latex_line(values):
+    return " & ".join(map(_latex_text, values)) + r" \\"
+
+
+def _latex_heading(columns):  # whose numbers they are, each over its columns
+    cells = [""]
+    for whose, n in Counter(whose for whose, _ in columns).items():
+        cells.append(rf"\multicolumn{{{n}}}{{c}}{{{_latex_text(whose)}}}")
+    return " & ".join(cells) + r" \\"
+
+
 def _latex(t, notes, text):
     "A table for LaTeX with booktabs."
-    esc = lambda v: "".join(
-        {
-            "&": r"\&",
-            "%": r"\%",
-            "_": r"\_",
-            "#": r"\#",
-            "$": r"\$",
-            "~": r"\textasciitilde{}",
-            "^": r"\^{}",
-            "\\": r"\textbackslash{}",
-            "{": r"\{",
-            "}": r"\}",
-            "±": r"$\pm$",
-        }.get(c, c)
-        for c in str(v)
-    )
-    line = lambda v: " & ".join(map(esc, v)) + r" \\"
-    tops = list(dict.fromkeys(a for a, _ in t.columns))
-    n = {a: sum(b == a for b, _ in t.columns) for a in tops}
-    head = (
-        " & ".join([""] + [rf"\multicolumn{{{n[a]}}}{{c}}{{{esc(a)}}}" for a in tops])
-        + r" \\"
-    )
-    return (
-        "\n".join(
-            [
-                r"\begin{table}",
-                rf"\caption{{{esc(text)}}}",
-                rf"\begin{{tabular}}{{l{'r' * len(t.columns)}}}",
-                r"\toprule",
-                head,
-                line(["", *[b for _, b in t.columns]]),
-                r"\midrule",
-                *[line([i, *v]) for i, v in zip(t.index, t.values)],
-                r"\bottomrule",
-                r"\end{tabular}",
-                *[rf"\par\footnotesize {esc(x)}" for x in notes],
-                r"\end{table}",
-            ]
-        )
-        + "\n"
-    )
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_latex_text(text)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(t.columns)}}}",
+        r"\toprule",
+        _latex_heading(t.columns),
+        _latex_line(["", *[what for _, what in t.columns]]),
+        r"\midrule",
+    ]
+    for title, values in zip(t.index, t.values):
+        lines.append(_latex_line([title, *values]))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize {_latex_text(note)}" for note in notes]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #b7d42e63
+_TABLE_OPTIONS = ("dataset", "method", "scale", "seed")  # that a table has of its own
+
+
 def _given_settings(
     r: Recipe,  # any recipe of a table
 ) -> dict:  # setting -> value
     "The settings that a table's runs were given beyond the usual ones."
-    w = shlex.split(command(r, "reproduce"))
-    pairs = {w[i + 1]: w[i + 2] for i in range(len(w)) if w[i] in ("-p", "-r")}
-    return {
-        k: v
-        for k, v in pairs.items()
-        if k not in ("dataset", "method", "scale", "seed")
-    }
+    words = shlex.split(command(r, "reproduce"))
+    given = {}
+    for i, word in enumerate(words):
+        if word in ("-p", "-r") and words[i + 1] not in _TABLE_OPTIONS:
+            given[words[i + 1]] = words[i + 2]
+    return given
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #cc0e9ad3
 def missing_command(
@@ -278,13 +294,23 @@ def missing_command(
         given["methods"] = " ".join(methods)
     if lack.measure.isin(["FID", "KID"]).any():
         given["spaces"] = "inception"
-    words = [
-        papermill_option(a, shareable(v))
-        for a, v in (given | _given_settings(r)).items()
-    ]
+    given |= _given_settings(r)
+    words = [papermill_option(name, shareable(v)) for name, v in given.items()]
     return "papermill nbs/reproduce.ipynb outputs/reproduce.ipynb" + "".join(words)
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #668dcbdd
+def _file_name(r, k, datasets):  # without its ending
+    parts = [f"table{k}", r.scale]
+    if set(datasets) != set(DATASETS):
+        parts.append("+".join(datasets))
+    given = {name: shareable(value) for name, value in _given_settings(r).items()}
+    if given.get("data") == r.dataset:
+        del given["data"]
+    if given:
+        parts.append(stable_hash(given)[:8])
+    return short_name("-".join(parts))
+
+
 def write_table(
     k: int,  # 2, 3 or 4
     made,  # (dataset, method, seed) -> Recipe
@@ -292,25 +318,19 @@ def write_table(
     seeds=(0,),  # of the runs
 ) -> tuple:  # the table to read, notes, caption
     "As CSV, Markdown and LaTeX, under a name of its own for each changed setting."
-    r, cells = (
-        made(datasets[0], "medart", seeds[0]),
-        table_cells(k, made, datasets, seeds),
-    )
+    r = made(datasets[0], "medart", seeds[0])
+    cells = table_cells(k, made, datasets, seeds)
     t, notes = wide(cells, made_at(r), missing_command(k, r, seeds, cells))
     text = _caption(k, r, seeds, cells)
-    which = [] if set(datasets) == set(DATASETS) else ["+".join(datasets)]
-    given = {a: shareable(v) for a, v in _given_settings(r).items()}
-    given = {a: v for a, v in given.items() if (a, v) != ("data", r.dataset)}
-    which += [stable_hash(given)[:8]] if given else []
-    path = (
-        outputs_dir() / "tables" / short_name("-".join([f"table{k}", r.scale, *which]))
+    told = cells.assign(scale=r.scale, data=shareable(r.data))
+    forms = dict(
+        csv=told.to_csv(index=False),
+        md=_markdown(t, notes, text),
+        tex=_latex(t, notes, text),
     )
-    about = dict(scale=r.scale, data=shareable(r.data))
-    write_atomic(
-        path.with_name(f"{path.name}.csv"), cells.assign(**about).to_csv(index=False)
-    )
-    write_atomic(path.with_name(f"{path.name}.md"), _markdown(t, notes, text))
-    write_atomic(path.with_name(f"{path.name}.tex"), _latex(t, notes, text))
+    name = _file_name(r, k, datasets)
+    for ending, content in forms.items():
+        write_atomic(outputs_dir() / "tables" / f"{name}.{ending}", content)
     return t, notes, text
 
 # %% ../../nbs/evaluation/24_table_files.ipynb #a5927ada
