@@ -21,14 +21,13 @@ from ..core.locations import locate
 from ..core.randomness import np_rng, seed_of
 from ..method.embeddings import Moments
 from ..method.hldf import Batch
-from ..method.lora import add_loras
 from ..method.model import Model
 from ..method.parameter_counts import PIXART_512, T5_XXL
 from ..recipes.settings import Recipe
 from ..training.batches import draw_batch, TrainingSet
 from ..training.cuda_graphs import temporary_attributes
 from ..training.device import elapsed, record_event
-from ..training.fused_lora import fuse_loras
+from ..training.models import add_fast_loras
 from ..training.step import color_gradients, diffusion_gradients
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #ee8d06ce
@@ -95,10 +94,7 @@ def bench_model(
         locate("data/tiny/pixart"), subfolder="tokenizer"
     )
     model = Model(*nets, tokenizer, _ABAR, r.max_tokens, r.pad_to)
-    add_loras(model, r)
-    if r.lean_lora:
-        fuse_loras(model)
-    return model.to(device)
+    return add_fast_loras(model.to(device), r)
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #430b29b4
 def bench_set(

@@ -29,6 +29,7 @@ from medart.training.cuda_graphs import (
 )
 from .device import with_clock
 from .distributed import averaged
+from .fused_lora import cast_lora_weights
 from .memory import accumulated, checkpointing, in_shares, offloaded
 
 # %% ../../nbs/training/12_step.ipynb #3c124077
@@ -41,7 +42,8 @@ def diffusion_gradients(
     "Eq. 3 and its gradients, recorded or with checkpoints as the recipe asks."
     if uses_cuda_graphs(r):
         return recorded_gradients(diffusion_value_and_grad)(model, r, b, params)
-    with checkpointing(model, r.checkpoint_all, text=True):
+    recompute = checkpointing(model, r.checkpoint_all, text=True)
+    with recompute, cast_lora_weights(model.networks, model.dtype):
         return diffusion_value_and_grad(model, r, b, params)
 
 
@@ -87,7 +89,11 @@ def color_gradients(
 
 
 def _chain_gradients(model, r, b, params, cond=None):
-    with chain_recomputed(model, r):
+    # T5 may be away while its captions are given
+    nets = model.networks if cond is None else [model.denoiser]
+    if uses_cuda_graphs(r, event=True):
+        nets = []  # recorded passes convert what they read
+    with chain_recomputed(model, r), cast_lora_weights(nets, model.dtype):
         return color_value_and_grad(model, r, b, params, cond)
 
 # %% ../../nbs/training/12_step.ipynb #18eece37
