@@ -23,7 +23,13 @@ from medart.bundled.benchmark_models import (
     timed,
 )
 from medart.bundled.benchmarks import agreement, quoted, time_case
-from medart.bundled.full_size_costs import continued, full_captions, shapes
+from medart.bundled.full_size_costs import (
+    _as_libraries_compute,
+    continued,
+    count_costs,
+    full_captions,
+    shapes,
+)
 from medart.bundled.memory_benchmarks import alive_peak, allocated_peak, memory_table
 from medart.training.batches import draw_batch
 from medart.method.lora import perturb_loras
@@ -215,3 +221,19 @@ def test_memory_measured_on_a_gpu_stands_beside_what_was_computed():
         ["weights, computed", "optimizer, computed", "made on the way, computed"]
     ].sum(axis=1)
     assert (t["total, computed"] - both).abs().max() < 0.02
+
+
+def test_a_full_size_step_takes_at_most_4200_kernels():
+    "Counted on shapes. It was 7,040; what is fused has to stay fused, on every path of a step."
+    r = recipe("skin", scale="paper", batch_size=1, interval=0, cuda_graphs=False)
+    models = shapes(r)
+    before, fused = (
+        continued(count_costs, run, r, models)()
+        for run in (_as_libraries_compute, one_step)
+    )
+    kinds = ["frozen products", "LoRA products", "attention", "others"]
+    assert before[kinds].tolist() == pytest.approx([906, 2723, 160, 3251], abs=4)
+    assert fused[kinds].sum() <= 4200
+    assert fused["LoRA products"] <= 1800 and fused["frozen products"] <= 600
+    assert fused.TFLOP == pytest.approx(before.TFLOP, rel=0.01), "the same arithmetic"
+    assert fused.GB < 0.9 * before.GB

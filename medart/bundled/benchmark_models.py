@@ -13,7 +13,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from .pretraining import SCHEDULE
@@ -125,11 +129,28 @@ def bench_set(
     return ts
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #35bb1c4f
+def _attention_flops(q, k, v, *args, **kwargs):
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward_flops(dy, q, k, v, *args, **kwargs):
+    return sdpa_backward_flop_count(dy, q, k, v)
+
+
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        _attention_backward_flops
+    ),
+}
+"torch counts what attention on a GPU multiplies; on a CPU it is as much."
+
+
 def count_flops(
     run,  # function of nothing
 ) -> float:  # floating-point operations of all matrix products and convolutions in it
     "What a computation multiplies and adds, counted as it runs."
-    with FlopCounterMode(display=False) as c:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as c:
         run()
     return float(c.get_total_flops())
 

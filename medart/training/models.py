@@ -221,11 +221,10 @@ def plain_blocks(
     model: Model,  # of `fuse_blocks`
 ):
     "Inside, a model's modules compute as their libraries wrote them."
-    modules = [
-        m for net in (model.denoiser, *model.text_encoders) for m in net.modules()
-    ]
+    nets = model.denoiser, *model.text_encoders
     kinds = *_FUSED.values(), _FusedBlock
-    fused = {m: type(m) for m in modules if type(m) in kinds}
+    fused = {m: type(m) for net in nets for m in net.modules() if type(m) in kinds}
+    kept = [vars(net).pop("fused_modules", None) for net in nets]
     for m, kind in fused.items():
         m.__class__ = kind.__bases__[-1]
     try:
@@ -233,6 +232,10 @@ def plain_blocks(
     finally:
         for m, kind in fused.items():
             m.__class__ = kind
+        for net, modules in zip(nets, kept):
+            vars(net).pop("fused_modules", None)
+            if modules is not None:
+                net.fused_modules = modules
 
 # %% ../../nbs/training/05_models.ipynb #7c07bfe4
 def _is_fused(r):  # are products and what is around them computed in fewer operations?
