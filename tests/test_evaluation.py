@@ -31,6 +31,18 @@ def images(r, split):
 
 
 @pytest.fixture
+def no_sheet(monkeypatch):
+    "An evaluation without its sheet for clinicians, which takes as long as all measures."
+
+    def sheet(gen, real, folder, **settings):
+        folder.mkdir(exist_ok=True)
+        for name in ("review.pdf", "review-key.csv"):
+            (folder / name).write_text("")
+
+    replace_everywhere(monkeypatch, evaluator.review_sheet, sheet)
+
+
+@pytest.fixture
 def painted(few_run):
     "A run whose images are the test images, a little too saturated; the base's are much too saturated."
     test = images(few_run, "test")
@@ -98,7 +110,7 @@ def test_evaluate_once_and_again(painted, monkeypatch):
     assert out.read_bytes() == first, "the same images give the same bytes"
 
 
-def test_further_spaces_are_measured_beside_the_first(painted, dino, monkeypatch):
+def test_further_spaces_are_measured_beside_the_first(painted, dino, no_sheet):
     "DINOv2 goes through the same call: a random one of its class stands in, and a wrong name is refused before anything is computed."
     with pytest.raises(FileNotFoundError, match="facebook/none"):
         evaluator.evaluate(painted, ("facebook/none",))
@@ -115,7 +127,7 @@ def test_further_spaces_are_measured_beside_the_first(painted, dino, monkeypatch
     )
 
 
-def test_whose_captions_decide_the_pairs(few_run):
+def test_whose_captions_decide_the_pairs(few_run, no_sheet):
     "An image stands beside the one its caption describes: a training image where captions are those of the training set."
     r = replace(few_run, gen_split="train", gen_count=0)
     image_sets.write_samples(samples_dir(r), images(r, "train"))
@@ -256,7 +268,7 @@ def test_too_few_images_are_refused_before_any_is_read(few_run, monkeypatch):
 
 
 def test_what_was_not_measured_stands_in_table_and_file(
-    painted, few_phantoms, monkeypatch
+    painted, few_phantoms, no_sheet, monkeypatch
 ):
     "Labels that stand for no class, captions of no image, features in plenty: each keeps its place and says why."
     replace_everywhere(
@@ -333,7 +345,7 @@ def test_captions_of_a_sample_find_the_image_they_describe(few_run):
     )
 
 
-def test_damaged_results_are_measured_again(painted):
+def test_damaged_results_are_measured_again(painted, no_sheet):
     evaluator.evaluate(painted)
     out = results_room.results_path(painted, "metrics.json")
     good = out.read_bytes()
@@ -350,7 +362,7 @@ def test_damaged_results_are_measured_again(painted):
 
 
 def test_numbers_of_a_network_that_knows_no_such_images_stand_below_a_warning(
-    few_run, tmp_path, few_phantoms, monkeypatch
+    few_run, tmp_path, few_phantoms, no_sheet, monkeypatch
 ):
     "A data set of one's own is no phantom; measured by the bundled network it is measured with a warning."
     import shutil

@@ -6,6 +6,7 @@
 __all__ = ['find_copies', 'copies_figure']
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #i0p5b002
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,18 @@ from .image_sets import downscale
 from .uncertainty import wilson_interval
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #0ef420d8
+def _unlit(
+    t: Tensor,  # float (n,3,16,16)
+) -> Tensor:  # (n,768) of norm 1
+    "Pictures without brightness, tint and contrast, as vectors."
+    return normalize((t - t.mean((2, 3), keepdim=True)).flatten(1), dim=1)
+
+
 def _thumbnails(
     x: Tensor,  # float (n,3,32,32)
 ) -> Tensor:  # (n,768) of norm 1
     "Sixteen pixels a side without brightness, tint and contrast, as vectors."
-    t = avg_pool2d(x, 2)
-    return normalize((t - t.mean((2, 3), keepdim=True)).flatten(1), dim=1)
+    return _unlit(avg_pool2d(x, 2))
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #5c15c1a9
 def _thumbnail_crops(
@@ -37,10 +44,10 @@ def _thumbnail_crops(
 ):  # yields (n,768), 107 times
     "Thumbnails of all crops, each a window of one small picture."
     for s in scales:
-        y = downscale(x, round(32 / s))
-        for i in range(y.shape[2] - 31):
-            for j in range(y.shape[3] - 31):
-                yield _thumbnails(y[:, :, i : i + 32, j : j + 32])
+        y = avg_pool2d(downscale(x, round(32 / s)), 2, stride=1)
+        for i in range(y.shape[2] - 30):
+            for j in range(y.shape[3] - 30):
+                yield _unlit(y[:, :, i : i + 31 : 2, j : j + 31 : 2])
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #8727c11e
 def _orientations(
@@ -53,13 +60,39 @@ def _orientations(
         for quarters in range(4)
     ]
 
+# %% ../../nbs/evaluation/14_memorization.ipynb #8727c1a2
+def _mirror_parts(
+    x: Tensor,  # pictures of even sides, (n,c,h,w)
+) -> Tensor:  # (n,4,c*h*w/4): of both kinds even, of one, of the other, of none
+    "The four parts of a picture whose signs mirroring changes, a quarter of each."
+    h, w = x.shape[2] // 2, x.shape[3] // 2
+    upper, lower = x[:, :, :h], x[:, :, h:].flip(2)
+    parts = []
+    for y in (upper + lower, upper - lower):
+        left, right = y[..., :w] / 2, y[..., w:].flip(3) / 2
+        parts += [(left + right).flatten(1), (left - right).flatten(1)]
+    return torch.stack(parts).transpose(0, 1)
+
+
+def _largest_over_mirrors(
+    a: Tensor,  # `_mirror_parts`, (n,4,d)
+    b: Tensor,  # `_mirror_parts`, (m,4,d)
+) -> Tensor:  # (n,m)
+    "The largest product of b with the four mirror images of a."
+    pp, pm, mp, mm = (a[:, k] @ b[:, k].T for k in range(4))
+    same = (pp + mm).add_((pm + mp).abs_())
+    other = pp.sub_(mm).add_(pm.sub_(mp).abs_())
+    return torch.maximum(same, other, out=same)
+
 # %% ../../nbs/evaluation/14_memorization.ipynb #361cf816
 @dataclass(frozen=True)
 class _CopySpace:
-    "Where copies are looked for: two functions from images to vectors of norm 1."
+    "Where copies are looked for: how images are described, and compared."
 
-    queries: object  # uint8 (n,3,h,w) -> one (n,d) for each way of asking
-    gallery: object  # uint8 (m,3,h,w) -> one (m,d) for each disguise
+    queries: object  # uint8 (n,3,h,w) -> one (n,...) for each way of asking
+    gallery: object  # uint8 (m,3,h,w) -> one (m,...) for each disguise
+    likeness: object  # of the two -> largest product of norm 1, (n,m)
+    block: int | None = 256  # gallery images described at once, None for all
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #6492f8ac
 def _middle(x):  # eight tenths of the images (n,3,h,w)
@@ -80,7 +113,12 @@ def _copy_spaces(
         return normalize(torch.from_numpy(centered), dim=1).float()
 
     def small_turned(x):
-        return [_thumbnails(y) for y in _orientations(downscale(x, 32))]
+        small = _thumbnails(downscale(x, 32)).view(-1, 3, 16, 16)
+        return [_mirror_parts(y) for y in (small, small.transpose(2, 3))]
+
+    def small_cropped(x):
+        for t in _thumbnail_crops(x):
+            yield _mirror_parts(t.view(-1, 3, 16, 16))
 
     def seen_turned(x):
         return [seen(y) for y in _orientations(x)]
@@ -88,29 +126,62 @@ def _copy_spaces(
     def seen_cropped(x):
         return [seen(x), seen(_middle(x))]
 
-    return dict(
-        thumbnails=_CopySpace(small_turned, _thumbnail_crops),
-        features=_CopySpace(seen_turned, seen_cropped),
-    )
+    pixels = _CopySpace(small_turned, small_cropped, _largest_over_mirrors)
+    features = _CopySpace(seen_turned, seen_cropped, _products, None)
+    return dict(thumbnails=pixels, features=features)
+
+
+def _products(a, b):  # (n,d) and (m,d) -> (n,m)
+    return a @ b.T
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #55486bb1
-def _nearest(
-    queries: list,  # descriptors of norm 1, each (n,d)
-    gallery,  # descriptors of norm 1, each (m,d)
-    own: int = 0,  # the first so many queries are the gallery, and not their own match
-) -> tuple:  # distance (n,) and which of the m (n,)
-    "The nearest gallery image, over all ways of asking and all disguises."
-    n = len(queries[0])
-    best, who = torch.full((n,), -9.0), torch.zeros(n, dtype=torch.long)
-    for G in gallery:
+def _best_of_block(
+    queries: list,  # descriptions, each (n,...)
+    block,  # descriptions of the same gallery images, one a disguise, each (m,...)
+    likeness,  # of the two -> products, (n,m)
+    rows: int = 512,  # queries at once
+) -> Tensor:  # (n,m)
+    "The largest product over all ways of asking and all disguises."
+    best = None
+    for G in block:
+        G = G.to(queries[0].device)
+        if best is None:
+            best = G.new_full((len(queries[0]), len(G)), -9.0)
         for q in queries:
-            product = q @ G.T
-            product[range(own), range(own)] = -9.0
-            p, j = product.max(1)
-            best, who = torch.maximum(p, best), torch.where(p > best, j, who)
-    return (2 - 2 * best).clamp(min=0).sqrt(), who
+            for i in range(0, len(q), rows):
+                part = best[i : i + rows]
+                torch.maximum(part, likeness(q[i : i + rows], G), out=part)
+    return best
+
+
+def _nearest(
+    queries: list,  # descriptions, each (n,...)
+    blocks,  # of the gallery: position of the first image, and its disguises
+    likeness,  # of two descriptions -> products of norm 1, (n,m)
+    own: int = 0,  # the first so many queries are the gallery, and not their own match
+) -> tuple:  # distance (n,) and which of the gallery (n,)
+    "The nearest gallery image, over all ways of asking and all disguises."
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    queries = [q.to(device) for q in queries]
+    n = len(queries[0])
+    best = torch.full((n,), -9.0, device=device)
+    who = torch.zeros(n, dtype=torch.long, device=device)
+    for first, block in blocks:
+        products = _best_of_block(queries, block, likeness)
+        itself = torch.arange(first, max(first, min(own, first + products.shape[1])))
+        products[itself, itself - first] = -9.0
+        p, j = products.max(1)
+        who = torch.where(p > best, first + j, who)
+        best = torch.maximum(p, best)
+    return (2 - 2 * best).clamp(min=0).sqrt().cpu(), who.cpu()
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #ae16ae77
+def _gallery_blocks(space, x) -> Iterator:  # first position, and disguises of the block
+    step = space.block or len(x)
+    for i in range(0, len(x), step):
+        yield i, space.gallery(x[i : i + step])
+
+
 def _copy_scores(
     x: Tensor,  # uint8 (n,3,h,w), the suspects
     train: Tensor,  # uint8
@@ -124,9 +195,10 @@ def _copy_scores(
     out = {}
     for name, s in spaces.items():
         q = s.queries(x)
-        bar = progress(s.gallery(train), desc=f"searching {name}")
-        to_train, i = _nearest(q, bar)
-        to_test, j = _nearest(q, s.gallery(test), own)
+        n = -(-len(train) // (s.block or len(train)))
+        bar = progress(_gallery_blocks(s, train), desc=f"searching {name}", total=n)
+        to_train, i = _nearest(q, bar, s.likeness)
+        to_test, j = _nearest(q, _gallery_blocks(s, test), s.likeness, own)
         out[name] = (to_train / to_test.clamp(min=1e-9)).numpy()
         out[f"{name} train"] = i.numpy()
         out[f"{name} test"] = j.numpy()
