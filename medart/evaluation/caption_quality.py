@@ -38,7 +38,7 @@ def samples_figure(
         f"[{simple}] {text if text != simple else '(the same)'}"
         for simple, text in zip(shown.simple, shown.text)
     ]
-    return image_grid(images, texts, ncol=4, cell=2.1, width=44)
+    return image_grid(images, texts, ncol=4, cell=2.1, lines=20)
 
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #a371a1ac
 def validity(
