@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from everywhere import replace_everywhere
 from medart.training import cuda_graphs as cuda_graphs_room
+from medart.training import memory as memory_room
 from medart.data.images import unit
 from medart.data.loading import load_split
 from medart.data.reports import with_names
@@ -44,7 +45,7 @@ from medart.recipes.runs import run_dir
 from medart.method.sampler import dpmpp_step
 from medart.method.schedule import schedule
 from medart.training.cuda_graphs import Graphed, recordings, Recomputed
-from medart.training.memory import count_calls
+from medart.training.memory import count_calls, KeptPasses
 from medart.method.caption_files import captions_for
 
 SMALL = dict(
@@ -559,3 +560,39 @@ def test_torch_is_left_as_it_was_found(small):
     for r, device in ((small(), "cpu"), (small(deterministic=False), "cuda")):
         with deterministic(r, device):
             assert state() == before
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["checkpoints", "recorded"])
+def test_kept_activations_change_no_bit_of_a_gradient(
+    small, recorded, monkeypatch, capsys
+):
+    "From no pass to all of them; (t5 is read as ever)."
+    r = small(solver_steps=4, captions="simple", checkpointing=True)
+    r = replace(r, cuda_graphs=recorded, keep_activations=0.5)
+    model = perturb_loras(load_model(r))
+    b = draw_batch(model, r, training_set(model, r, captions_for(r, "train")), 2)
+    params = list(model.trainable().values())
+    free, made = [0], []
+
+    class Watched(KeptPasses):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    replace_everywhere(monkeypatch, memory_room.free_memory, lambda device: free[0])
+    replace_everywhere(monkeypatch, memory_room.KeptPasses, Watched)
+    capsys.readouterr()
+    want = color_gradients(model, r, b, params)[1]
+    assert made[-1].passes == 0 and capsys.readouterr().out == ""
+    model.forget()
+    free[0] = 1
+    assert all(map(torch.equal, want, color_gradients(model, r, b, params)[1]))
+    kept = max(made, key=lambda k: k.passes)
+    assert kept.passes == 1 and kept.size > 1e6, "the first pass tells how large one is"
+    assert f"keeps what 1 of {r.solver_steps}" in capsys.readouterr().out
+    for fitting in (0, 2, 4):
+        made.clear()
+        free[0] = 2 * (fitting + 0.5) * kept.size
+        assert all(map(torch.equal, want, color_gradients(model, r, b, params)[1]))
+        assert max(k.passes for k in made) == fitting
+    assert capsys.readouterr().out == "", "it is said once"

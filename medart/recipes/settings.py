@@ -126,6 +126,9 @@ class Recipe(_Captioning):
 
     checkpointing: bool = _f(True, "runtime")  # recompute in HLDF's backward pass
     checkpoint_all: bool = _f(False, "runtime")  # and in ordinary steps, T5 included
+    keep_activations: float = _f(
+        0.0, "runtime"
+    )  # share of free memory for some of them
     cuda_graphs: bool = _f(False, "runtime")  # on a GPU, record a step and replay it
     deterministic: bool = _f(True, "runtime")  # on a GPU, sum in the same order always
     offload: bool = _f(False, "runtime")  # T5 in main memory during the color loss

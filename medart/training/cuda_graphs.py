@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['capture', 'Graphed', 'recordings', 'recorded_gradients', 'Recomputed', 'temporary_attributes', 'recomputing',
-           'cuda_graph_blockers', 'uses_cuda_graphs']
+           'keeping', 'cuda_graph_blockers', 'uses_cuda_graphs']
 
 # %% ../../nbs/training/08_cuda_graphs.ipynb #i0p2c07c
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from medart.training.fused_lora import (
     flatten_tensors,
     unflatten_tensors,
 )
-from .memory import floating_tensors
+from .memory import floating_tensors, KeptPasses, unwrapped
 
 # %% ../../nbs/training/08_cuda_graphs.ipynb #61bfd955
 _LIVE = WeakSet()  # all recordings there are: they share one piece of memory
@@ -115,13 +115,21 @@ class Recomputed:
         self.f, self.params = f, params
         self.forward, self.backward = Graphed(f), None
         self.weights = None  # `params` in a row, once a gradient is to go there
+        self.kept = KeptPasses(0)  # which passes are kept all the same
 
     def vjp(self, n, *xs_gs):
         "Gradients of the weights, flat, and of n inputs, from those of the outputs."
-        gs = xs_gs[n:]
-        xs = [x.detach().requires_grad_(x.is_floating_point()) for x in xs_gs[:n]]
+        xs, ys = self.run(xs_gs[:n])
+        return self.pull(xs, ys, xs_gs[n:])
+
+    def run(self, xs):
+        "The function, ready for its backward pass: inputs, outputs with gradients."
+        xs = [x.detach().requires_grad_(x.is_floating_point()) for x in xs]
         with torch.enable_grad():
-            ys = floating_tensors(self.f(*xs))
+            return xs, floating_tensors(self.f(*xs))
+
+    def pull(self, xs, ys, gs):
+        "The backward pass of `run`."
         wanted = [*self.params, *floating_tensors(xs)]
         gw = torch.autograd.grad(ys, wanted, gs, materialize_grads=True)
         k = len(self.params)
@@ -142,6 +150,9 @@ def __call__(self: Recomputed, *xs):
     if self.weights is None:
         none = torch.zeros(0, device=xs[0].device, requires_grad=True)
         self.weights = flatten_tensors(self.params) if self.params else none
+    if self.kept.fits():
+        with self.kept.counted():
+            return _Kept.apply(self, self.weights, *xs)
     return _Recomputed.apply(self, self.weights, *xs)
 
 
@@ -161,6 +172,22 @@ class _Recomputed(torch.autograd.Function):
         xs = ctx.saved_tensors
         real = [g for g, wanted in zip(gs, ctx.real) if wanted]
         gw, *gx = ctx.again.backward(*xs, *real)
+        gx = iter(gx)
+        return None, gw, *(next(gx) if x.is_floating_point() else None for x in xs)
+
+# %% ../../nbs/training/08_cuda_graphs.ipynb #a0980002
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, again, weights, *xs):
+        ctx.again = again
+        ctx.made = again.run(xs)
+        return tuple(y.detach() for y in ctx.made[1])
+
+    @staticmethod
+    def backward(ctx, *gs):
+        xs, ys = ctx.made
+        gw, *gx = ctx.again.pull(xs, ys, gs)
+        ctx.made = None
         gx = iter(gx)
         return None, gw, *(next(gx) if x.is_floating_point() else None for x in xs)
 
@@ -184,6 +211,7 @@ def temporary_attributes(
 @contextmanager
 def recomputing(
     model: Model,  # its `predict` and `read`
+    kept: KeptPasses | None = None,  # which passes of the transformer are kept
 ):
     "Inside, each pass of the transformer and of T5 is made anew for its gradient."
 
@@ -195,6 +223,8 @@ def recomputing(
 
     predict = _recomputed(model, "predict", [model.denoiser], call_predict)
     read = _recomputed(model, "read", model.text_encoders, call_read)
+
+    predict.kept = kept or KeptPasses(0)
 
     def new_predict(zt, t, cond):
         return predict(zt, t.expand(len(zt)), *cond.tensors())[0]
@@ -210,6 +240,30 @@ def recomputing(
             yield
         finally:
             predict.weights = read.weights = None
+            predict.kept = KeptPasses(0)
+
+
+@contextmanager
+def keeping(
+    model: Model,  # inside `checkpointing`
+    kept: KeptPasses,  # which passes are kept
+):
+    "Inside, the transformer's first passes are kept, and later ones use checkpoints."
+    predict, net = model.predict, unwrapped(model.denoiser)
+
+    def new_predict(zt, t, cond):
+        wanted = torch.is_grad_enabled() and getattr(net, "gradient_checkpointing", 0)
+        if not wanted or not kept.fits():
+            return predict(zt, t, cond)
+        net.disable_gradient_checkpointing()
+        try:
+            with kept.counted():
+                return predict(zt, t, cond)
+        finally:
+            net.enable_gradient_checkpointing()
+
+    with temporary_attributes(model, predict=new_predict):
+        yield
 
 
 def _recomputed(model, name, nets, call):  # one of its functions, as a `Recomputed`

@@ -7,7 +7,7 @@ __all__ = ['diffusion_gradients', 'noise_gradients', 'chain_recomputed', 'color_
            'make_optimizer']
 
 # %% ../../nbs/training/12_step.ipynb #i0p52649
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -23,14 +23,23 @@ from medart.method.hldf import (
 from ..method.model import Model
 from ..recipes.settings import Recipe
 from medart.training.cuda_graphs import (
+    keeping,
     recomputing,
+    recordings,
     uses_cuda_graphs,
     recorded_gradients,
 )
 from .device import with_clock
 from .distributed import averaged
 from .fused_lora import cast_lora_weights
-from .memory import accumulated, checkpointing, in_shares, offloaded
+from medart.training.memory import (
+    accumulated,
+    checkpointing,
+    free_memory,
+    in_shares,
+    KeptPasses,
+    offloaded,
+)
 
 # %% ../../nbs/training/12_step.ipynb #3c124077
 def diffusion_gradients(
@@ -64,13 +73,25 @@ def chain_recomputed(
 ):
     "Inside, a color loss recomputes steps, blocks or nothing, as the recipe asks."
     whole_steps = uses_cuda_graphs(r, event=True)
-    every = r.checkpoint_all
-    steps = recomputing(model) if whole_steps else nullcontext()
+    every, kept = r.checkpoint_all, _kept_passes(model, r)
+    steps = recomputing(model, kept) if whole_steps else keeping(model, kept)
     blocks = checkpointing(
         model, r.checkpointing or every, text=every, image=not whole_steps
     )
-    with steps, blocks:
+    with blocks, steps:
         yield
+    if kept.passes and "kept" not in recordings(model):
+        print(
+            f"A color loss keeps what {kept.passes} of {r.solver_steps} solver steps "
+            f"compute, {kept.size / 1e9:.3g} GB each, and computes the others again."
+        )
+        recordings(model)["kept"] = kept.size
+
+
+def _kept_passes(model, r):
+    budget = r.keep_activations * free_memory(model.device) if r.keep_activations else 0
+    weights = [p for net in model.networks for p in net.parameters()]
+    return KeptPasses(budget, weights if budget else (), recordings(model).get("kept"))
 
 
 def color_gradients(
