@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-LARGE = 40_000  # bytes of base64: smaller pictures stay as they are
+LARGE = 12_000  # bytes of base64: smaller pictures stay as they are
 
 
 def smaller(data):
