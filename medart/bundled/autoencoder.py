@@ -70,10 +70,14 @@ def encode_all(
     batch: int = 64,  # images at once
 ) -> tuple:  # mean and std of the latents, unscaled, each (n,4,h/4,w/4)
     "Every picture's latent moments, computed once."
-    starts = progress(range(0, len(pictures), batch), desc="encoding")
-    batches = (pictures[i : i + batch] / 127.5 - 1 for i in starts)
-    qs = [vae.encode(x).latent_dist for x in batches]
-    return torch.cat([q.mean for q in qs]), torch.cat([q.std for q in qs])
+    means = []
+    stds = []
+    for i in progress(range(0, len(pictures), batch), desc="encoding"):
+        x = pictures[i : i + batch] / 127.5 - 1
+        q = vae.encode(x).latent_dist
+        means.append(q.mean)
+        stds.append(q.std)
+    return torch.cat(means), torch.cat(stds)
 
 # %% ../../nbs/bundled/04_autoencoder.ipynb #089cf71f
 def train_vae(

@@ -48,7 +48,9 @@ def _attribute_table(
         values = asdict(p).items()
         has.append({f"{name}={v}" for name, v in values if name != "modality"})
     names = sorted({value for values in has for value in values})
-    ticks = [[float(name in values) for name in names] for values in has]
+    ticks = []
+    for values in has:
+        ticks.append([float(name in values) for name in names])
     return names, torch.tensor(ticks)
 
 # %% ../../nbs/bundled/14_captioner.ipynb #008db92d
@@ -143,8 +145,11 @@ class _Lessons:
         wordy: float,  # share of batches whose captions have asides
         seed: int,  # of everything drawn
     ):
-        self.processor, self.study, self.batch = processor, study, batch
-        self.wordy, self.seed = wordy, seed
+        self.processor = processor
+        self.study = study
+        self.batch = batch
+        self.wordy = wordy
+        self.seed = seed
         self.people = [p for *_, p in study]
         self.views = views_of(processor, [pixels for _, _, pixels, _ in study])
         asked = {(name, cls) for name, cls, *_ in study}

@@ -113,10 +113,12 @@ def _attribute_accuracy(
     y: Tensor,  # shares of attributes (n,k)
 ) -> dict:  # group -> share of pictures
     "How often the likeliest word of each group is the true one."
-    out, first = {}, 0
+    out = {}
+    first = 0
     for group, words in _ATTRIBUTE_GROUPS.items():
         own = slice(first, first + len(words))
-        said, true = p[:, own].argmax(1), y[:, own].argmax(1).numpy()
+        said = p[:, own].argmax(1)
+        true = y[:, own].argmax(1).numpy()
         out[group] = float((said == true).mean())
         first += len(words)
     return out

@@ -85,7 +85,8 @@ def _training_pair(
     most: int,  # tokens allowed
 ) -> tuple:  # the wordy caption and what is left of it, or None when it is no lesson
     "A pair to learn from: drop asides, the least important first, until the rest fits."
-    base, extra = full_caption(p), asides(p)
+    base = full_caption(p)
+    extra = asides(p)
     long = full_caption(p, True)
     if count(long) <= most:
         return None
@@ -100,7 +101,8 @@ def _training_pairs(
     first: int = 0,  # number of the first phantom of each class
 ) -> list:  # (long, short)
     "Wordy captions that are too long, with what should be left of them."
-    tokenizer, pairs = load_tokenizer(r), []
+    tokenizer = load_tokenizer(r)
+    pairs = []
 
     def count(text):
         return count_tokens(tokenizer, [text])[0]
@@ -163,9 +165,11 @@ def _faithfulness(
 ) -> pd.DataFrame:  # one row
     "How often the small T5's answers pass, are exactly right, and invent a sentence."
     r = r or recipe("skin", scale="tiny")
-    t5, tok = load_simplifier(r), load_tokenizer(r)
+    t5 = load_simplifier(r)
+    tok = load_tokenizer(r)
     pairs = _training_pairs(n, r, first=TEST_FROM)
-    longs, wanted = [long for long, _ in pairs], [short for _, short in pairs]
+    longs = [long for long, _ in pairs]
+    wanted = [short for _, short in pairs]
     answers = []
     for i in progress(range(0, n, 64), desc="examining"):
         answers += t5.shorten(longs[i : i + 64])

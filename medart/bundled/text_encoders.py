@@ -21,7 +21,8 @@ from ..data.shapes import describe_shape, random_shape
 def _position_bias() -> torch.Tensor:  # (32,4): 16 distances left, 16 right; heads
     "What each head of the small T5 adds to its attention at the beginning."
     d = torch.arange(16.0)
-    near, never = -(d - 1).abs(), torch.full((16,), -8.0)
+    near = -(d - 1).abs()
+    never = torch.full((16,), -8.0)
     left = torch.cat([near, never])
     right = torch.cat([never, near])
     both = torch.cat([-d / 2, -d / 2])
@@ -84,7 +85,9 @@ class _Reader(torch.nn.Module):
     def __init__(self, encoder, tokenizer, seed=0):
         super().__init__()
         seen = [_attributes_and_caption(seed, i)[0] for i in range(3000)]
-        self.values = {k: sorted({a[k] for a in seen}) for k in seen[0]}
+        self.values = {}
+        for k in seen[0]:
+            self.values[k] = sorted({attributes[k] for attributes in seen})
         self.sizes = [len(v) for v in self.values.values()]
         self.encoder, self.tokenizer = encoder, tokenizer
         self.tell = torch.nn.Linear(encoder.config.hidden_size, sum(self.sizes))
@@ -119,10 +122,10 @@ def learn_to_read(
         numbers = range(step * batch, (step + 1) * batch)
         rows = [_attributes_and_caption(seed + 1, i) for i in numbers]
         z = reader([caption for _, caption in rows])
-        losses = [
-            attribute_loss(z[k], values, [a[k] for a, _ in rows])
-            for k, values in reader.values.items()
-        ]
+        losses = []
+        for k, values in reader.values.items():
+            wanted = [attributes[k] for attributes, _ in rows]
+            losses.append(attribute_loss(z[k], values, wanted))
         return sum(losses) / len(z)
 
     return reader, fit(reader, loss_of, steps, warmup=50, ema=0.99, desc="T5 reads")

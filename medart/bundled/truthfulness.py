@@ -158,7 +158,8 @@ def truthfulness(
     r = r or recipe("skin", scale="tiny")
     vlm = load_captioner(r)
     exam = feature_phantoms(DATASETS, each, first=TEST_FROM)
-    texts, left = [""] * len(exam), list(range(len(exam)))
+    texts = [""] * len(exam)
+    left = list(range(len(exam)))
     for attempt in range(1 + r.caption_retries):
         blocks = [left[i : i + block] for i in range(0, len(left), block)]
         for chosen in progress(blocks, desc="examining"):

@@ -103,11 +103,10 @@ def caption_source(
 ) -> str:
     "Whose captions are read, in words that name no folder of this machine."
     whose = dict(captions_used(r)[["split", "whose"]].values)[split]
-    return (
-        whose.replace(r.vlm, public_settings(dict(vlm=r.vlm))["vlm"])
-        if r.vlm
-        else whose
-    )
+    if not r.vlm:
+        return whose
+    shown = public_settings(dict(vlm=r.vlm))["vlm"]
+    return whose.replace(r.vlm, shown)
 
 
 def _example_caption(
@@ -137,13 +136,11 @@ for which no PEFT is needed: `{kind}.from_pretrained("merged")`.
 
 
 def _loading(r, files):  # the section on loading
-    kind, lines = model_class(r).pipeline, load_lines(r, files)
+    kind = model_class(r).pipeline
+    lines = load_lines(r, files)
     if kind:
-        lines = [
-            *lines,
-            f"caption = {json.dumps(_example_caption(r))}",
-            _generation_line(r),
-        ]
+        caption = f"caption = {json.dumps(_example_caption(r))}"
+        lines = [*lines, caption, _generation_line(r)]
     used = ", ".join(f"{p} {version(p)}" for p in ("diffusers", "transformers", "peft"))
     code = "\n".join(lines)
     text = f"## How to load it\n\n```python\n{code}\n```\n\nWritten with {used}.\n"
@@ -291,7 +288,8 @@ def license_section(
     licence: str = "",  # of the training images
 ) -> str:
     "Who allows what."
-    model, data = model_terms(r), data_terms(r, licence) or "not stated"
+    model = model_terms(r)
+    data = data_terms(r, licence) or "not stated"
     text = _LICENCE.format(base=base_name(r), model=model, data=data)
     return text + (_RAIL if "RAIL" in model else "")
 

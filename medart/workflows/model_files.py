@@ -137,11 +137,14 @@ def check_files(
     networks,  # part -> class, a part being a folder of the repository or ""
 ) -> tuple:  # findings, and part -> network on the meta device
     "Are a model's weights there and whole, and can its networks be built?"
-    fault, nets, fetch = "", {}, 0
+    fault = ""
+    nets = {}
+    fetch = 0
     try:
         with explain_load_errors(what, name, setting):
             repo = find_repository(name)
-        fault, fetch = _files_fault(repo, networks), _to_fetch(repo, networks)
+        fault = _files_fault(repo, networks)
+        fetch = _to_fetch(repo, networks)
         if fault:
             fault = (
                 f"{what} at {name!r}: {fault} Fetch it again, or pass {setting}=FOLDER."
@@ -151,32 +154,27 @@ def check_files(
                 nets = {p: skeleton(c, locate(name), p) for p, c in networks.items()}
     except Exception as e:
         fault = str(e)
-    found = (
-        f"{sum(map(count_weights, nets.values())) / 1e6:,.1f} M weights" if nets else ""
-    )
-    waits = f", {fetch / 1e9:.1f} GB of them to fetch" if fetch else ""
-    return [
-        Finding(f"{what}: {name}", found + waits, fault, TERMS.get(name, ""), fetch)
-    ], nets
+    found = ""
+    if nets:
+        found = f"{sum(map(count_weights, nets.values())) / 1e6:,.1f} M weights"
+    if fetch:
+        found += f", {fetch / 1e9:.1f} GB of them to fetch"
+    part = f"{what}: {name}"
+    return [Finding(part, found, fault, TERMS.get(name, ""), fetch)], nets
 
 
 def _files_fault(repo, networks):  # what is missing, and what of the rest is no good
     damaged = damaged_files(repo.folder, networks) if repo.folder else []
-    return " ".join([*missing_files(repo.sizes, networks), *(f"{d}." for d in damaged)])
+    said = [*missing_files(repo.sizes, networks), *(f"{d}." for d in damaged)]
+    return " ".join(said)
 
 
 def _to_fetch(repo, networks):  # bytes of weights that are not here yet
-    wanted = {
-        PurePosixPath(p, f).as_posix()
-        for p in networks
-        for f in weight_files(
-            [
-                PurePosixPath(n).name
-                for n in repo.sizes
-                if PurePosixPath(n).parent == PurePosixPath(p)
-            ]
-        )
-    }
+    paths = [PurePosixPath(name) for name in repo.sizes]
+    wanted = set()
+    for part in map(PurePosixPath, networks):
+        below = [path.name for path in paths if path.parent == part]
+        wanted |= {(part / name).as_posix() for name in weight_files(below)}
     return sum(repo.sizes[f] for f in wanted.intersection(repo.waiting))
 
 # %% ../../nbs/workflows/03_model_files.ipynb #ee39115f
@@ -221,23 +219,19 @@ def check_model(
     findings, nets = check_files(
         f"model of family {r.family}", r.model, "model", _model_networks(r)
     )
-    return findings + (
-        check_loading("its other parts", lambda: _small_parts(r), ", ".join)
-        if nets
-        else []
-    ), nets
+    if nets:
+        findings += check_loading("its other parts", lambda: _small_parts(r), ", ".join)
+    return findings, nets
 
 
-def _small_parts(
-    r,
-):  # tokenizers and the schedule: all of a pipeline that has no weights
-    where, pipeline = locate(r.model), model_class(r).pipeline
+def _small_parts(r):
+    "Tokenizers and the schedule: all of a pipeline that has no weights."
+    where = locate(r.model)
+    pipeline = model_class(r).pipeline
     with explain_model_errors(r):
         schedule = DDPMScheduler.load_config(where, subfolder="scheduler")
         if pipeline:
             pipeline.load_config(where)
     check_limit(r)
-    return [
-        schedule["_class_name"],
-        *(type(t).__name__ for t in load_tokenizers(r).values()),
-    ]
+    kinds = [type(t).__name__ for t in load_tokenizers(r).values()]
+    return [schedule["_class_name"], *kinds]

@@ -125,8 +125,10 @@ def describe_folder(
 ) -> Dataset:
     "What is known of a folder: its dataset.yaml, or a proposal that is written there."
     folder = _images_folder(str(images).strip())
-    called, path = own_name(folder, name), folder / "dataset.yaml"
-    modality, features = str(modality).strip(), str(features).strip()
+    called = own_name(folder, name)
+    path = folder / "dataset.yaml"
+    modality = str(modality).strip()
+    features = str(features).strip()
     if not path.exists():
         if not modality:
             raise ValueError(
@@ -244,7 +246,8 @@ def captions_note(
     table: pd.DataFrame,  # of `caption_images`: class, source, faults, tries
 ) -> str:
     "How many captions are simple, and why, in words."
-    n, simple = len(table), table[table.source == "simple"]
+    n = len(table)
+    simple = table[table.source == "simple"]
     writer = shareable(r.vlm)
     if simple.empty:
         return f"All {n} captions were written by {writer}; none had to be replaced."

@@ -308,7 +308,8 @@ def report_parts(
     told: str,  # the command that made it
 ) -> list:  # of parts
     "All that a report says."
-    few, folder = too_few_to_measure(r), find_data(r)
+    few = too_few_to_measure(r)
+    folder = find_data(r)
     res = {} if few else read_results(r)
     sets = dict(
         gen=generated_images(samples_dir(r), r.size),

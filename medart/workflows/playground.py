@@ -166,7 +166,8 @@ def compare_models(
         raise ValueError(fault)
     real = reference_images(*named_in(caption))
     reference = color_stats(real)
-    images, rows = {"phantoms": real[:n]}, {"phantoms": _stats_row(real, reference)}
+    images = {"phantoms": real[:n]}
+    rows = {"phantoms": _stats_row(real, reference)}
     r = replace(
         course_recipe("base"), gen_guidance=guidance, gen_steps=steps, seed=seed
     )
@@ -174,7 +175,8 @@ def compare_models(
         with torch.no_grad():
             both = model.encode_text([caption, ""])
         x = to_uint8(sample_images(model, r, both[[0] * n + [1]]))
-        images[name], rows[name] = x, _stats_row(x, reference)
+        images[name] = x
+        rows[name] = _stats_row(x, reference)
     return images, pd.DataFrame(rows).T
 
 # %% ../../nbs/workflows/17_playground.ipynb #pg000022
@@ -185,7 +187,8 @@ def _show_colors(ax, stats):  # a group a channel, real images in black
     n = len(stats)
     for k, (name, row) in enumerate(stats.iterrows()):
         at = np.arange(3) + (k - (n - 1) / 2) * 0.6 / n
-        means, spread = row[list(STATS[:3])], row[list(STATS[3:])]
+        means = row[list(STATS[:3])]
+        spread = row[list(STATS[3:])]
         how = dict(fmt="o", ms=5, capsize=2, color=_COLORS.get(name, "black"))
         ax.errorbar(at, means, spread, label=_with_gap(name, row), **how)
     ax.set(xticks=range(3), xticklabels=["red", "green", "blue"], ylim=(-1.2, 1.6))

@@ -36,7 +36,8 @@ def _findings_of(
     found, nets = check_model(r) if {"train", "generate"} & set(stages) else ([], {})
     if "caption" in stages:
         more, writers = check_caption(r)
-        found, nets = found + more, max(nets, writers, key=lambda n: weight_bytes(n, r))
+        found = found + more
+        nets = max(nets, writers, key=lambda n: weight_bytes(n, r))
     if "evaluate" in stages:
         found += check_evaluate(r, spaces)
     if "classify" in stages:

@@ -148,26 +148,16 @@ def check_images(
     r: Recipe,  # data
 ) -> list:  # of findings
     "Is there a data set, or can there be?"
-    d, folder = dataset_of(r), data_dir() / r.data
+    d = dataset_of(r)
+    folder = data_dir() / r.data
     source = SOURCES.get(d.name, {})
-    terms = next(
-        (
-            l.split(":", 1)[1].strip()
-            for l in source.get("text", "").splitlines()
-            if "Licence:" in l
-        ),
-        "",
-    )
+    lines = [x for x in source.get("text", "").splitlines() if "Licence:" in x]
+    terms = lines[0].split(":", 1)[1].strip() if lines else ""
     if r.data == f"phantom/{r.dataset}":
         return [Finding("images", "phantoms, drawn here")]
     if folder.is_dir():
-        return [
-            Finding(
-                "images",
-                f"{sum(1 for _ in folder.iterdir())} entries in {r.data}",
-                terms=terms,
-            )
-        ]
+        entries = len(list(folder.iterdir()))
+        return [Finding("images", f"{entries} entries in {r.data}", terms=terms)]
     if source.get("url") and folder.name == d.name:
         return [Finding("images", f"are fetched from {source['url']}", terms=terms)]
     return [
@@ -251,7 +241,8 @@ def check_devices(
     nets: dict,  # what has to fit, on the meta device
 ) -> list:  # of findings
     "Is there a GPU, and is there memory for the weights?"
-    cards, need = gpus(), weight_bytes(nets, r)
+    cards = gpus()
+    need = weight_bytes(nets, r)
     free = psutil.virtual_memory().available
     faults = _device_faults(r, cards, need)
     if need > free:
@@ -260,16 +251,12 @@ def check_devices(
             f"and {free / 1e9:.1f} GB are free: close other programs, "
             "take a machine with more, or a smaller model."
         )
-    names = (
-        ", ".join(f"{c['name']} ({c['bytes'] / 1e9:.0f} GB)" for c in cards) or "no GPU"
+    names = [f"{c['name']} ({c['bytes'] / 1e9:.0f} GB)" for c in cards] or ["no GPU"]
+    there = (
+        f"{', '.join(names)}; {free / 1e9:.1f} GB of main memory free, "
+        f"{need / 1e9:.2f} GB of weights"
     )
-    return [
-        Finding(
-            "machine",
-            f"{names}; {free / 1e9:.1f} GB of main memory free, "
-            f"{need / 1e9:.2f} GB of weights",
-        )
-    ] + [Finding("machine", fault=f) for f in faults]
+    return [Finding("machine", there), *(Finding("machine", fault=f) for f in faults)]
 
 
 def _device_faults(r, cards, need):  # what is wrong with the GPUs
@@ -304,10 +291,14 @@ def run_bytes(
     nets: dict,  # its networks on the meta device
 ) -> float:
     "About how much a run writes."
-    matrices = [p for n in nets.values() for p in n.parameters() if p.dim() == 2]
-    trained = sum(r.rank * sum(p.shape) for p in matrices)  # no more than this
+    trained = 0  # no more than this
+    for net in nets.values():
+        for weight in net.parameters():
+            if weight.dim() == 2:
+                trained += r.rank * sum(weight.shape)
+    checkpoints = (r.keep_checkpoints + 1) * 12 * trained
     images = sum(dataset_of(r).counts.values()) * r.size**2 * 2
-    return (r.keep_checkpoints + 1) * 12 * trained + images
+    return checkpoints + images
 
 
 def _free_bytes(
@@ -326,42 +317,43 @@ def check_disk(
     fetch: int = 0,  # bytes that are still to be fetched
 ) -> list:  # of findings
     "May outputs be written, and is there room for them and for what is fetched?"
-    out, cache = outputs_dir(), Path(constants.HF_HUB_CACHE)
+    out = outputs_dir()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as f:
             f.write(b"written")
     except OSError as e:
-        return [
-            Finding(
-                "outputs",
-                fault=f"{out.name}/ cannot be written to ({e.strerror}): "
-                "set MEDART_OUTPUTS to a folder of your own.",
-            )
-        ]
-    need, room = run_bytes(r, nets), _free_bytes(out)
-    found = [
-        Finding(
-            "outputs",
-            f"about {need / 1e9:.1f} GB to write, {room / 1e9:.1f} GB free",
-            ""
-            if need < room
-            else f"A run writes about {need / 1e9:.1f} GB, "
-            f"and {room / 1e9:.1f} GB are free where outputs go: "
-            "make room, or set MEDART_OUTPUTS to a folder on another disk.",
+        fault = (
+            f"{out.name}/ cannot be written to ({e.strerror}): "
+            "set MEDART_OUTPUTS to a folder of your own."
         )
-    ]
-    room = _free_bytes(cache)
+        return [Finding("outputs", fault=fault)]
+    found = [_room_for_outputs(run_bytes(r, nets), _free_bytes(out))]
     if fetch:
-        found.append(
-            Finding(
-                "cache",
-                f"{fetch / 1e9:.1f} GB to fetch, {room / 1e9:.1f} GB free",
-                ""
-                if fetch < room
-                else f"{fetch / 1e9:.1f} GB have to be fetched, "
-                f"and {room / 1e9:.1f} GB are free where they go: "
-                "make room, or set HF_HOME to a folder on another disk.",
-            )
-        )
+        room = _free_bytes(Path(constants.HF_HUB_CACHE))
+        found.append(_room_for_models(fetch, room))
     return found
+
+
+def _room_for_outputs(need, room):  # bytes to write, bytes free
+    fault = ""
+    if need >= room:
+        fault = (
+            f"A run writes about {need / 1e9:.1f} GB, "
+            f"and {room / 1e9:.1f} GB are free where outputs go: "
+            "make room, or set MEDART_OUTPUTS to a folder on another disk."
+        )
+    there = f"about {need / 1e9:.1f} GB to write, {room / 1e9:.1f} GB free"
+    return Finding("outputs", there, fault)
+
+
+def _room_for_models(fetch, room):  # bytes to fetch, bytes free
+    fault = ""
+    if fetch >= room:
+        fault = (
+            f"{fetch / 1e9:.1f} GB have to be fetched, "
+            f"and {room / 1e9:.1f} GB are free where they go: "
+            "make room, or set HF_HOME to a folder on another disk."
+        )
+    there = f"{fetch / 1e9:.1f} GB to fetch, {room / 1e9:.1f} GB free"
+    return Finding("cache", there, fault)

@@ -58,15 +58,14 @@ def _regenerate(
     if "generate" in stages:
         return stages
     m = samples_dir(r) / "metadata.csv"
-    return (
-        stages
-        if all((m.parent / f).exists() for f in read_names(m).file_name)
-        else ["generate", *stages]
-    )
+    if all((m.parent / f).exists() for f in read_names(m).file_name):
+        return stages
+    return ["generate", *stages]
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #a29af75c
 def _in_spaces(r, spaces):  # was it evaluated in all of them?
-    asked, found = words_of("spaces", spaces) if spaces else [], read_results(r)
+    asked = words_of("spaces", spaces) if spaces else []
+    found = read_results(r)
     known = found.get("extractors")  # a result of an earlier version has names alone
     if known is None:
         return {Path(x).name for x in asked} <= {*found["spaces"]}
@@ -84,25 +83,24 @@ def left(
         return []
     if "classify" in ends:
         check_classes_known(load_split(r, "train"), load_split(r, "test"))
-    out, s = (
-        [("caption", r)] if "train" in to_run(r) and lacks_captions(r) else [],
-        synthetic_recipe(r),
-    )
+    plan = []
+    if "train" in to_run(r) and lacks_captions(r):
+        plan.append(("caption", r))
+    synthetic = synthetic_recipe(r)
     if "evaluate" in ends:
-        out += [
-            (n, r)
-            for n in _regenerate(r, to_run(r))
-            or ["evaluate"] * (not _in_spaces(r, spaces))
-        ]
+        stages = _regenerate(r, to_run(r))
+        if not stages and not _in_spaces(r, spaces):
+            stages = ["evaluate"]
+        plan += [(stage, r) for stage in stages]
     if "classify" in ends:
-        out += [(n, s if n == "generate" else r) for n in _regenerate(s, to_run(r, 4))]
-    return list(dict.fromkeys(out))
+        for stage in _regenerate(synthetic, to_run(r, 4)):
+            plan.append((stage, synthetic if stage == "generate" else r))
+    return list(dict.fromkeys(plan))
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #91e7a323
 def run_name(r):
-    return (
-        f"{r.dataset}-{r.scale}/{run_dir(r).name}"  # a row's folder, from outputs/ on
-    )
+    "A row's folder, from outputs/ on."
+    return f"{r.dataset}-{r.scale}/{run_dir(r).name}"
 
 
 _TIMES = ["scale", "dataset", "method", "run", "stage", "seconds", "end"]
@@ -112,13 +110,10 @@ _TIMES = ["scale", "dataset", "method", "run", "stage", "seconds", "end"]
 def read_times() -> pd.DataFrame:  # a row a stage that was run
     "What stages took."
     f = outputs_dir() / "durations.csv"
-    return (
-        pd.read_csv(
-            f, keep_default_na=False, dtype={k: str for k in _TIMES if k != "seconds"}
-        )
-        if f.exists()
-        else pd.DataFrame(columns=_TIMES)
-    )
+    if not f.exists():
+        return pd.DataFrame(columns=_TIMES)
+    words = {k: str for k in _TIMES if k != "seconds"}
+    return pd.read_csv(f, keep_default_na=False, dtype=words)
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #4ec28151
 def note_time(
@@ -129,13 +124,11 @@ def note_time(
 ) -> None:
     "Write down what a stage took."
     f = outputs_dir() / "durations.csv"
+    before = f.read_text() if f.exists() else ",".join(_TIMES) + "\n"
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(
-        [r.scale, r.dataset, r.method, run_name(r), stage, round(seconds, 1), end]
-    )
-    write_atomic(
-        f, (f.read_text() if f.exists() else ",".join(_TIMES) + "\n") + line.getvalue()
-    )
+    about = [r.scale, r.dataset, r.method, run_name(r), stage, round(seconds, 1), end]
+    csv.writer(line, lineterminator="\n").writerow(about)
+    write_atomic(f, before + line.getvalue())
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #ecb28ab1
 def _guess(
@@ -150,8 +143,11 @@ def _guess(
         & (times.dataset == r.dataset)
         & (times.stage == stage)
     ]
+    if t.empty:
+        return None
     same = t[t.method == r.method]
-    return None if t.empty else float((t if same.empty else same).seconds.median())
+    alike = t if same.empty else same
+    return float(alike.seconds.median())
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #6642d00c
 def expected(
@@ -160,9 +156,11 @@ def expected(
     workers: int = 1,  # processes at once
 ):  # seconds, or None before the first of any kind
     "How long the rest will take: at least so long, where a kind has never been run."
-    known = [
-        max(0.0, g - spent)
-        for n, r, spent in stages
-        if (g := _guess(times, r, n)) is not None
-    ]
-    return sum(known) / workers if known or not stages else None
+    known = []
+    for stage, r, spent in stages:
+        seconds = _guess(times, r, stage)
+        if seconds is not None:
+            known.append(max(0.0, seconds - spent))
+    if stages and not known:
+        return None
+    return sum(known) / workers

@@ -57,7 +57,8 @@ def _shown(v):  # a cell
 def _rows(t):  # a table with its names -> lists of text, the heading first
     t = t.reset_index() if t.index.name or t.index.nlevels > 1 else t
     head = [str(c) for c in t.columns]
-    return [head, *([_shown(v) for v in row] for row in t.itertuples(index=False))]
+    rows = [list(map(_shown, row)) for row in t.itertuples(index=False)]
+    return [head, *rows]
 
 # %% ../../nbs/workflows/12_report_pages.ipynb #20c0f003
 @lru_cache
@@ -225,7 +226,7 @@ def _figure(pdf, p, text):
 def _table(pdf, p, text):
     from fpdf.fonts import FontFace
 
-    rows = [[text(c) for c in row] for row in _rows(p.what)]
+    rows = [list(map(text, row)) for row in _rows(p.what)]
     size = 7.5 if len(rows[0]) < 8 else 6
     widths = [_column_width(cells) for cells in zip(*rows)]
     if pdf.will_page_break(26):
