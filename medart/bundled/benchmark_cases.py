@@ -25,8 +25,8 @@ from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.cuda_graphs import temporary_attributes
 from ..training.device import compile_blocks, deterministic
-from ..training.fused_lora import FusedLoRALinear
-from ..training.models import plain_blocks
+from ..training.fused_lora import FusedLoRALinear, separate_products
+from ..training.models import is_fused, plain_blocks
 from ..training.step import color_gradients, make_optimizer, training_step, update
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #06099134
@@ -102,7 +102,7 @@ def other_loras(model, r=None):
 
 @contextmanager
 def as_libraries_compute(model, r=None):
-    "Inside, nothing of a model is fused: its modules run as PEFT, diffusers and transformers wrote them."
+    "Inside, a model runs as PEFT, diffusers and transformers wrote it."
     fused = any(isinstance(m, FusedLoRALinear) for m in model.denoiser.modules())
     with plain_blocks(model), other_loras(model) if fused else nullcontext():
         yield
@@ -195,12 +195,49 @@ def _compiled(model, backend):
                 m._compiled_call_impl = None
         torch._dynamo.reset()
 
+# %% ../../nbs/bundled/18_benchmark_cases.ipynb #a1800002
+_FUSED = {  # what is taken back -> classes that compute as their library wrote them
+    "T5's norms written out": ("T5LayerNorm",),
+    "T5's GELU written out": ("T5DenseGatedActDense",),
+    "the libraries' attention": ("T5Attention", "Attention"),
+    "shifts and gates written out": ("BasicTransformerBlock",),
+}
+
+
+def _apart(model, r=None, b=None):
+    "Inside, queries, keys and values are a product each."
+    return separate_products(model.networks)
+
+
+def _written_out(names):
+    "Inside, some modules compute as their libraries wrote them."
+
+    def inside(model, r=None, b=None):
+        return plain_blocks(model, *names)
+
+    return inside
+
+
+def _fused_cases(r, step, event):  # each rank, without it
+    if not is_fused(r):
+        return []
+    ways = {"a product for each layer": _apart}
+    ways |= {name: _written_out(names) for name, names in _FUSED.items()}
+    ways["nothing fused but the LoRAs"] = _written_out(())
+    return [
+        step(name, partial(_our_step, inside=way)) for name, way in ways.items()
+    ] + [
+        event(name, partial(_our_event, inside=way))
+        for name, way in ways.items()
+        if name.startswith(("a product", "nothing"))
+    ]
+
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #6b4302be
 def opposites(r: Recipe) -> dict:
     "What the other choice is called, of CUDA graphs and of LoRAs."
     return dict(
         graphs="without CUDA graphs" if r.cuda_graphs else "with CUDA graphs",
-        loras="LoRAs as PEFT computes them" if r.lean_lora else "lean LoRAs",
+        loras="LoRAs as PEFT computes them" if is_fused(r) else "lean LoRAs",
     )
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #4678d6cf
@@ -250,6 +287,7 @@ def cases(
         event("ours"),
         step(other["graphs"], **switched),
         step(other["loras"], partial(_our_step, inside=other_loras)),
+        *_fused_cases(r, step, event),
         step("in any order of sums", deterministic=False),
         plain("color loss", "as documented"),
         ours("generation", "ours", _our_generation),
