@@ -24,6 +24,6 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         extra: cfg[f"{extra}_requirements"].split()
-        for extra in ("dev", "paper", "vllm", "small")
+        for extra in ("dev", "paper", "vllm", "small", "sweep")
     },
 )

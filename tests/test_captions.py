@@ -134,11 +134,11 @@ def one_process(images):
     return written(), drafts()
 
 
-def test_two_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch):
+def test_three_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch):
     one, lines = one_process
-    monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
+    monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "three"))
     launch = (
-        "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "-m accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1 --mixed_precision no "
         "--dynamo_backend no --main_process_port 0"
     )
     finish(
@@ -150,7 +150,7 @@ def test_two_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypatch
     )
     assert written() == one and drafts() == lines
     files = list((captions_dir(few()) / "train" / "drafts").glob("*.jsonl"))
-    assert len(files) == 2, "both processes had work"
+    assert len(files) == 3, "all processes had work"
 
 
 def test_killed_in_mid_captioning_only_the_missing_is_written(

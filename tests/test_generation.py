@@ -74,8 +74,8 @@ def painted(r):
     }
 
 
-def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch):
-    "One process with three threads and without a break; then two that are killed while they paint, and two that finish their work."
+def test_three_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch):
+    "One process with three threads and without a break; then two that are killed while they paint, and three that finish their work."
     run, threads = replace(run, gen_block=2), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -111,7 +111,7 @@ def test_two_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch
     assert 3 <= len(left) < 16 and not (samples_dir(run) / "metadata.csv").exists()
     for f in left:
         Image.open(f).load()
-    sampling_runs.generate_in(2, run)
+    sampling_runs.generate_in(3, run)
     got = {k: v for k, v in painted(run).items() if not Path(k).name.startswith(".")}
     assert got == want
     full = {f for f in left if sum(g in left for g in block_of(run, f)) == 2}

@@ -8,6 +8,8 @@ import re
 import resource
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import traceback
 from dataclasses import replace
@@ -406,21 +408,49 @@ def float64(**k):
     return dict(dtype="float64", t5_dropout=False, num_processes=1) | k
 
 
-def test_two_processes_equal_one(small):
+def weights(r):
+    "What the last checkpoint of a run holds, a file a name."
+    files = checkpoints(r)[-1].glob("*.safetensors")
+    return {f.name: load_file(f) for f in files}
+
+
+def on_two_machines(r):
+    "Two launchers, each with one process, as two machines of a cluster have them."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    line += "--num_machines 2 --num_processes 2 --mixed_precision no".split()
+    line += "--dynamo_backend no --main_process_ip 127.0.0.1".split()
+    line += ["--main_process_port", port]
+    told = ["-m", "medart.training.launch", "--dataset", "skin", "--data", "made"]
+    for k, v in (SMALL | float64()).items():
+        told += [f"--{k}", str(v)]
+    env = os.environ | dict(ACCELERATE_USE_CPU="yes", OMP_NUM_THREADS="1")
+    env |= dict(PYTHONPATH=str(ROOT))
+    machines = [
+        subprocess.Popen(
+            [*line, "--machine_rank", str(rank), *told],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [p.communicate(timeout=600)[0] for p in machines]
+    assert [p.returncode for p in machines] == [0, 0], "\n".join(said)[-4000:]
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_equal_one(small, machines):
     one, two = small(**float64()), small(**float64(num_processes=2))
     assert run_dir(one) == run_dir(two)
     train(one)
-    want = {
-        n: f
-        for n, f in (
-            (c.name, load_file(checkpoints(one)[-1] / c.name))
-            for c in checkpoints(one)[-1].glob("*.safetensors")
-        )
-    }
-    log = logs.read_losses(one)
+    want, log = weights(one), logs.read_losses(one)
     shutil.rmtree(run_dir(one))
-    launch(two)
-    got = {n: load_file(checkpoints(two)[-1] / n) for n in want}
+    launch(two) if machines == 1 else on_two_machines(two)
+    got = weights(two)
     gap = {
         n: max((a - got[n][k]).abs().max().item() for k, a in t.items())
         for n, t in want.items()

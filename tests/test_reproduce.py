@@ -1,12 +1,9 @@
 "Many rows by one command: what fails holds up nothing, what is done is not done again, and a stop loses nothing."
 
-import json
 import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +24,7 @@ from medart.core.randomness import stable_hash
 from medart.core.records import write_record
 from medart.training.samples import generated_from
 from medart.training.sampling_plan import sampling_plan
-from medart.training.sampling_runs import generate
 from medart.training.runs import IMAGES
-from medart.training.trainer import train
-from medart.evaluation.evaluator import evaluate
-from medart.evaluation.measures import find_measure
 from medart.data.phantoms import write_phantoms
 from medart.recipes.datasets import DATASETS
 from medart.recipes.methods import METHODS
@@ -62,109 +55,6 @@ def row(method, **changes):
         method,
         **({k: v for k, v in SMALL.items() if k not in METHODS[method]} | changes),
     )
-
-
-def papermill(out, notebook="reproduce", **parameters):
-    yaml = "\n".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(ROOT / f"nbs/{notebook}.ipynb"),
-            str(out),
-            "-y",
-            yaml,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
-    "Both rows are trained and painted, but one image is damaged."
-    write_phantoms("skin", folders[0] / "few", counts=FEW)
-    asked = dict(data="few", epochs=0.25, gen_block=8)
-    rows = good, bad, _ = [
-        row(m, **{k: v for k, v in asked.items() if k not in METHODS[m]})
-        for m in ("base", "no_hldf", "sdxl")
-    ]
-    for r in (good, bad):
-        train(r)
-        generate(r)
-    image = sorted(samples_dir(bad).rglob("*.png"))[0]
-    whole = image.read_bytes()
-    image.write_bytes(whole[:20])
-    t = reproduce_room.reproduce(rows, workers=2).set_index("method")
-    assert t.state.to_dict() == dict(
-        base="done", no_hldf="failed", sdxl=paper_tables.PAPER_ONLY
-    )
-    assert (
-        t.stage["no_hldf"] == "evaluate"
-        and image.name in t.message["no_hldf"]
-        and "run generate again" in t.message["no_hldf"]
-        and (t.seconds[:2] > 0).all()
-    )
-    with pytest.raises(RuntimeError, match="1 of 3 rows failed"):
-        reproduce_room.all_done(t.reset_index())
-    kept = folders[1] / paper_tables.executed(bad, "evaluate")
-    assert any(
-        o.output_type == "error"
-        for c in nbformat.read(kept, 4).cells
-        for o in c.get("outputs", [])
-    )
-    assert [f.name for f in folders[1].glob("*.log")] == [kept.with_suffix(".log").name]
-
-    image.write_bytes(whole)
-    before = {
-        f: f.stat().st_mtime_ns
-        for f in [*run_dir(good).rglob("*"), *folders[1].glob("*base*.ipynb")]
-        if f.is_file()
-    }
-    done = papermill(
-        tmp_path / "done.ipynb",
-        **(SMALL | asked),
-        datasets="skin",
-        methods="base no_hldf sdxl",
-        workers=2,
-        prompts=2,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert {f: f.stat().st_mtime_ns for f in before} == before, (
-        "what was done is not done again"
-    )
-    times = remaining_work.read_times()
-    assert sorted(map(tuple, times[["method", "stage", "end"]].values)) == [
-        ("base", "evaluate", "done"),
-        ("no_hldf", "evaluate", "done"),
-        ("no_hldf", "evaluate", "failed"),
-    ]
-    said = "".join(
-        o.get("text", "")
-        or o.get("data", {}).get(
-            "text/plain", ""
-        )  # the bar is a line that is shown anew
-        for c in nbformat.read(tmp_path / "done.ipynb", 4).cells
-        for o in c.get("outputs", [])
-    )
-    assert (
-        f"{paper_tables.PAPER_ONLY}: skin sdxl" in said
-        and "done    evaluate skin no_hldf" in said
-        and "1 of 1 stages" in said
-        and re.search(
-            r"\d left, expected \d+ (s|min); now evaluate skin no_hldf 0", said
-        )
-    )
-    assert pd.read_csv(
-        folders[1] / "tables/rows-base-no_hldf-sdxl-tiny.csv"
-    ).state.tolist() == ["done", "done", paper_tables.PAPER_ONLY]
-    tables = sorted((folders[1] / "tables").glob("table?-tiny-skin-????????.md"))
-    assert [f.name[:6] for f in tables] == ["table2", "table3", "table4"], (
-        "settings were changed, so the tables have names of their own"
-    )
-    assert (folders[1] / "figures/figure2-skin-base-no_hldf-sdxl-tiny.png").exists()
-    assert f"`{paper_tables.PAPER_ONLY}`" in tables[0].read_text()
 
 
 def test_a_stop_lets_training_save_and_loses_nothing(made, folders):
@@ -348,47 +238,3 @@ def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folder
 def test_a_table_that_is_not_there(wrong):
     with pytest.raises(ValueError, match="2, 3 or 4"):
         reproduce_room.rows_of(wrong)
-
-
-def test_the_color_loss_is_judged_beside_the_same_model_without_it(folders, tmp_path):
-    write_phantoms("skin", folders[0] / "few", counts=FEW)
-    asked, methods = (
-        dict(data="few", epochs=0.25, gen_block=8),
-        ["base", "no_hldf", "medart", "sd15", "sd15_hldf"],
-    )
-    for r in [
-        row(m, **{k: v for k, v in asked.items() if k not in METHODS[m]})
-        for m in methods
-    ]:
-        train(r)
-        generate(r)
-        evaluate(r)
-    done = papermill(
-        tmp_path / "effect.ipynb",
-        "effect",
-        **(SMALL | asked),
-        datasets="skin",
-        methods=" ".join(methods),
-        seeds="0",
-        name="judged",
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    read = lambda name: pd.read_csv(
-        folders[1] / f"tables/judged-tiny{name}.csv"
-    ).set_index(["method", "measure"])
-    value, paired = read("").value, read("-paired")["0"]
-    for method, without in dict(medart="no_hldf", sd15_hldf="sd15").items():
-        assert set(paired[method].index) == set(value[method].index)
-        gap = lambda row: pd.Series(
-            {m: find_measure(m).gap(v) for m, v in value[row].items()}
-        )
-        assert paired[method].values == pytest.approx(
-            (gap(method) - gap(without))[paired[method].index].values,
-            abs=1e-4,
-            nan_ok=True,
-        )
-        assert paired[method, "color_gap"] != 0
-    assert {f.name for f in (folders[1] / "figures").glob("judged*")} == {
-        "judged-tiny-paths.png",
-        "judged-tiny-skin.png",
-    }
