@@ -14,7 +14,7 @@ def sweep():
     if not sweeps:
         from medart.workflows.sweeps import Sweep
 
-        sweeps.append(Sweep(config, asked, MAIN))
+        sweeps.append(Sweep(config, asked))
     return sweeps[0]
 
 

@@ -19,6 +19,7 @@ from medart.evaluation import results
 from medart.workflows import processes
 from medart.workflows import remaining_work
 from medart.workflows import reproduce as reproduce_room
+from medart.workflows.sweeps import Sweep
 from medart.core.files import write_atomic
 from medart.core.randomness import stable_hash
 from medart.core.records import write_record
@@ -217,7 +218,9 @@ def test_two_never_work_on_the_same_stage(folders, tmp_path):
     processes.stop([again])
 
 
-def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folders):
+def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(
+    folders, tmp_path, monkeypatch
+):
     from PIL import Image
 
     for i in range(10):
@@ -232,6 +235,13 @@ def test_a_row_that_no_classifier_can_end_is_refused_before_it_is_trained(folder
         and "one class only (melanoma)" in t.message[0]
         and not run_dir(r).exists()
     )
+    monkeypatch.chdir(tmp_path)
+    rows = [reproduce_room.Row(r, ("classify",))]
+    sweep = Sweep(dict(rows=reproduce_room.save_rows(rows, tmp_path / "rows.json")))
+    (mark,) = sweep.marks("rows")
+    assert mark.split("/")[2] == "look"
+    with pytest.raises(RuntimeError, match="one class only"):
+        sweep.run("look/" + Path(mark).stem)
 
 
 @pytest.mark.parametrize("wrong", [5, "two"])

@@ -310,7 +310,7 @@ def test_records_decide_and_not_the_marks(finished, tmp_path, monkeypatch):
             patch.setattr(Sweep, "_look", look)
             Sweep(config).marks("table3")
         assert [Path(m).exists() for m in marks] == [True, False, False]
-        stage = Sweep(config, look=False)._find("train/" + Path(marks[0]).stem)
+        stage = Sweep(config)._find("train/" + Path(marks[0]).stem)
         assert (stage.notebook, stage.r) == ("train", finished[1])
     finally:
         done.write_bytes(whole)

@@ -32,7 +32,7 @@ from ..evaluation.classification import synthetic_recipe
 from ..evaluation.paper_tables import executed, PAPER_ONLY, runnable
 from ..recipes.methods import METHODS
 from ..recipes.paper import PAPER_TABLES
-from ..recipes.runs import captions_dir, run_dir
+from ..recipes.runs import run_dir
 from ..recipes.settings import Recipe, settings
 from ..recipes.values import count_of, typed_value
 from ..training.distributed import stop_signals
@@ -119,8 +119,9 @@ class Stage:
     before: set = field(default_factory=set)  # keys of other stages
 
     def __str__(self):
-        of = captions_dir if self.notebook == "caption" else run_dir
-        return f"{self.notebook:8} {self.r.dataset} {of(self.r).name}"
+        name = executed(self.r, self.notebook).removesuffix(".ipynb")
+        of = name.removeprefix(f"{self.notebook}-{self.r.dataset}-{self.r.scale}-")
+        return f"{self.notebook:8} {self.r.dataset} {of}"
 
 
 def plan(

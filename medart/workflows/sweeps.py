@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.files import write_atomic
-from ..core.paths import data_dir, outputs_dir, root
+from ..core.paths import outputs_dir, root
 from ..evaluation.classification import synthetic_recipe
 from ..evaluation.paper_tables import executed, PAPER_ONLY, runnable
 from ..recipes.parameters import method_recipe_from, papermill_option
@@ -76,17 +76,20 @@ class Sweep:
     def __init__(
         self,
         config: dict,  # of Snakemake
-        asked: list = (),  # of `note_signals`: stages stop when it fills
-        look: bool = True,  # at what is left; else a stage of this name is wanted
+        asked: list | tuple = (),  # of `note_signals`: stages stop when it fills
     ):
-        self.config, self.asked, self.looks = config, asked, look
+        self.config, self.asked = config, asked
         self.targets, self.stages, self.wanted = targets_of(config), {}, []
+        self.known = {}  # target -> its marks: Snakemake may ask twice
         self.gpus = int(torch.cuda.device_count() > 0)
         self.place = Path.cwd()  # where Snakemake works
-        for name, of in (("MEDART_OUTPUTS", outputs_dir), ("MEDART_DATA", data_dir)):
-            os.environ[name] = str(of().resolve())
 
     def marks(self, target):  # of the stages that are left; old ones are taken away
+        if target not in self.known:
+            self.known[target] = self._marks(target)
+        return self.known[target]
+
+    def _marks(self, target):
         rows = self.targets[one_of("target", target, self.targets)]
         there = {str(f): _age(f) for f in Path(STAGES).rglob("*.done")}
         keys = [*self._look(rows), f"tables/{target}"]  # tables are always written
