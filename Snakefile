@@ -1,6 +1,6 @@
 # Tables of the paper, stage by stage: snakemake -c2 table3 --config datasets=skin
 # How to run it on a laptop, one GPU or a cluster: nbs/reproduce.ipynb.
-# Which stages are left is known from records (nbs/workflows/18_sweeps.ipynb).
+# Which stages are left is known from records (nbs/workflows/19_sweeps.ipynb).
 # Rules read no data: each leaves a mark when its stage has ended well.
 import sys
 
