@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from ..core.figures import read_names
 from ..core.files import write_atomic
@@ -124,11 +125,13 @@ def note_time(
 ) -> None:
     "Write down what a stage took."
     f = outputs_dir() / "durations.csv"
-    before = f.read_text() if f.exists() else ",".join(_TIMES) + "\n"
     line = io.StringIO()
     about = [r.scale, r.dataset, r.method, run_name(r), stage, round(seconds, 1), end]
     csv.writer(line, lineterminator="\n").writerow(about)
-    write_atomic(f, before + line.getvalue())
+    f.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f.with_name(".durations.lock")):
+        before = f.read_text() if f.exists() else ",".join(_TIMES) + "\n"
+        write_atomic(f, before + line.getvalue())
 
 # %% ../../nbs/workflows/00_remaining_work.ipynb #ecb28ab1
 def _guess(
