@@ -44,7 +44,7 @@ class Batch:
 
     def x(self) -> Tensor:
         "The real images, (n,3,h,w) in -1..1, on the latents' device."
-        return unit(to_device_async(torch.stack(self.crops), self.z0.device))
+        return unit(to_device_async(torch.stack([*self.crops]), self.z0.device))
 
 # %% ../../nbs/method/11_hldf.ipynb #65a52791
 def diffusion_loss(

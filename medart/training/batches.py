@@ -7,74 +7,267 @@ __all__ = ['TrainingSet', 'training_set', 'images_per_update', 'epoch_permutatio
 
 # %% ../../nbs/training/09_batches.ipynb #i0p3a57a
 import hashlib
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.torch import load, save
+from fastcore.basics import patch
+from safetensors import safe_open
+from torch import Tensor
 
-from ..core.files import disk_faults, read_kept, write_kept
+from ..core.files import disk_faults
 from ..core.paths import outputs_dir
 from ..core.progress import progress
 from ..core.randomness import np_rng, rng
-from ..data.images import crop, read_pixels, Split, unit
+from ..data.images import cores, crop, read_image, Split, to_tensor, unit
 from ..method.embeddings import Moments
 from ..method.hldf import Batch
 from ..method.model import Model, to_device_async, vae_batch
 from ..recipes.settings import Recipe
 
+# %% ../../nbs/training/09_batches.ipynb #62bc6a6e
+_ROOM = 1 << 30  # bytes of decoded images that a process keeps
+
+
+class _Pixels:
+    "Images in files, decoded when asked for: center crops, or whole."
+
+    def __init__(self, s: Split, size: int, whole: bool, kept: dict | None = None):
+        self.s, self.size, self.whole = s, size, whole
+        self.kept = {} if kept is None else kept  # file -> its pixels
+
+    def __len__(self) -> int:
+        return len(self.s)
+
+    def __getitem__(self, i):  # one image, uint8 (3,h,w), or some that stay unread
+        if isinstance(i, int):
+            return self._read(self.s.files[i])
+        some = range(len(self))[i] if isinstance(i, slice) else i
+        return _Pixels(self.s[some], self.size, self.whole, self.kept)
+
+    def __iter__(self):
+        with ThreadPoolExecutor(cores()) as pool:
+            yield from pool.map(self._read, self.s.files)
+
+    def _read(self, file):
+        if file in self.kept:
+            return self.kept[file]
+        x = to_tensor(read_image(self.s.folder / file, self.size))
+        if not self.whole:
+            x = crop(x, self.size).contiguous()
+        if (len(self.kept) + 1) * x.numel() <= _ROOM:
+            self.kept[file] = x
+        return x
+
 # %% ../../nbs/training/09_batches.ipynb #56f0e761
-def _cached_moments(
-    model: Model,  # encodes
-    pixels: list,  # uint8 crops, (3,size,size)
-    batch: int = 16,  # images encoded at once, fewer of large ones
-) -> Moments:  # on the model's device, in its precision
-    "The latents' moments of some crops: from disk, or computed and put there."
-    path = outputs_dir() / "latents" / f"{_latents_key(model, pixels)}.safetensors"
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # of several processes one computes
-    with disk_faults(path), FileLock(f"{path}.lock"):
-        kept = read_kept(path)
-        if not kept:
-            kept = _encode(model, pixels, vae_batch(pixels[0].shape[-1], batch))
-            write_kept(path, kept)
-    return Moments(**{k: v.to(model.device) for k, v in load(kept).items()})
-
-
-def _latents_key(model, pixels):  # depends on every pixel and every weight
-    h = hashlib.blake2b(str(model.dtype).encode(), digest_size=8)
-    for x in (*model.vae.state_dict().values(), *pixels):
-        h.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+def _latents_key(
+    model: Model,  # its autoencoder's weights
+    s: Split,  # images
+    size: int,  # pixels a side
+) -> str:  # 16 hexadecimal digits
+    "Changes when a weight does, or the name, size or date of an image."
+    h = hashlib.blake2b(f"{model.dtype} {size}".encode(), digest_size=8)
+    for x in model.vae.state_dict().values():
+        h.update(_bytes_of(x.detach().cpu()))
+    for file in s.files:
+        try:
+            seen = os.stat(os.path.join(s.folder, file))
+        except OSError:
+            read_image(s.folder / file, size)  # says what is wrong
+            raise
+        h.update(f"{file} {seen.st_size} {seen.st_mtime_ns}\n".encode())
     return h.hexdigest()
 
 
+def _bytes_of(x):  # of a tensor in main memory
+    return x.contiguous().flatten().view(torch.uint8).numpy()
+
+# %% ../../nbs/training/09_batches.ipynb #b17c381c
+_KINDS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
+
+def _layout(n, shape, dtype):  # a safetensors file's head, where rows are, its size
+    row = math.prod(shape) * dtype.itemsize
+    parts = {
+        "mean": (_KINDS[dtype], [n, *shape], row),
+        "std": (_KINDS[dtype], [n, *shape], row),
+        "hash": ("U8", [n, 16], 16),
+    }
+    about, starts, at = {}, {}, 0
+    for name, (kind, dims, size) in parts.items():
+        starts[name] = at, size
+        about[name] = dict(dtype=kind, shape=dims, data_offsets=[at, at + n * size])
+        at += n * size
+    text = json.dumps(about).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    rows = {name: (len(head) + k, size) for name, (k, size) in starts.items()}
+    return head, rows, len(head) + at
+
+
+def _row_hash(mean, std):  # of one image
+    h = hashlib.blake2b(_bytes_of(mean), digest_size=16)
+    h.update(_bytes_of(std))
+    return h.digest()
+
+# %% ../../nbs/training/09_batches.ipynb #fe5de9b0
+class _KeptMoments:
+    "The latents' moments of some crops: rows of a file, computed where they lack."
+
+    def __init__(self, model: Model, pixels: _Pixels, batch: int = 16):
+        self.model, self.pixels = model, pixels
+        self.batch = vae_batch(pixels.size, batch)  # images encoded at once
+        how = len(pixels), model.latent_shape, model.dtype
+        self.head, self.rows, self.size = _layout(*how)
+        key = _latents_key(model, pixels.s, pixels.size)
+        self.path = path = outputs_dir() / "latents" / f"{key}.safetensors"
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # of several processes one computes
+        with disk_faults(path), FileLock(f"{path}.lock"):
+            if not self._fits():
+                self._make()
+            self._open()
+            self._encode(self._lacking())
+
+    def __getitem__(self, ids) -> Moments:  # of some images, on the model's device
+        rows = [self._row(i) for i in ids]
+        both = (torch.cat(x) for x in zip(*rows, strict=True))
+        return Moments(*(to_device_async(x, self.model.device) for x in both))
+
+    @property
+    def mean(self) -> Tensor:  # (n,4,h,w)
+        return self[range(len(self.pixels))].mean
+
+    @property
+    def std(self) -> Tensor:  # (n,4,h,w)
+        return self[range(len(self.pixels))].std
+
+# %% ../../nbs/training/09_batches.ipynb #c2a9af69
+@patch
+def _fits(self: _KeptMoments) -> bool:
+    "Is there a file of these rows, whatever is in them?"
+    try:
+        with open(self.path, "rb") as f:
+            head = f.read(len(self.head))
+        return head == self.head and self.path.stat().st_size == self.size
+    except OSError:
+        return False
+
+
+@patch
+def _make(self: _KeptMoments) -> None:
+    "Put an empty file in place."
+    part = self.path.with_suffix(".new")
+    with open(part, "wb") as f:
+        f.write(self.head)
+        f.truncate(self.size)
+    os.replace(part, self.path)
+
+
+@patch
+def _open(self: _KeptMoments) -> None:
+    "Map the file into memory."
+    self.mapped = [safe_open(self.path, "pt").get_slice(x) for x in self.rows]
+
+# %% ../../nbs/training/09_batches.ipynb #6b9728a6
+@patch
+def _lacking(self: _KeptMoments) -> list:
+    "Which rows are not in the file, or are damaged."
+    there = self.mapped[2][:].any(1).tolist()
+    if self.size < _ROOM:
+        there = [self._whole(i) is not None for i in range(len(there))]
+    return [i for i, known in enumerate(there) if not known]
+
+
+@patch
+def _whole(self: _KeptMoments, i: int) -> tuple | None:
+    "A row's mean and standard deviation, (1,4,h,w), if they are as written."
+    mean, std, told = (x[i : i + 1] for x in self.mapped)
+    same = _row_hash(mean, std) == told.numpy().tobytes()
+    return (mean, std) if same else None
+
+
+@patch
+def _row(self: _KeptMoments, i: int) -> tuple:
+    "The same, computed anew where it is damaged."
+    row = self._whole(i)
+    if row is None:
+        with disk_faults(self.path):
+            self._encode([i])
+        row = self._whole(i)
+    return row
+
+# %% ../../nbs/training/09_batches.ipynb #f41ea9bb
+@patch
 @torch.no_grad()
-def _encode(model, pixels, batch):  # the bytes of a safetensors file
-    starts = range(0, len(pixels), batch)
-    parts = []
-    for i in progress(starts, desc="encoding images", leave=False):
-        x = unit(to_device_async(torch.stack(pixels[i : i + batch]), model.device))
-        parts.append(model.encode_image(x))
-    mean = torch.cat([m.mean for m in parts]).cpu().contiguous()
-    std = torch.cat([m.std for m in parts]).cpu().contiguous()
-    return save(dict(mean=mean, std=std))
+def _encode(
+    self: _KeptMoments,
+    ids: list,  # rows that lack; their whole batches are computed
+) -> None:
+    "Compute rows and put them into the file."
+    n, b = len(self.pixels), self.batch
+    batches = [range(k * b, min(n, k * b + b)) for k in sorted({i // b for i in ids})]
+    if not batches:
+        return
+
+    def decode(batch):
+        return torch.stack([*self.pixels[batch]])
+
+    with open(self.path, "r+b") as f:
+        decoded = zip(batches, _one_ahead(decode, batches), strict=True)
+        shown = dict(total=len(batches), desc="encoding images", leave=False)
+        for batch, x in progress(decoded, **shown):
+            m = self.model.encode_image(unit(to_device_async(x, self.model.device)))
+            self._write(f, batch[0], m.mean.cpu(), m.std.cpu())
+        f.flush()
+        os.fsync(f.fileno())
+    self._open()
+
+
+@patch
+def _write(self: _KeptMoments, f, first: int, mean: Tensor, std: Tensor) -> None:
+    "Write the rows of a batch."
+    told = b"".join(_row_hash(a, b) for a, b in zip(mean, std, strict=True))
+    parts = dict(mean=_bytes_of(mean), std=_bytes_of(std), hash=told)
+    for name, data in parts.items():
+        start, size = self.rows[name]
+        f.seek(start + first * size)
+        f.write(data)
+
+
+def _one_ahead(work, items):  # results in order; the next is made while one is used
+    with ThreadPoolExecutor(1) as pool:
+        due = pool.submit(work, items[0])
+        for item in items[1:]:
+            now, due = due, pool.submit(work, item)
+            yield now.result()
+        yield due.result()
 
 # %% ../../nbs/training/09_batches.ipynb #af842771
 @dataclass
 class TrainingSet:
-    "Training images in memory, ready to be drawn from."
+    "Training images, ready to be drawn from."
 
     files: tuple  # n names
     texts: tuple  # n captions
-    # n uint8 images (3,h,w): center crops, or, to be cropped at each step, uncropped
-    # with shorter side `size`
-    pixels: list
+    # n uint8 images (3,h,w), decoded when asked for: center crops, or, to be cropped
+    # at each step, uncropped with shorter side `size`
+    pixels: _Pixels | list
     size: int  # pixels a side of a crop
-    moments: Moments | None  # of the center crops, or None: encode at each step
+    # of the center crops, or None: encode at each step
+    moments: _KeptMoments | Moments | None
 
     def __len__(self):
         return len(self.texts)
@@ -84,7 +277,7 @@ class TrainingSet:
         "class -> indices of its images"
         by = {}
         for i, f in enumerate(self.files):
-            by.setdefault(Path(f).parent.name, []).append(i)
+            by.setdefault(f.rpartition("/")[0].rpartition("/")[2], []).append(i)
         return by
 
 
@@ -93,12 +286,9 @@ def training_set(
     r: Recipe,  # crop and size
     s: Split,  # which images
 ) -> TrainingSet:
-    "Read the images and, where crops never change, look up their latents."
-    pixels = read_pixels(s, r.size)
-    moments = None
-    if r.crop == "center":
-        pixels = [crop(p, r.size) for p in pixels]
-        moments = _cached_moments(model, pixels)
+    "Name the images and, where crops never change, look up their latents."
+    pixels = _Pixels(s, r.size, whole=r.crop != "center")
+    moments = None if pixels.whole else _KeptMoments(model, pixels)
     return TrainingSet(s.files, s.texts, pixels, r.size, moments)
 
 # %% ../../nbs/training/09_batches.ipynb #779e11e9
@@ -177,8 +367,9 @@ def draw_batch(
         corners = torch.rand(len(ids), 2, generator=generator("crop")).tolist()
         crops, m = _cropped(model, ts, ids[mine], corners[mine], share // r.accumulate)
     else:
-        crops = [ts.pixels[j] for j in ids[mine]]
-        m = _moments_of(ts, ids[mine], wide)
+        crops = _chosen(ts.pixels, ids[mine])
+        m = ts.moments[ids[mine]]
+        m = Moments(m.mean.to(wide), m.std.to(wide))
     texts = [
         "" if drop else ts.texts[j]
         for drop, j in zip(dropped.tolist()[mine], ids[mine])
@@ -193,15 +384,14 @@ def draw_batch(
     )
 
 
-def _moments_of(ts, ids, dtype):
-    mean = torch.stack([ts.moments.mean[j] for j in ids]).to(dtype)
-    std = torch.stack([ts.moments.std[j] for j in ids]).to(dtype)
-    return Moments(mean, std)
+def _chosen(pixels, ids):  # still unread, where they lie in files
+    return pixels[ids] if isinstance(pixels, _Pixels) else [pixels[j] for j in ids]
 
 
 @torch.no_grad()
 def _cropped(model, ts, ids, corners, batch):  # crops, and their latents' moments
-    crops = [crop(ts.pixels[j], ts.size, at) for j, at in zip(ids, corners)]
+    pixels = _chosen(ts.pixels, ids)
+    crops = [crop(x, ts.size, at) for x, at in zip(pixels, corners, strict=True)]
     parts = []
     for k in range(0, len(crops), batch):
         x = unit(to_device_async(torch.stack(crops[k : k + batch]), model.device))

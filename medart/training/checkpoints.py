@@ -9,7 +9,9 @@ __all__ = ['save_checkpoint', 'checkpoint_fault', 'set_aside_outdated', 'load_ch
 import hashlib
 import json
 import os
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -42,13 +44,53 @@ def _checkpoint_files(
     }
     if model.ema:
         files["ema.safetensors"] = _bytes_of(model.ema)
-    files["log.json"] = json.dumps(log.rows).encode()
-    files["clock.json"] = json.dumps(log.clock).encode()
+    files["log.json"] = _json_bytes(log.rows[_full(log.rows) :])
+    files["clock.json"] = _json_bytes(log.clock[_full(log.clock) :])
     return files
+
+
+_PART = 10_000  # rows
+
+
+def _full(rows):  # how many lie in full parts
+    return len(rows) // _PART * _PART
+
+
+def _json_bytes(rows):
+    return json.dumps(rows).encode()
 
 
 def _bytes_of(tensors):  # of a safetensors file
     return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+# %% ../../nbs/training/14_checkpoints.ipynb #5d8170da
+def _full_parts(log: Log) -> dict:  # name -> its rows
+    "The parts of a log that will not change any more."
+    parts = {}
+    for name, rows in dict(log=log.rows, clock=log.clock).items():
+        for k in range(0, _full(rows), _PART):
+            parts[f"{name}-{k:09d}.json"] = rows[k : k + _PART]
+    return parts
+
+
+def _place_part(
+    name: str,  # of a part
+    rows: list,  # what is in it
+    log: Log,  # knows the hashes of parts
+    folder: Path,  # of the new checkpoint
+    last: dict,  # parts of an older checkpoint: name -> SHA-256
+    beside: Path,  # that checkpoint
+) -> str:  # its SHA-256
+    "A second name for a part's file, or a file of its own."
+    sha = log.sealed.get(name)
+    if sha and last.get(name) == sha:
+        with suppress(OSError):  # a disk that has no links
+            os.link(beside / name, folder / name)
+            return sha
+    data = _json_bytes(rows)
+    _put(folder / name, data)
+    log.sealed[name] = _sha256(data)
+    return log.sealed[name]
 
 # %% ../../nbs/training/14_checkpoints.ipynb #8296b1e4
 def _sha256(data):
@@ -91,11 +133,8 @@ def save_checkpoint(
     tmp = folder / f".{final.name}.{os.getpid()}"
     files = _checkpoint_files(model, opt, log)
     manifest = dict(step=step, hash=recipe_hash(r), captions=captions)
-    manifest["files"] = {n: _sha256(d) for n, d in files.items()}
-    manifest["seal"] = _seal(manifest)
-    files["manifest.json"] = json.dumps(manifest, indent=1).encode()
     try:
-        _write_folder(tmp, files)
+        _write_folder(tmp, files, manifest, log)
         if final.exists():
             set_aside(final, folder, "replaced")
         os.replace(tmp, final)
@@ -115,12 +154,29 @@ def save_checkpoint(
     return final
 
 
-def _write_folder(folder, files):
+def _write_folder(folder, files, manifest, log):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    listed = {n: _sha256(d) for n, d in files.items()}
     for name, data in files.items():
         _put(folder / name, data)
+    parts = _full_parts(log)
+    beside, last = _oldest(folder.parent) if parts else (None, {})
+    for name, rows in parts.items():
+        listed[name] = _place_part(name, rows, log, folder, last, beside)
+    manifest["files"] = listed
+    manifest["seal"] = _seal(manifest)
+    _put(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     sync_folder(folder)
+
+
+def _oldest(folder):  # the oldest checkpoint with a whole manifest: path, its files
+    for path in sorted(folder.glob("step-*")):
+        with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+            manifest = _manifest(path)
+            if manifest["seal"] == _seal(manifest):
+                return path, manifest["files"]
+    return None, {}
 
 # %% ../../nbs/training/14_checkpoints.ipynb #eff3fa06
 def checkpoint_fault(
@@ -201,10 +257,18 @@ def load_checkpoint(
             print(f"Passing over checkpoint {path.name}: {fault}.")
             continue
         _take_up(path, model, opt)
-        rows = json.loads((path / "log.json").read_text())
-        clock = json.loads((path / "clock.json").read_text())
-        return _manifest(path)["step"], Log(rows, clock)
+        return _manifest(path)["step"], _read_log(path)
     return 0, Log([], [])
+
+
+def _read_log(path):  # of a whole checkpoint: full parts, and what came after them
+    listed, lists = _manifest(path)["files"], []
+    for name in ("log", "clock"):
+        full = sorted(n for n in listed if n.startswith(f"{name}-"))
+        files = [*full, f"{name}.json"]
+        lists.append([x for n in files for x in json.loads((path / n).read_text())])
+    parts = {n: sha for n, sha in listed.items() if re.match("(log|clock)-", n)}
+    return Log(*lists, sealed=parts)
 
 
 def _take_up(path, model, opt):

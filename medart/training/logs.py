@@ -7,6 +7,7 @@ __all__ = ['Log', 'read_log', 'progress_text', 'read_losses', 'loss_figure', 'ru
 
 # %% ../../nbs/training/13_logs.ipynb #i0pd7be6
 import json
+from collections import deque
 from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
@@ -29,6 +30,11 @@ class Log:
     clock: list
     # (step from 1, scalars on the device, spans of its color loss)
     pending: list = field(default_factory=list)
+    counted: int = 0  # rows that the rest has taken in
+    skipped: int = 0  # updates among them
+    gaps: deque = field(default_factory=lambda: deque(maxlen=5))  # last color losses
+    held: float | None = None  # last loss on held-out images
+    sealed: dict = field(default_factory=dict)  # parts on disk -> their SHA-256
 
 # %% ../../nbs/training/13_logs.ipynb #6d0a4713
 def read_log(
@@ -73,25 +79,33 @@ def _all_skipped(rows):
     )
 
 # %% ../../nbs/training/13_logs.ipynb #db3cce8e
+def _count_rows(log):
+    "Take in the rows that are new."
+    for row in log.rows[log.counted :]:
+        log.skipped += bool(row["skipped"])
+        if "color" in row and not row["skipped"]:
+            log.gaps.append(row["color"])
+        log.held = row.get("validation", log.held)
+    log.counted = len(log.rows)
+
+
 def progress_text(
-    rows: list,  # the log
+    log: Log,  # so far
     rate: float,  # images a second
 ) -> dict:
     "What the progress bar says beside steps and time left."
-    good = [x for x in rows if not x["skipped"]]
-    losses = [x["loss"] for x in rows[-50:] if not x["skipped"]]
-    gaps = [x["color"] for x in good if "color" in x][-5:]
-    held = [x["validation"] for x in rows if "validation" in x]
+    _count_rows(log)
+    losses = [x["loss"] for x in log.rows[-50:] if not x["skipped"]]
     says = {}
     if losses:
         says["loss"] = f"{sum(losses) / len(losses):.4f}"
-    if gaps:
-        says["gap"] = f"{sum(gaps) / len(gaps):.3f}"
-    if held:
-        says["val"] = f"{held[-1]:.4f}"
+    if log.gaps:
+        says["gap"] = f"{sum(log.gaps) / len(log.gaps):.3f}"
+    if log.held is not None:
+        says["val"] = f"{log.held:.4f}"
     says["img/s"] = f"{rate:.1f}"
-    if len(good) < len(rows):
-        says["skipped"] = len(rows) - len(good)
+    if log.skipped:
+        says["skipped"] = log.skipped
     return says
 
 # %% ../../nbs/training/13_logs.ipynb #47d1dcfa

@@ -228,7 +228,7 @@ def write_down(self: _Training, done: int, bar) -> None:
     times = time.perf_counter() - self.t0, self.in_color, self.in_grids
     self.log.clock.append((done, *(round(t, 3) for t in times)))
     rate = _rate(self.log.clock, self.r)
-    bar.set_postfix(progress_text(self.log.rows, rate), refresh=False)
+    bar.set_postfix(progress_text(self.log, rate), refresh=False)
     if self.r.tracker:
         for row in new:
             scalars = {k: v for k, v in row.items() if k != "images"}
