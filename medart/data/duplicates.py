@@ -6,6 +6,9 @@
 __all__ = ['fingerprint', 'near_pairs', 'find_copies']
 
 # %% ../../nbs/data/18_duplicates.ipynb #i0p9b266
+from itertools import combinations
+from math import comb
+
 import imagehash
 import numpy as np
 import pandas as pd
@@ -40,15 +43,8 @@ def fingerprint(
     return np.packbits(bits.reshape(8, 256), axis=1).view(">u8").astype(np.uint64)
 
 # %% ../../nbs/data/18_duplicates.ipynb #7d12f5f3
-def near_pairs(
-    prints: np.ndarray,  # (n, 8, 4) uint64
-    most: int = 40,  # bits in which copies may differ
-    block: int = 128,  # rows compared at once
-) -> list:  # (i, j, bits), i<j
-    "Pairs of images that look the same."
+def _all_pairs(prints, most, block=128):  # {(i, j): bits} of (n,8,4), i<j
     n, best = len(prints), {}
-    if not n:
-        return []
     words = np.ascontiguousarray(prints.transpose(1, 2, 0))  # (8,4,n)
     for s in range(0, n, block):
         rows = words[0, :, s : s + block]
@@ -62,6 +58,95 @@ def near_pairs(
                 bits = int(np.bitwise_count(words[0, :, i] ^ turned[:, j]).sum())
                 if bits <= most:
                     best[i, j] = min(bits, best.get((i, j), bits))
+    return best
+
+# %% ../../nbs/data/18_duplicates.ipynb #ab943383
+def _plan(
+    pieces: int,  # that 256 bits are cut into
+    most: int,  # bits in which copies may differ
+) -> list:  # for each piece: its first bit, its bits, in how many copies may differ
+    "Radii by the pigeonhole principle; -1: this piece need not be looked at."
+    ends = np.linspace(0, 256, pieces + 1).astype(int)
+    radius, left = divmod(most, pieces)
+    return [
+        (int(a), int(b - a), radius if k <= left else radius - 1)
+        for k, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True))
+    ]
+
+
+def _cost(plan, n):  # in look-ups, for one image in one orientation
+    total = 0.0
+    for _, bits, radius in plan:
+        masks = sum(comb(bits, k) for k in range(radius + 1))
+        total += masks * (1 + 1.2 * n / 2**bits)
+    return total
+
+
+def _best_plan(n, most):  # the cheapest; None where comparing all pairs is cheaper
+    plans = [_plan(k, most) for k in range(13, 33)]
+    best = min(plans, key=lambda plan: _cost(plan, n))
+    return best if _cost(best, n) < n / 15 else None
+
+# %% ../../nbs/data/18_duplicates.ipynb #141de9b4
+def _piece(prints, first, bits):  # (n,4) -> that stretch of the 256 bits, a number
+    word, at = divmod(first, 64)
+    x = prints[:, word] << np.uint64(at)
+    if at + bits > 64:
+        x = x | prints[:, word + 1] >> np.uint64(64 - at)
+    return (x >> np.uint64(64 - bits)).astype(np.int64)
+
+
+def _masks(bits, radius):  # numbers with at most so many bits set
+    return [
+        sum(1 << b for b in on)
+        for k in range(radius + 1)
+        for on in combinations(range(bits), k)
+    ]
+
+
+def _compare(best, here, turned, i, j, most):  # take in candidates that are near
+    bits = np.bitwise_count(here[i] ^ turned[j]).sum(1)
+    near = np.flatnonzero(bits <= most)
+    for a, b, d in zip(*(x[near].tolist() for x in (i, j, bits)), strict=True):
+        best[a, b] = min(d, best.get((a, b), d))
+
+# %% ../../nbs/data/18_duplicates.ipynb #4c6e6b22
+def _look_up(prints, plan, most, room=1 << 20):  # room: candidates at once
+    best, here = {}, np.ascontiguousarray(prints[:, 0])
+    for first, bits, radius in plan:
+        keys = _piece(here, first, bits)
+        order = np.argsort(keys, kind="stable")
+        starts = np.searchsorted(keys[order], np.arange(2**bits + 1))
+        for turn in range(8):
+            turned = np.ascontiguousarray(prints[:, turn])
+            wanted = _piece(turned, first, bits)
+            for mask in _masks(bits, radius):
+                lo, hi = starts[wanted ^ mask], starts[(wanted ^ mask) + 1]
+                for i, j in _candidates(order, lo, hi, room):
+                    _compare(best, here, turned, i, j, most)
+    return best
+
+
+def _candidates(order, lo, hi, room):  # (i, j) with i<j, in parts of about `room`
+    ends = np.cumsum(hi - lo)
+    at = 0
+    while at < len(ends):
+        before = ends[at - 1] if at else 0
+        to = max(at + 1, int(np.searchsorted(ends, before + room, "right")))
+        j = np.repeat(np.arange(at, to), (hi - lo)[at:to])
+        nth = np.arange(len(j)) + before - (ends - (hi - lo))[j]
+        i = order[lo[j] + nth]
+        yield i[i < j], j[i < j]
+        at = to
+
+
+def near_pairs(
+    prints: np.ndarray,  # (n, 8, 4) uint64
+    most: int = 40,  # bits in which copies may differ
+) -> list:  # (i, j, bits), i<j
+    "Pairs of images that look the same."
+    plan = _best_plan(len(prints), most)
+    best = _look_up(prints, plan, most) if plan else _all_pairs(prints, most)
     return [(int(i), int(j), b) for (i, j), b in sorted(best.items())]
 
 # %% ../../nbs/data/18_duplicates.ipynb #e90076ca

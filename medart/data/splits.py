@@ -8,6 +8,7 @@ __all__ = ['PLACED_NAME', 'LEFT_OUT', 'lot', 'split_groups', 'known_sides', 'rem
 # %% ../../nbs/data/21_splits.ipynb #i0pf7c6e
 import re
 from collections import Counter
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,21 @@ def _connected_groups(
     return number.tolist()
 
 # %% ../../nbs/data/21_splits.ipynb #3c06be74
+def _reachable(sizes, reach=1):  # sums that can be made, one bit each, after each group
+    yield reach
+    for s in sizes:
+        reach |= reach << s
+        yield reach
+
+
+def _goal(reach, total, want, least, rest):  # the sum to aim at
+    bits = np.frombuffer(reach.to_bytes(total // 8 + 1, "little"), np.uint8)
+    sums = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+    inner = sums[bool(least) : len(sums) - bool(rest)]
+    sums = (inner if len(inner) else sums)[::-1]  # of two as near, the larger
+    return int(sums[np.abs(sums - want).argmin()])
+
+
 def _subset_with_sum(
     sizes: list,  # of groups, in the order of their lots
     want: int,  # their sum
@@ -54,17 +70,20 @@ def _subset_with_sum(
     rest: bool = True,  # leave at least one, if that can be
 ) -> set:  # indices of groups whose sizes add up to it, or as nearly as can be
     "Choose whole groups that make up a number."
-    reach = [1]
-    for s in sizes:
-        reach.append(reach[-1] | reach[-1] << s)
-    sums = [k for k in range(sum(sizes) + 1) if reach[-1] >> k & 1]
-    sums = sums[bool(least) : len(sums) - bool(rest)] or sums
-    goal = min(sums, key=lambda k: (abs(k - want), -k))
+    block = isqrt(len(sizes)) + 1
+    kept, reach = [], 1  # what could be made before each block of groups
+    for k in range(0, len(sizes), block):
+        kept.append(reach)
+        *_, reach = _reachable(sizes[k : k + block], reach)
+    goal = _goal(reach, sum(sizes), want, least, rest)
     chosen = set()
-    for i in reversed(range(len(sizes))):
-        if not reach[i] >> goal & 1:  # not without this group
-            chosen.add(i)
-            goal -= sizes[i]
+    for k in reversed(range(len(kept))):
+        own = sizes[k * block : (k + 1) * block]
+        before = [*_reachable(own, kept[k])]
+        for i in reversed(range(len(own))):
+            if not before[i] >> goal & 1:  # not without this group
+                chosen.add(k * block + i)
+                goal -= own[i]
     return chosen
 
 # %% ../../nbs/data/21_splits.ipynb #59231a02
