@@ -7,19 +7,21 @@ __all__ = ['prepared_dir', 'prepared_fault', 'prepare']
 
 # %% ../../nbs/data/23_preparation.ipynb #i0p1a6df
 import errno
+import hashlib
 import os
 import re
 import stat
 from collections import Counter
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager, ExitStack, suppress
 from pathlib import Path
 
 import pandas as pd
 
-from ..core.files import write_atomic
+from ..core.files import file_hash, write_atomic
 from ..core.paths import data_dir
 from ..core.randomness import stable_hash
-from ..core.records import alone, record_fault
+from ..core.records import alone, read_record, record_fault, write_record
+from . import __path__ as package
 from .folders import files_below, IMAGE_ENDINGS, visible_files
 from .listing import describe_classes, list_images
 from .phrases import simple_caption
@@ -92,6 +94,49 @@ def prepared_fault(
         return ""
     many = f"({len(changed)} in all)"
     return f"{changed[0]} is not the image that was stored {many}"
+
+# %% ../../nbs/data/23_preparation.ipynb #bad3012b
+def _entries(folder, been):  # (path, size, date, rights) of all below, links followed
+    been = been | {os.path.realpath(folder)}
+    with os.scandir(folder) as found:
+        for e in sorted(found, key=lambda e: e.name):
+            try:
+                s = e.stat()
+            except OSError:  # a link that leads nowhere
+                yield e.path, "nothing"
+                continue
+            yield e.path, s.st_size, s.st_mtime_ns, s.st_mode, s.st_uid
+            if stat.S_ISDIR(s.st_mode) and os.path.realpath(e.path) not in been:
+                yield from _entries(e.path, been)
+
+
+def _code_hash():  # of what lists and prepares
+    return [file_hash(f) for p in package for f in sorted(Path(p).glob("*.py"))]
+
+
+def _source_state(folder, *settings):  # "" where that cannot be told
+    h = hashlib.blake2b(repr((CHECKS, settings, _code_hash())).encode())
+    try:
+        for entry in _entries(os.path.realpath(folder), frozenset()):
+            h.update(f"{entry!r}\n".encode(errors="surrogateescape"))
+    except OSError:
+        return ""
+    return h.hexdigest()[:32]
+
+
+_STATE = ".source.json"  # in a prepared folder
+
+
+def _unchanged(out, state):  # prepared from just this, and still whole?
+    note = read_record(out / _STATE)
+    if not state or note.get("state") != state:
+        return False
+    return not prepared_fault(out, images=note["read"]["images"])
+
+
+def _note_state(out, state, key):
+    if state:
+        write_record(out / _STATE, dict(images=key), state=state)
 
 # %% ../../nbs/data/23_preparation.ipynb #f3de75d4
 def _clear_places(out, here):  # remove images that have another place now
@@ -269,9 +314,14 @@ def prepare(
 ) -> Path:  # out
     "Check, split and write a data set. Run again to find the work done."
     folder, out = Path(folder), Path(out or prepared_dir(folder, d))
+    state = _source_state(folder, d, seed, near)
+    if _unchanged(out, state):
+        return out
     root, t, how = list_images(folder, d)
     key = _key_of(root, t, seed, near, d.name, d.modality)
     if not prepared_fault(out, images=key):
+        with suppress(OSError):  # a folder that may only be read
+            _note_state(out, state, key)
         return out
     called = f"{d.name}, {_layout(how)}"
     with _on_disk(out), _working(out):
@@ -279,6 +329,7 @@ def prepare(
             return out
         print(f"{called}: {describe_classes(t, d)}.")
         n, told = _fill(folder, root, t, how, d, out, key, seed, near, processes)
+        _note_state(out, state, key)
     copies = n["exact_copies"] + n["near_copies"]
     lines = [
         f"{called}: {n['images']:,} images, {n['train']:,} to train and "
