@@ -116,7 +116,11 @@ def _quiet():  # images too large are counted and refused anyway
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def _workers(n, processes):  # threads for a few files, processes for many
+def _many(n, cores):  # do processes pay for their start?
+    return n >= 50_000 and cores >= 4
+
+
+def _workers(n, processes):  # threads, or processes for many files
     if not processes:
         return ThreadPoolExecutor(min(cores(), max(1, n)))
     forks = "forkserver" in get_all_start_methods()
@@ -150,14 +154,14 @@ def scan(
     root: str | Path,  # the folder of images
     files: list,  # relative to it
     out: str | Path,  # gets pool/ with clean images, and findings
-    processes: bool | None = None,  # by default from 1,000 files on
+    processes: bool | None = None,  # by default for 50,000 files on many cores
 ) -> list:  # findings, in the order of files
     "Look at all files. Run again to continue."
     pool, log = Path(out) / "pool", Path(out) / LOCAL_NAMES
     pool.mkdir(parents=True, exist_ok=True)
     seen, unique = _read_scan(log), dict.fromkeys(files)
     todo = [f for f in unique if f not in seen or not _same(seen[f], root, pool)]
-    many = len(todo) >= 1000 if processes is None else processes
+    many = _many(len(todo), cores()) if processes is None else processes
     look = partial(check_image, root=str(root), pool=str(pool))
     show = dict(total=len(todo), desc="checking images", disable=len(todo) < 200)
     with (
