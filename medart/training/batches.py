@@ -33,6 +33,7 @@ from ..recipes.settings import Recipe
 
 # %% ../../nbs/training/09_batches.ipynb #62bc6a6e
 _ROOM = 1 << 30  # bytes of decoded images that a process keeps
+_SMALL = 1 << 26  # bytes of latents that are all checked at the start
 
 
 class _Pixels:
@@ -117,9 +118,8 @@ def _layout(n, shape, dtype):  # a safetensors file's head, where rows are, its 
 
 
 def _row_hash(mean, std):  # of one image
-    h = hashlib.blake2b(_bytes_of(mean), digest_size=16)
-    h.update(_bytes_of(std))
-    return h.digest()
+    both = torch.cat([mean.flatten(), std.flatten()])
+    return hashlib.blake2b(_bytes_of(both), digest_size=16).digest()
 
 # %% ../../nbs/training/09_batches.ipynb #fe5de9b0
 class _KeptMoments:
@@ -160,8 +160,8 @@ def _fits(self: _KeptMoments) -> bool:
     "Is there a file of these rows, whatever is in them?"
     try:
         with open(self.path, "rb") as f:
-            head = f.read(len(self.head))
-        return head == self.head and self.path.stat().st_size == self.size
+            same = f.read(len(self.head)) == self.head
+        return same and self.path.stat().st_size == self.size
     except OSError:
         return False
 
@@ -186,7 +186,7 @@ def _open(self: _KeptMoments) -> None:
 def _lacking(self: _KeptMoments) -> list:
     "Which rows are not in the file, or are damaged."
     there = self.mapped[2][:].any(1).tolist()
-    if self.size < _ROOM:
+    if self.size < _SMALL:
         there = [self._whole(i) is not None for i in range(len(there))]
     return [i for i, known in enumerate(there) if not known]
 
