@@ -118,3 +118,73 @@ def test_stratified_kernel_distance_is_centered_on_zero_where_the_plain_one_is_n
         distances_room.stratified_mmd2(a + 1, b, shares, shares) for a, b in pairs[:20]
     ]
     assert np.mean(apart) > 10 * ours.std()
+
+
+def by_differences(gen, real, k=5):
+    "Precision, recall, density and coverage from distances that are computed pair by pair."
+    from scipy.spatial.distance import cdist
+
+    r, g = (np.partition(cdist(x, x), k, axis=1)[:, k] for x in (real, gen))
+    d = cdist(real, gen)
+    inside = d < r[:, None]
+    return dict(
+        precision=inside.any(0).mean(),
+        recall=(d < g).any(1).mean(),
+        density=inside.sum(0).mean() / k,
+        coverage=inside.any(1).mean(),
+    )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5 + 0.1])
+@pytest.mark.parametrize("kind", ["cloud", "grid", "twins", "clusters", "one point"])
+def test_distances_by_products_decide_as_those_by_differences(kind, offset):
+    "Equal distances, equal images and a mean far away: no neighbor is mistaken."
+    g = np_rng(0, f"products {kind}")
+    real, gen = g.standard_normal((150, 6)), g.standard_normal((130, 6)) * 1.1
+    if kind == "grid":
+        real, gen = (g.integers(0, 3, (n, 4)).astype(float) for n in (150, 130))
+    if kind == "twins":
+        real = np.repeat(real[:30], 5, 0)
+        gen[:60] = real[::2][:60]
+    if kind == "clusters":
+        real, gen = (1e-3 * x + 1e3 * np.sign(x[:, :1]) for x in (real, gen))
+    if kind == "one point":
+        real, gen = np.zeros((20, 3)), np.zeros((15, 3))
+    real, gen = real + offset, gen + offset
+    assert distances_room.prdc(gen, real) == by_differences(gen, real)
+
+
+def test_features_must_be_numbers():
+    x = np_rng(0, "nan").standard_normal((20, 3))
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        distances_room.prdc(x, x)
+
+
+@pytest.mark.parametrize("decay", [0, 1, 2, 3])
+@pytest.mark.parametrize("n", [40, 64, 66, 200])
+def test_frechet_by_eigenvalues_is_that_by_singular_values(n, decay):
+    "Also where directions vary by six powers of ten, and with fewer images than features."
+    g = np_rng(0, "graded", n)
+    turn = np.linalg.qr(g.standard_normal((64, 64)))[0]
+    scale = np.arange(1, 65.0) ** -decay
+    a, b = (g.standard_normal((n, 64)) * scale * s @ turn for s in (1, 1.1))
+
+    def root(x):
+        return np.linalg.qr(x - x.mean(0), mode="r") / np.sqrt(n - 1)
+
+    R1, R2 = root(a), root(b)
+    cross = np.linalg.svd(R1 @ R2.T, compute_uv=False).sum()
+    means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    known = means + (R1**2).sum() + (R2**2).sum() - 2 * cross
+    assert distances_room.frechet_distance(a, b) == pytest.approx(known, rel=1e-9)
+
+
+def test_frechet_of_beginnings_is_that_of_each():
+    g = np_rng(0, "beginnings")
+    a, b = g.standard_normal((90, 20)) + 50, g.standard_normal((90, 20)) * 1.2 + 50
+    sizes = [(15, 15), (21, 30), (60, 70), (90, 90)]
+    found = distances_room.frechet_distances(a, b, sizes)
+    for value, (m, n) in zip(found, sizes):
+        one = distances_room.frechet_distance(a[:m], b[:n])
+        assert value == pytest.approx(one, rel=1e-9)

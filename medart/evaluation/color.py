@@ -90,9 +90,12 @@ def lab_pixels(
     seed: int = 0,  # of the places
 ) -> np.ndarray:  # (n,per,3)
     "Some pixels of every image, in Lab."
-    places = np_rng(seed, "pixels").choice(x[0, 0].numel(), per, replace=False)
-    pixels = x.flatten(2)[:, :, torch.from_numpy(places)]
-    return rgb_to_lab(pixels.permute(0, 2, 1).numpy())
+    places = np_rng(seed, "pixels").choice(x.shape[2] * x.shape[3], per, replace=False)
+    places, parts = torch.from_numpy(places), []
+    for i in range(0, len(x), 256):
+        pixels = x[i : i + 256].flatten(2)[:, :, places]
+        parts.append(rgb_to_lab(pixels.permute(0, 2, 1).numpy()))
+    return np.concatenate(parts)
 
 # %% ../../nbs/evaluation/09_color.ipynb #9763cdc0
 def mean_saturation(

@@ -256,7 +256,7 @@ class _Balls:
     def __post_init__(self):
         far = []
         for _, squared, self.error in _squared_blocks(self.points, self.points):
-            far.append(np.partition(squared, self.k, axis=1)[:, self.k])
+            far.append(np.partition(squared, self.k, axis=1)[:, self.k].copy())
         self.squared = np.concatenate(far)  # (n,) squared radii, by products
         self.known = np.full(len(self.points), np.nan)  # (n,) radii, by differences
 

@@ -30,9 +30,9 @@ from ..training.samples import samples_table
 # %% ../../nbs/evaluation/03_image_sets.ipynb #27052a78
 @dataclass(frozen=True)
 class ImageSet:
-    "A set of images in memory."
+    "A set of images, with what is known of each."
 
-    x: Tensor  # uint8 (n,3,h,w)
+    x: Tensor  # uint8 (n,3,h,w), or `_Pictures` on disk
     classes: tuple  # n class folders
     texts: tuple  # n captions
     files: tuple  # n file names
@@ -46,15 +46,40 @@ class ImageSet:
         about = (self.classes, self.texts, self.files, self.index)
         return ImageSet(self.x[i], *(tuple(s[j] for j in i) for s in about))
 
+# %% ../../nbs/evaluation/03_image_sets.ipynb #27052b02
+@dataclass(frozen=True)
+class _Pictures:
+    "Images that stay on disk and are read slice by slice, as bytes (n,3,h,w)."
+
+    split: Split  # where they lie
+    size: int  # pixels a side
+
+    @property
+    def shape(self):
+        return torch.Size((len(self), 3, self.size, self.size))
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):  # a position, a slice or a list of positions
+        if isinstance(i, int):
+            return self[[i]][0]
+        at = range(len(self))[i] if isinstance(i, slice) else i
+        pixels = read_pixels(self.split[list(at)], self.size)
+        return torch.stack([crop(p, self.size) for p in pixels])
+
 # %% ../../nbs/evaluation/03_image_sets.ipynb #2e76bb01
 def real_images(
     r: Recipe,  # data and size
     split: str,  # train or test
+    held: bool = True,  # in memory; else read when they are asked for
 ) -> ImageSet:
     "Real images of one split."
     s = captions_for(r, split)
-    x = torch.stack([crop(p, r.size) for p in read_pixels(s, r.size)])
-    return ImageSet(x, s.classes, s.texts, s.files, tuple(range(len(s))))
+    x = _Pictures(s, r.size)
+    return ImageSet(
+        x[:] if held else x, s.classes, s.texts, s.files, tuple(range(len(s)))
+    )
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #e458be82
 # fewer images than this make no distance
@@ -95,6 +120,7 @@ def _listed(folder, m):  # the images of a table of metadata, as a split
 def generated_images(
     folder: str | Path,  # as written by generation: images and metadata.csv
     size: int,  # pixels a side that they must have
+    held: bool = True,  # in memory; else read when they are asked for
 ) -> ImageSet:
     "Generated images of one run, checked."
     folder, m = Path(folder), _read_metadata(folder)
@@ -106,8 +132,8 @@ def generated_images(
             "Generate them anew with the settings of this run."
         )
     s = _listed(folder, m)
-    x = torch.stack(read_pixels(s, size))
-    return ImageSet(x, s.classes, s.texts, s.files, tuple(m["index"]))
+    x = _Pictures(s, size)
+    return ImageSet(x[:] if held else x, s.classes, s.texts, s.files, tuple(m["index"]))
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #a00ff56e
 def _check_classes(
@@ -155,8 +181,10 @@ def pixel_hash(
     x: Tensor,  # uint8 images
 ) -> str:
     "A hash of pixels."
-    data = repr(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    h = hashlib.blake2b(repr(tuple(x.shape)).encode(), digest_size=16)
+    for i in range(0, len(x), 256):
+        h.update(x[i : i + 256].contiguous().numpy().tobytes())
+    return h.hexdigest()
 
 # %% ../../nbs/evaluation/03_image_sets.ipynb #c4928734
 def write_samples(

@@ -22,7 +22,7 @@ from ..recipes.runs import run_dir, samples_dir
 from ..recipes.settings import Recipe
 from ..training.merging import merge_loras
 from ..training.models import load_base, load_model
-from ..training.samples import load_samples
+from ..training.samples import load_samples, samples_table
 
 # %% ../../nbs/evaluation/01_sample_figures.ipynb #76aff9be
 def examples_of_each_class(
@@ -41,17 +41,27 @@ def examples_of_each_class(
 _STYLES = (("black", "-"), ("#d55e00", "--"), ("#0072b2", "-"), ("#009e73", ":"))
 
 
+def _histograms(x, batch=64):  # images -> density of 48 values in each channel, (3,48)
+    total, pixels = torch.zeros(3, 48, dtype=torch.float64), 0
+    for i in range(0, len(x), batch):
+        part = x[i : i + batch]
+        part = unit(part) if part.dtype == torch.uint8 else part.clamp(-1, 1)
+        pixels += part[:, 0].numel()
+        for c in range(3):
+            total[c] += torch.histc(part[:, c], 48, -1, 1)
+    return total / pixels * 24
+
+
 def color_histograms(
-    sets: dict,  # name -> images (n,3,h,w) in -1..1
+    sets: dict,  # name -> images (n,3,h,w), in -1..1 or as bytes
 ):  # figure
     "How often each channel takes each value, a panel a channel."
     fig, axs = plt.subplots(1, 3, figsize=(8, 2.1), layout="constrained", sharey=True)
     at = torch.linspace(-1, 1, 48)
+    counts = {name: _histograms(x) for name, x in sets.items()}
     for c, (ax, channel) in enumerate(zip(axs, ("red", "green", "blue"))):
-        for (name, x), (color, line) in zip(sets.items(), _STYLES):
-            v = x[:, c].flatten()
-            h = torch.histc(v.clamp(-1, 1), 48, -1, 1) / len(v) * 24
-            ax.plot(at, h, color=color, ls=line, label=name, lw=1.4)
+        for name, (color, line) in zip(sets, _STYLES):
+            ax.plot(at, counts[name][c], color=color, ls=line, label=name, lw=1.4)
         ax.set_xlabel(f"{channel} channel, -1..1")
     axs[0].set_ylabel("density")
     axs[-1].legend(frameon=False, fontsize=7)
@@ -65,13 +75,16 @@ def real_beside_generated(
     k: int = 4,  # of each kind and class
 ):  # figure
     "For each class k real test images, then k generated ones."
-    x, m = load_samples(samples_dir(r))
+    folder = samples_dir(r)
+    m = samples_table(folder)
     shown = examples_of_each_class(load_split(r, "test"), k)
     real = [unit(crop(p, r.size)) for p in read_pixels(shown, r.size)]
     images, rows = [], list(dict.fromkeys(shown.classes))
     for c in rows:
         images += [p for p, d in zip(real, shown.classes) if d == c][:k]
-        images += [unit(x[i]) for i in m.index[m["class"] == c][:k]]
+        ids = m.index[m["class"] == c][:k]
+        if len(ids):
+            images += [unit(p) for p in load_samples(folder, ids)[0]]
     fig = image_grid(images, ncol=2 * k, cell=0.8, rows=[category(c) for c in rows])
     drawn = f" ({r.data})" if r.data.startswith("phantom") else ""
     title = f"{k} real test images{drawn}, then {k} generated"
@@ -84,19 +97,19 @@ def samples_sheet(
     k: int = 8,  # images of each class
 ):  # figure
     "One row a class; prompts of one's own with their words."
-    x, m = load_samples(folder)
+    m = samples_table(folder)
     rows = list(dict.fromkeys(m["class"]))
     if rows == ["prompt"]:
-        first = unit(x[: 8 * k])
+        first = unit(load_samples(folder, range(min(len(m), 8 * k)))[0])
         return image_grid(
-            first, m.text[: 8 * k], ncol=min(len(x), k), cell=1.3, width=22
+            first, m.text[: 8 * k], ncol=min(len(m), k), cell=1.3, width=22
         )
-    at = {c: m.index[m["class"] == c][:k] for c in rows}
-    n = max(map(len, at.values()))
-    blank = torch.ones_like(x[0]).float()
+    shown = {c: load_samples(folder, m.index[m["class"] == c][:k])[0] for c in rows}
+    n = max(map(len, shown.values()))
+    blank = torch.ones_like(next(iter(shown.values()))[0]).float()
     images = []
-    for c in rows:
-        images += [unit(x[i]) for i in at[c]] + [blank] * (n - len(at[c]))
+    for x in shown.values():
+        images += [*unit(x)] + [blank] * (n - len(x))
     fig = image_grid(images, ncol=n, cell=0.8, rows=[category(c) for c in rows])
     fig.suptitle("generated images, by class", fontsize=8)
     return fig

@@ -188,10 +188,11 @@ def samples_table(
 # %% ../../nbs/training/20_samples.ipynb #19206e46
 def load_samples(
     folder,  # as written by `generate`
-) -> tuple:  # uint8 (n,3,h,w), and its metadata
+    only=None,  # positions of the images to read; all unless given
+) -> tuple:  # uint8 (n,3,h,w), and the metadata of all
     "Read generated images back."
     m = samples_table(folder)
     s = Split(Path(folder), tuple(m.file_name), tuple(m["class"]), tuple(m.text))
     with Image.open(s.folder / s.files[0]) as im:
         size = min(im.size)
-    return torch.stack(read_pixels(s, size)), m
+    return torch.stack(read_pixels(s if only is None else s[list(only)], size)), m

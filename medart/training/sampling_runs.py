@@ -138,6 +138,9 @@ def _make_room(r, out, names, labels, reads):
         write_record(out / "key.json", reads, **settings(r, "generate"))
 
 # %% ../../nbs/training/21_sampling_runs.ipynb #8bbc5de0
+_AT_ONCE = 512  # images whose captions are held as embeddings: 512 MB at full size
+
+
 def _encode_blocks(model, plan, blocks):  # block -> its captions and the empty one
     conds = {}
     with torch.no_grad():
@@ -147,20 +150,34 @@ def _encode_blocks(model, plan, blocks):  # block -> its captions and the empty 
     return conds
 
 
+def _put_readers(model, where):  # the text encoders; None lets go of them
+    for part in [*model.parts][1:]:
+        net = getattr(model, part)
+        keep = where is not None and net is not None
+        setattr(model, part, net.to(where) if keep else None)
+    gc.collect()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _generate_blocks(r, out, plan, names, labels, todo, device):
     model = merge_loras(load_model(r, adapters=run_dir(r), device=device))
-    full = {b: [*b] + [b[-1]] * (r.gen_block - len(b)) for b in todo}
-    conds = _encode_blocks(model, plan, full)
-    for part in [*model.parts][1:]:
-        setattr(model, part, None)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    for b in progress(todo, desc=f"generating {r.dataset} {r.method}"):
-        indices = [plan.index[j] for j in full[b]]
-        images = to_uint8(sample_images(model, r, conds[b].to(device), indices))
-        for j, x in zip(b, images):
-            save_png(out / names[j], x, labels[j])
+    bar = progress(total=len(todo), desc=f"generating {r.dataset} {r.method}")
+    step = max(1, _AT_ONCE // r.gen_block)
+    for k in range(0, len(todo), step):
+        now = todo[k : k + step]
+        if k:
+            _put_readers(model, device)
+        full = {b: [*b] + [b[-1]] * (r.gen_block - len(b)) for b in now}
+        conds = _encode_blocks(model, plan, full)
+        _put_readers(model, None if k + step >= len(todo) else "cpu")
+        for b in now:
+            indices = [plan.index[j] for j in full[b]]
+            images = to_uint8(sample_images(model, r, conds[b].to(device), indices))
+            for j, x in zip(b, images):
+                save_png(out / names[j], x, labels[j])
+            bar.update()
+    bar.close()
 
 # %% ../../nbs/training/21_sampling_runs.ipynb #3a523623
 def _write_table(r, out, plan, names, table, reads):
