@@ -8,6 +8,7 @@ __all__ = ['PAPER_ONLY', 'OTHER_SPACE', 'NO_VALUE', 'to_run', 'runnable', 'execu
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #i0pd64e3
 import shlex
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -43,9 +44,9 @@ def to_run(
 ) -> list:  # notebooks still to be run, in order
     "What a row lacks: a stage counts as done if what it read is what there is now."
     generated = synthetic_recipe(r) if k == 4 else r
-    last, fault = (
-        ("classify", classifier_fault) if k == 4 else ("evaluate", results_fault)
-    )
+    last, fault = "evaluate", results_fault
+    if k == 4:
+        last, fault = "classify", classifier_fault
     done = read_record(run_dir(r) / "done.json")
     if not done:
         return ["train", "generate", last]
@@ -74,11 +75,9 @@ def _has_result(
     k: int = 2,  # which table
 ) -> bool:
     "Is there a number, whatever it was made from?"
-    return (
-        classifier_dir(r) / "classifier.json"
-        if k == 4
-        else results_path(r, "metrics.json")
-    ).exists()
+    if k == 4:
+        return (classifier_dir(r) / "classifier.json").exists()
+    return results_path(r, "metrics.json").exists()
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #109061bc
 def runnable(
@@ -178,10 +177,10 @@ def _learned(
     }
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #cd4269ba
-def _row_title(k, m):
-    return (
-        "w/o HLDF (PixArt-alpha)" if k == 3 and m == "no_hldf" else METHOD_TITLES[m]
-    )  # what table k calls a row
+def _row_title(k, method):  # what table k calls a row
+    if k == 3 and method == "no_hldf":
+        return "w/o HLDF (PixArt-alpha)"
+    return METHOD_TITLES[method]
 
 
 def _table_rows(
@@ -209,13 +208,10 @@ def paper_value(
     measure: str,
 ):  # number, or None
     "What the paper has in a cell."
-    t = PAPER_TABLES[k]
-    at = (dataset, measure)
-    return (
-        t["rows"][method][t["columns"].index(at)]
-        if method in t["rows"] and at in t["columns"]
-        else None
-    )
+    columns, rows = PAPER_TABLES[k]["columns"], PAPER_TABLES[k]["rows"]
+    if method not in rows or (dataset, measure) not in columns:
+        return None
+    return rows[method][columns.index((dataset, measure))]
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #ab624762
 PAPER_ONLY = "needs paper scale"
@@ -339,6 +335,26 @@ def _paper_cells(
     ]
 
 # %% ../../nbs/evaluation/23_paper_tables.ipynb #ef896291
+def _cells_of(k, dataset, runs, seeds):  # of one data set: a run a method and seed
+    ours = runs["medart"]
+    if k == 4:
+        wanted = [find_measure(m).short for m in SCORES]
+    else:
+        wanted = [*distance_columns(ours[seeds[0]])]
+    numbers = _learned if k == 4 else distances
+    out = []
+    for method, of_method in runs.items():
+        title = _row_title(k, method)
+        out += _cells(k, dataset, method, title, of_method, numbers, wanted)
+    if k != 4:
+        out += _floor_cells(k, dataset, ours, wanted)
+    else:
+        for kind, title in (("real", _row_title(k, "real")), ("both", _BOTH)):
+            learned = partial(_learned, kind=kind)
+            out += _cells(k, dataset, kind, title, ours, learned, wanted)
+    return out + _paper_cells(k, dataset, wanted, len(seeds))
+
+
 @cached_captions()
 def table_cells(
     k: int,  # 2, 3 or 4
@@ -347,37 +363,9 @@ def table_cells(
     seeds=(0,),  # of the runs
 ) -> pd.DataFrame:  # a row a cell
     "What a table shows: the paper's value, ours with its spread, or what is to be run."
+    methods = [m for m in _table_rows(k, made, datasets, seeds) if m != "real"]
     out = []
-    for d in datasets:
-        runs = {
-            m: {s: made(d, m, s) for s in seeds}
-            for m in _table_rows(k, made, datasets, seeds)
-            if m != "real"
-        }
-        ours = runs["medart"]
-        wanted = (
-            [find_measure(m).short for m in SCORES]
-            if k == 4
-            else [*distance_columns(ours[seeds[0]])]
-        )
-        for m, rs in runs.items():
-            out += _cells(
-                k, d, m, _row_title(k, m), rs, _learned if k == 4 else distances, wanted
-            )
-        if k == 4:
-            out += _cells(
-                k,
-                d,
-                "real",
-                _row_title(k, "real"),
-                ours,
-                lambda r: _learned(r, "real"),
-                wanted,
-            )
-            out += _cells(
-                k, d, "both", _BOTH, ours, lambda r: _learned(r, "both"), wanted
-            )
-        else:
-            out += _floor_cells(k, d, ours, wanted)
-        out += _paper_cells(k, d, wanted, len(seeds))
+    for dataset in datasets:
+        runs = {m: {s: made(dataset, m, s) for s in seeds} for m in methods}
+        out += _cells_of(k, dataset, runs, seeds)
     return pd.DataFrame(out)
