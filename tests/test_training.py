@@ -596,3 +596,9 @@ def test_kept_activations_change_no_bit_of_a_gradient(
         assert all(map(torch.equal, want, color_gradients(model, r, b, params)[1]))
         assert max(k.passes for k in made) == fitting
     assert capsys.readouterr().out == "", "it is said once"
+
+
+@pytest.mark.parametrize("share", [1.0, 20.0, -0.1])
+def test_a_share_of_free_memory_lies_below_one(share):
+    with pytest.raises(ValueError, match=f"keep_activations={share} must"):
+        recipe("skin", scale="tiny", keep_activations=share)

@@ -78,8 +78,8 @@ def _check_limits(r):
         )
     if r.keep_activations >= 1:
         raise ValueError(
-            f"keep_activations={r.keep_activations} must be below 1: it is the share of "
-            "free memory that activations of a color loss may fill. Pass "
+            f"keep_activations={r.keep_activations} must be below 1: it is the share "
+            "of free memory that activations of a color loss may fill. Pass "
             "keep_activations=0.7, say, or 0 to compute all of them again."
         )
     if max(r.gen_steps, r.solver_steps) > _DIFFUSION_TIMES:

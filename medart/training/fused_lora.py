@@ -195,7 +195,9 @@ class SharedInput:
 
     def project(self, x):
         "What all of them make of x."
-        layers, found = self.members(), self.joined(x.dtype)
+        layers = self.members()
+        # a compiler cannot follow addresses, and joins products as it sees fit
+        found = None if torch.compiler.is_compiling() else self.joined(x.dtype)
         if found is None:
             return [layer(x) for layer in layers]
         W, b, lora = found
