@@ -47,6 +47,8 @@ CONFIG = {
             # Widgets and equations would otherwise be drawn by programs from elsewhere.
             "nb_ipywidgets_js": {},
             "mathjax_path": "mathjax/tex-chtml.js",
+            # Beside a page stand the rooms, and of its own room the notebooks: short to read, and quick to build.
+            "html_theme_options": {"collapse_navbar": True},
             "myst_update_mathjax": False,
             # Links to tables and licences lead to files of the repository, which are no pages.
             "suppress_warnings": [
@@ -87,15 +89,41 @@ def chapters(folder):
 
 def contents():
     "README first, then the course and the packages in the order in which one reads them, solutions at the end."
-    about = [{"file": name} for name in ("CONTRIBUTING", "CHANGELOG")]
-    found = {caption: chapters(folder) for folder, caption in PARTS.items()}
-    found["About"] = about
-    parts = [
-        {"caption": caption, "chapters": pages}
-        for caption, pages in found.items()
-        if pages
+    rooms = [
+        {"file": f"rooms/{room_page(folder)}", "sections": chapters(folder)}
+        for folder in PARTS
+        if chapters(folder)
     ]
-    return {"format": "jb-book", "root": "README", "parts": parts}
+    about = [{"file": name} for name in ("CONTRIBUTING", "CHANGELOG")]
+    return {"format": "jb-book", "root": "README", "chapters": rooms + about}
+
+
+def room_page(folder):
+    "Name of the page that lists a folder's notebooks."
+    return "runs" if folder == "." else folder
+
+
+def promise(notebook):
+    "Title of a notebook, and the line below it that says what it gives."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join(
+        "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
+    )
+    title = re.search(r"^# (.+)$", text, re.M)
+    line = re.search(r"^> (.+)$", text, re.M)
+    return title[1] if title else notebook.stem, line[1] if line else ""
+
+
+def write_rooms():
+    "A page for each folder: its notebooks in order, each with its promise."
+    (BOOK / "rooms").mkdir()
+    for folder, caption in PARTS.items():
+        lines = [f"# {caption}", ""]
+        for chapter in chapters(folder):
+            title, line = promise(ROOT / f"{chapter['file']}.ipynb")
+            lines.append(f"- [{title}](../{chapter['file']}.ipynb): {line}")
+        page = BOOK / "rooms" / f"{room_page(folder)}.md"
+        page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def copy_sources():
@@ -150,6 +178,7 @@ def style():
 def main():
     copy_sources()
     fold_machinery()
+    write_rooms()
     style()
     (BOOK / "_config.yml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     (BOOK / "_toc.yml").write_text(
