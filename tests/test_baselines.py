@@ -1,4 +1,4 @@
-"Every baseline trains, stops, goes on, paints and saves as PixArt-alpha does, and says what its stock pipeline says."
+"Every baseline trains, stops, goes on, generates and saves as PixArt-alpha does, and says what its stock pipeline says."
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["sd15", "sdxl", "hunyuan", "fast_dit"])
-def test_stopped_and_continued_it_ends_the_same_and_paints(made, weights, method):
+def test_stopped_and_continued_it_ends_the_same_and_generates(made, weights, method):
     r = recipe("skin", method, data="made", **(SMALL | weights(method)))
 
     def result():

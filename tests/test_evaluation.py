@@ -43,7 +43,7 @@ def no_sheet(monkeypatch):
 
 
 @pytest.fixture
-def painted(few_run):
+def generated_run(few_run):
     "A run whose images are the test images, a little too saturated; the base's are much too saturated."
     test = images(few_run, "test")
     image_sets.write_samples(
@@ -56,12 +56,12 @@ def painted(few_run):
     return few_run
 
 
-def test_evaluate_once_and_again(painted, monkeypatch):
-    rows = evaluator.evaluate(painted).set_index("measure")
-    out = results_room.results_path(painted, "metrics.json")
+def test_evaluate_once_and_again(generated_run, monkeypatch):
+    rows = evaluator.evaluate(generated_run).set_index("measure")
+    out = results_room.results_path(generated_run, "metrics.json")
     first, when = out.read_bytes(), out.stat().st_mtime_ns
     assert (
-        evaluator.evaluate(painted).set_index("measure").value.equals(rows.value)
+        evaluator.evaluate(generated_run).set_index("measure").value.equals(rows.value)
         and out.stat().st_mtime_ns == when
     )
     assert {
@@ -97,24 +97,24 @@ def test_evaluate_once_and_again(painted, monkeypatch):
     )
 
     replace_everywhere(monkeypatch, evaluator.review_sheet, lambda *a, **k: None)
-    file = next(samples_dir(painted).rglob("*.png"))
+    file = next(samples_dir(generated_run).rglob("*.png"))
     good, a = file.read_bytes(), np.array(Image.open(file))
     a[0, 0, 0] ^= 1
     Image.fromarray(a).save(file)
-    evaluator.evaluate(painted)
-    assert results_room.read_results(painted)["hash"] != found["hash"], (
+    evaluator.evaluate(generated_run)
+    assert results_room.read_results(generated_run)["hash"] != found["hash"], (
         "one changed pixel is measured anew"
     )
     file.write_bytes(good)
-    evaluator.evaluate(painted)
+    evaluator.evaluate(generated_run)
     assert out.read_bytes() == first, "the same images give the same bytes"
 
 
-def test_further_spaces_are_measured_beside_the_first(painted, dino, no_sheet):
+def test_further_spaces_are_measured_beside_the_first(generated_run, dino, no_sheet):
     "DINOv2 goes through the same call: a random one of its class stands in, and a wrong name is refused before anything is computed."
     with pytest.raises(FileNotFoundError, match="facebook/none"):
-        evaluator.evaluate(painted, ("facebook/none",))
-    rows = evaluator.evaluate(painted, (str(dino),))
+        evaluator.evaluate(generated_run, ("facebook/none",))
+    rows = evaluator.evaluate(generated_run, (str(dino),))
     both = rows[rows.space == "dino"].set_index("measure")
     assert (
         set(both.index) == {"frechet", "kid", "frechet_infinity"}
@@ -122,8 +122,8 @@ def test_further_spaces_are_measured_beside_the_first(painted, dino, no_sheet):
         and both.value["frechet"] > 0
     )
     assert (
-        "28 px" in results_room.read_results(painted)["spaces"]["dino"]
-        or "32 px" in results_room.read_results(painted)["spaces"]["dino"]
+        "28 px" in results_room.read_results(generated_run)["spaces"]["dino"]
+        or "32 px" in results_room.read_results(generated_run)["spaces"]["dino"]
     )
 
 
@@ -144,8 +144,8 @@ def test_whose_captions_decide_the_pairs(few_run, no_sheet):
     assert "paired_color_gap" not in set(evaluator.evaluate(s).measure)
 
 
-def test_bad_input_is_named(painted):
-    folder = samples_dir(painted)
+def test_bad_input_is_named(generated_run):
+    folder = samples_dir(generated_run)
     m = pd.read_csv(folder / "metadata.csv")
     odd = folder / m.file_name[3]
     good = odd.read_bytes()
@@ -153,20 +153,20 @@ def test_bad_input_is_named(painted):
     with pytest.raises(
         ValueError, match=r"64x64 pixels, and are 64x64 \(111\), 32x32 \(1\)"
     ):
-        evaluator.evaluate(painted)
+        evaluator.evaluate(generated_run)
     odd.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot be read"):
-        evaluator.evaluate(painted)
+        evaluator.evaluate(generated_run)
     odd.write_bytes(good)
     m[m["class"] != "melanoma"].to_csv(folder / "metadata.csv", index=False)
     with pytest.raises(ValueError, match="no generated image of melanoma"):
-        evaluator.evaluate(painted)
+        evaluator.evaluate(generated_run)
     m[:5].to_csv(folder / "metadata.csv", index=False)
     with pytest.raises(ValueError, match="holds 5 images; at least 10"):
-        evaluator.evaluate(painted)
+        evaluator.evaluate(generated_run)
     (folder / "metadata.csv").unlink()
     with pytest.raises(FileNotFoundError, match="Generate them first"):
-        evaluator.evaluate(painted)
+        evaluator.evaluate(generated_run)
 
 
 def test_results_before_an_evaluation(few_run):
@@ -268,7 +268,7 @@ def test_too_few_images_are_refused_before_any_is_read(few_run, monkeypatch):
 
 
 def test_what_was_not_measured_stands_in_table_and_file(
-    painted, few_phantoms, no_sheet, monkeypatch
+    generated_run, few_phantoms, no_sheet, monkeypatch
 ):
     "Labels that stand for no class, captions of no image, features in plenty: each keeps its place and says why."
     replace_everywhere(
@@ -282,10 +282,11 @@ def test_what_was_not_measured_stands_in_table_and_file(
         monkeypatch, evaluator.load_extractor, lambda *a: replace(ex, labels=labels)
     )
     image_sets.write_samples(
-        samples_dir(painted), replace(images(painted, "test"), texts=("another",) * 112)
+        samples_dir(generated_run),
+        replace(images(generated_run, "test"), texts=("another",) * 112),
     )
-    rows = evaluator.evaluate(painted)
-    res = results_room.read_results(painted)
+    rows = evaluator.evaluate(generated_run)
+    res = results_room.read_results(generated_run)
     why = {x["measure"]: x["why"] for x in res["missing"]}
     assert set(why) == {"named", "paired_color_gap", "frechet_infinity"} and not set(
         why
@@ -345,9 +346,9 @@ def test_captions_of_a_sample_find_the_image_they_describe(few_run):
     )
 
 
-def test_damaged_results_are_measured_again(painted, no_sheet):
-    evaluator.evaluate(painted)
-    out = results_room.results_path(painted, "metrics.json")
+def test_damaged_results_are_measured_again(generated_run, no_sheet):
+    evaluator.evaluate(generated_run)
+    out = results_room.results_path(generated_run, "metrics.json")
     good = out.read_bytes()
     for bad in (
         good[: len(good) // 2],
@@ -356,8 +357,8 @@ def test_damaged_results_are_measured_again(painted, no_sheet):
     ):
         out.write_bytes(bad)
         with pytest.raises(ValueError, match="is damaged"):
-            results_room.read_results(painted)
-    evaluator.evaluate(painted)
+            results_room.read_results(generated_run)
+    evaluator.evaluate(generated_run)
     assert out.read_bytes() == good
 
 

@@ -124,30 +124,30 @@ def snapshot(folder):
 
 
 def code_of(folder):
-    "The lines of the card that load and paint, as somebody would copy them."
+    "The lines of the card that load and generate, as somebody would copy them."
     return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[
         1
     ]
 
 
-def test_the_lines_on_the_card_paint_the_same_image(shared, monkeypatch):
+def test_the_lines_on_the_card_generate_the_same_image(shared, monkeypatch):
     r, model, folder = shared
     monkeypatch.chdir(
         ROOT
     )  # the bundled base model is named from the repository's root
     lines = code_of(folder).replace('folder = "."', f"folder = {str(folder)!r}")
-    load, paint_line = lines.strip().rsplit("\n", 1)
+    load, call_line = lines.strip().rsplit("\n", 1)
     assert (
         sum(not x.startswith(("import", "from", "caption")) for x in load.splitlines())
         <= 5
     )
-    assert paint_line.startswith("image = pipe(caption, ")
+    assert call_line.startswith("image = pipe(caption, ")
     told = {}
     exec(load, told)
     z = torch.randn(1, *model.latent_shape, generator=rng(r.seed, "image", 0))
     told["noise"] = z.clone()
     exec(
-        paint_line.replace(
+        call_line.replace(
             "pipe(caption, ", "pipe(caption, latents=noise.clone(), output_type='pt', "
         ),
         told,
@@ -161,7 +161,7 @@ def test_the_lines_on_the_card_paint_the_same_image(shared, monkeypatch):
     )
 
 
-def test_the_merged_folder_paints_the_same_image(shared):
+def test_the_merged_folder_generates_the_same_image(shared):
     r, model, folder = shared
     pipe = PixArtAlphaPipeline.from_pretrained(folder / "merged", dtype=torch.float32)
     z = torch.randn(1, *model.latent_shape, generator=rng(r.seed, "image", 0))

@@ -56,7 +56,7 @@ def adapted(r):
 
 @pytest.fixture
 def run(folders):
-    "A run with adapters, and settings that paint 16 small images in blocks of four."
+    "A run with adapters, and settings that generate 16 small images in blocks of four."
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe(
         "skin", "base", scale="tiny", data="few", gen_count=0, gen_block=4, gen_steps=2
@@ -65,7 +65,7 @@ def run(folders):
     return r
 
 
-def painted(r):
+def images_of(r):
     "What lies in the samples folder: name -> hash."
     return {
         str(f.relative_to(samples_dir(r))): file_hash(f)
@@ -75,14 +75,14 @@ def painted(r):
 
 
 def test_three_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch):
-    "One process with three threads and without a break; then two that are killed while they paint, and three that finish their work."
+    "One process with three threads and without a break; then two that are killed while they generate, and three that finish their work."
     run, threads = replace(run, gen_block=2), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         sampling_runs.generate(run)
     finally:
         torch.set_num_threads(threads)
-    want = painted(run)
+    want = images_of(run)
     assert len(want) == 16 + 2
 
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "two"))
@@ -94,7 +94,7 @@ def test_three_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypat
         )
         while len(list(samples_dir(run).rglob("*.png"))) < 3:
             assert not job.done() and time.monotonic() < end, (
-                "the run should be killed while it paints"
+                "the run should be killed while it generates"
             )
             time.sleep(0.02)
         family = psutil.Process().children(recursive=True)
@@ -112,11 +112,11 @@ def test_three_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypat
     for f in left:
         Image.open(f).load()
     sampling_runs.generate_in(3, run)
-    got = {k: v for k, v in painted(run).items() if not Path(k).name.startswith(".")}
+    got = {k: v for k, v in images_of(run).items() if not Path(k).name.startswith(".")}
     assert got == want
     full = {f for f in left if sum(g in left for g in block_of(run, f)) == 2}
     assert {f: f.stat().st_mtime_ns for f in full} == {f: left[f] for f in full}, (
-        "a block that was painted is not painted again"
+        "a block that was generated is not generated again"
     )
 
 
@@ -127,13 +127,13 @@ def block_of(r, file):
     return [samples_dir(r) / f for f in m[k : k + 2]]
 
 
-def test_only_what_is_missing_is_painted(run, monkeypatch):
+def test_only_what_is_missing_is_generated(run, monkeypatch):
     sampling_runs.generate(run)
-    want, paint, blocks = painted(run), generation.sample_images, []
+    want, sample, blocks = images_of(run), generation.sample_images, []
     replace_everywhere(
         monkeypatch,
         sample_figures.sample_images,
-        lambda m, r, c, i: blocks.append(list(i)) or paint(m, r, c, i),
+        lambda m, r, c, i: blocks.append(list(i)) or sample(m, r, c, i),
     )
     sampling_runs.generate(run)
     assert not blocks
@@ -142,11 +142,11 @@ def test_only_what_is_missing_is_painted(run, monkeypatch):
     )
     gone.unlink()
     sampling_runs.generate(run)
-    assert blocks == [[4, 5, 6, 7]] and painted(run) == want
+    assert blocks == [[4, 5, 6, 7]] and images_of(run) == want
 
 
-def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch):
-    load, paint, seen = models.load_model, generation.sample_images, {}
+def test_text_is_encoded_once_and_t5_is_let_go_before_generating(run, monkeypatch):
+    load, sample, seen = models.load_model, generation.sample_images, {}
 
     def loading(*a, **k):
         model = load(*a, **k)
@@ -160,18 +160,18 @@ def test_text_is_encoded_once_and_t5_is_let_go_before_painting(run, monkeypatch)
         model.text_encoder.forward = counted
         return model
 
-    def painting(model, *a):
+    def sampling(model, *a):
         del model.text_encoder
         gc.collect()
         seen.setdefault("alive", seen["t5"]() is not None)
         model.text_encoder = None
-        return paint(model, *a)
+        return sample(model, *a)
 
     replace_everywhere(monkeypatch, sample_figures.load_model, loading)
     replace_everywhere(
         monkeypatch, sample_figures.merge_loras, lambda m: m
     )  # merging frees the wrapped network: here only letting go counts
-    replace_everywhere(monkeypatch, sample_figures.sample_images, painting)
+    replace_everywhere(monkeypatch, sample_figures.sample_images, sampling)
     sampling_runs.generate(run)
     assert seen["alive"] is False and seen["calls"] > 0
 
@@ -253,9 +253,9 @@ def test_prompts_of_ones_own(run, tmp_path, monkeypatch):
 
 
 def test_changed_adapters_change_the_images(run):
-    "Those that training has not written are refused; those of another training are painted with, and the images before are kept."
+    "Those that training has not written are refused; those of another training are generated with, and the images before are kept."
     sampling_runs.generate(run)
-    before = painted(run)
+    before = images_of(run)
     file = run_dir(run) / "transformer_lora" / "adapter_model.safetensors"
     save_file(
         {
@@ -272,11 +272,11 @@ def test_changed_adapters_change_the_images(run):
         match="transformer_lora/adapter_model.safetensors is not the file that was written.*train.ipynb",
     ):
         sampling_runs.generate(run)
-    assert painted(run) == before
+    assert images_of(run) == before
     done = read_record(run_dir(run) / "done.json")
     write_record(run_dir(run) / "done.json", done["read"], done["files"])
     sampling_runs.generate(run)
-    after = painted(run)
+    after = images_of(run)
     assert before.keys() == after.keys() and all(
         before[k] != after[k] for k in before if k.endswith(".png")
     )
@@ -286,7 +286,7 @@ def test_changed_adapters_change_the_images(run):
     } == before
 
 
-def test_nothing_trained_nothing_painted(folders):
+def test_nothing_trained_nothing_generated(folders):
     write_phantoms("skin", folders[0] / "few", counts=FEW)
     r = recipe("skin", "dora", scale="tiny", data="few", seed=2)
     with pytest.raises(

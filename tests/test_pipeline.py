@@ -62,7 +62,7 @@ def close(a, b):
     )
 
 
-def test_stock_pipeline_with_stock_peft_paints_the_same(adapted):
+def test_stock_pipeline_with_stock_peft_generates_the_same(adapted):
     model, folder = adapted
     pipe = PixArtAlphaPipeline.from_pretrained(locate(R.model), dtype=torch.float32)
     plain = stock(pipe, noise(model))
@@ -79,7 +79,7 @@ def test_stock_pipeline_with_stock_peft_paints_the_same(adapted):
     )
 
 
-def test_merged_pipeline_paints_the_same(adapted, tmp_path):
+def test_merged_pipeline_generates_the_same(adapted, tmp_path):
     model, _ = adapted
     from diffusers import DPMSolverMultistepScheduler
 

@@ -11,12 +11,12 @@ from nbclient import NotebookClient
 LOOP = """
 import time
 from medart.core.progress import progress
-for _ in progress(range(40), desc="painting", delay=.2, mininterval=0): time.sleep(.02)
+for _ in progress(range(40), desc="generating", delay=.2, mininterval=0): time.sleep(.02)
 """
 
 
 CELLS = dict(
-    twice=LOOP + LOOP.replace("painting", "reading") + LOOP.replace("40", "30"),
+    twice=LOOP + LOOP.replace("generating", "reading") + LOOP.replace("40", "30"),
     later=LOOP,
     failing=LOOP.replace("time.sleep(.02)", "time.sleep(.02); 1/(_ - 25)"),
     short="for _ in progress(range(3)): pass",
@@ -39,7 +39,7 @@ def text(output):
 def test_bars_of_one_name_share_a_line_and_others_have_their_own(outputs):
     first, second = outputs["twice"]
     assert first.output_type == second.output_type == "display_data"
-    assert text(first).startswith("painting: 100%") and "30/30" in text(first)
+    assert text(first).startswith("generating: 100%") and "30/30" in text(first)
     assert text(second).startswith("reading: 100%") and "40/40" in text(second)
 
 

@@ -1115,7 +1115,7 @@ def test_weight_files_follow_the_libraries_order():
         ("dora", "float32"),
     ],
 )
-def test_a_merged_pipeline_is_a_stock_one_and_paints_the_same(
+def test_a_merged_pipeline_is_a_stock_one_and_generates_the_same(
     drawn, tmp_path, method, dtype
 ):
     family = method if method in drawn else None

@@ -1,4 +1,4 @@
-"Rare classes: seen as often as the others, painted as often as asked for, and counted in whole images."
+"Rare classes: seen as often as the others, generated as often as asked for, and counted in whole images."
 
 from collections import Counter
 from dataclasses import replace
@@ -145,7 +145,7 @@ def test_captions_are_used_again_only_when_all_were_used(small, monkeypatch):
         assert sorted(Counter(longer.texts).values())[-3:] == [3, 4, 4]
 
 
-def test_images_of_each_class_are_painted_kept_and_extended(small, capsys):
+def test_images_of_each_class_are_generated_kept_and_extended(small, capsys):
     r = small(per_class=3)
     train(r)
     out = generate(r)
@@ -153,11 +153,11 @@ def test_images_of_each_class_are_painted_kept_and_extended(small, capsys):
     assert m["class"].value_counts().tolist() == [3, 3] and m.file_name.is_unique
     assert samples_fault(r) == ""
     bytes_of = lambda folder, names: [(folder / n).read_bytes() for n in names]
-    painted = bytes_of(out, m.file_name)
-    assert len(set(painted)) == 6
+    generated = bytes_of(out, m.file_name)
+    assert len(set(generated)) == 6
     (out / m.file_name[4]).unlink()
     generate(r)
-    assert bytes_of(out, m.file_name) == painted
+    assert bytes_of(out, m.file_name) == generated
     assert samples_dir(r) != samples_dir(small()) and classifier_dir(
         r
     ) == classifier_dir(small())

@@ -169,14 +169,14 @@ def test_what_is_left_of_a_row(made, folders):
     assert [n for n, _ in remaining_work.left(r)] == ["generate", "evaluate"]
     write_atomic(samples_dir(r) / "metadata.csv", "file_name\na.png\n")
     write_atomic(samples_dir(r) / "a.png", "an image")
-    painted = write_record(
+    generated = write_record(
         samples_dir(r) / "key.json",
         generated_from(r, sampling_plan(r)),
         ["a.png", "metadata.csv"],
     )["key"]
     write_record(
         results.results_path(r, "metrics.json"),
-        {"the images": painted},
+        {"the images": generated},
         spaces={"vit-skin": ""},
     )
     assert remaining_work.left(r) == [] and remaining_work.left(
@@ -185,7 +185,7 @@ def test_what_is_left_of_a_row(made, folders):
     seen = dict(zip(("vit-skin", "dino"), map(stable_hash, (r.extractor, "a/dino"))))
     write_record(
         results.results_path(r, "metrics.json"),
-        {"the images": painted},
+        {"the images": generated},
         spaces=dict.fromkeys(seen, ""),
         extractors=seen,
     )
@@ -194,7 +194,7 @@ def test_what_is_left_of_a_row(made, folders):
     ) == [("evaluate", r)], "another of that name"
     (samples_dir(r) / "a.png").unlink()
     assert remaining_work.left(r) == [("generate", r)], (
-        "an image that is gone is painted again"
+        "an image that is gone is generated again"
     )
 
 

@@ -53,7 +53,7 @@ def row(method, **changes):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    "Two rows, trained and painted, which all tests of this file share."
+    "Two rows, trained and generated, which all tests of this file share."
     place = tmp_path_factory.mktemp("sweep")
     data, outputs = place / "data", place / "outputs"
     data.mkdir()
@@ -87,7 +87,7 @@ def papermill(out, notebook="reproduce", **parameters):
 
 
 def test_a_failing_row_holds_up_no_other_and_is_tried_again(folders, tmp_path):
-    "Both rows are trained and painted, but one image is damaged."
+    "Both rows are trained and generated, but one image is damaged."
     rows = good, bad, _ = [row(m) for m in ("base", "no_hldf", "sdxl")]
     image = sorted(samples_dir(bad).rglob("*.png"))[0]
     whole = image.read_bytes()

@@ -1,4 +1,4 @@
-"Each stage checks the one before: what was trained, painted and measured is used only while what it was made from is still so."
+"Each stage checks the one before: what was trained, generated and measured is used only while what it was made from is still so."
 
 import json
 import os
@@ -94,7 +94,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    "A hundred made images, captioned, trained on, painted and measured, once for all tests."
+    "A hundred made images, captioned, trained on, generated and measured, once for all tests."
     at = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as m:
         m.setenv("MEDART_DATA", str(at / "data"))
@@ -205,7 +205,7 @@ def test_other_data_than_were_trained_on(done, what, capsys):
     assert paper_tables.to_run(done) == []
 
 
-def test_other_test_captions_than_were_painted(done, capsys):
+def test_other_test_captions_than_were_generated(done, capsys):
     caption(done, "test", "blurred")
     with pytest.raises(
         ValueError, match="the captions or their images changed since.*generate.ipynb"
@@ -271,7 +271,7 @@ def test_damaged_adapters_are_refused_and_written_anew(done, name, harm):
 
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("name", ["melanoma/00000.png", "metadata.csv", "key.json"])
-def test_damaged_images_are_refused_and_painted_again(done, name, harm):
+def test_damaged_images_are_refused_and_generated_again(done, name, harm):
     want = everything(done)
     file = samples_dir(done) / name
     name = file if file.exists() else next(samples_dir(done).rglob("*.png"))
@@ -297,8 +297,8 @@ def test_an_exchanged_image_is_refused_and_kept(done, capsys):
     assert file_hash(kept) == file_hash(files[1])
 
 
-def test_an_interrupted_painting_trusts_labels_alone(done):
-    "Without hashes an image of other adapters, of another caption or without a label is painted again."
+def test_an_interrupted_generating_trusts_labels_alone(done):
+    "Without hashes an image of other adapters, of another caption or without a label is generated again."
     want, files = everything(done), sorted(samples_dir(done).rglob("*.png"))
     r = read_record(samples_dir(done) / "key.json")
     write_record(samples_dir(done) / "key.json", r["read"])

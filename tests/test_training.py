@@ -270,7 +270,7 @@ def test_images_are_the_same_bytes_after_an_interruption(small):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_paint(
+def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_generate(
     small, bits, caplog
 ):
     r = small(text_bits=bits)
