@@ -33,16 +33,9 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt tools/quiet_kerne
 	$(VENV)/bin/python tools/quiet_kernel.py
 	@touch $@
 
-# Papermill wants an existing folder and an explicit output path.
+# Every stage is a papermill command, which is printed; what can run at the same time does.
 demo: $(READY)
-	@mkdir -p outputs
-	$(IN_VENV) papermill nbs/caption.ipynb outputs/caption-skin.ipynb -p dataset skin -p scale tiny
-	$(IN_VENV) papermill nbs/train.ipynb outputs/train-skin.ipynb -p dataset skin -p scale tiny
-	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-skin.ipynb -p dataset skin -p scale tiny -p processes 2
-	$(IN_VENV) papermill nbs/evaluate.ipynb outputs/evaluate-skin.ipynb -p dataset skin -p scale tiny
-	$(IN_VENV) papermill nbs/generate.ipynb outputs/generate-train-skin.ipynb -p dataset skin -p scale tiny -p gen_split train -p gen_count 0 -p processes 2
-	$(IN_VENV) papermill nbs/classify.ipynb outputs/classify-skin.ipynb -p dataset skin -p scale tiny
-	$(IN_VENV) papermill nbs/tables.ipynb outputs/tables.ipynb -p datasets skin -p scale tiny
+	$(IN_VENV) python tools/demo.py
 	@echo
 	@echo "Done, with small models on drawn images. Have a look at:"
 	@echo "  outputs/caption-skin.ipynb, outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb,"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import papermill
 
+from medart.workflows.forked_kernels import forked_kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 NOTE = "*The outputs below are those of a tiny run: "
@@ -121,4 +123,5 @@ def main(names):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with forked_kernels():
+        main(sys.argv[1:])

@@ -1,0 +1,83 @@
+"""The whole chain at tiny scale, on two processors: `make demo`.
+
+Each stage is a notebook run by papermill, as from a shell. Stages that do not wait for one another run at the same time,
+each with one thread, and all kernels are copies of one process that has imported the libraries.
+"""
+
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+import papermill
+
+from medart.workflows.forked_kernels import forked_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+SKIN = dict(dataset="skin", scale="tiny")
+EVERY = dict(gen_split="train", gen_count=0)  # an image for each training caption
+# Executed notebook: what is run, with which parameters, and what it waits for.
+STAGES = {
+    "caption-skin": ("caption", SKIN, ()),
+    "train-skin": ("train", SKIN, ("caption-skin",)),
+    "generate-train-skin": ("generate", SKIN | EVERY, ("train-skin",)),
+    "generate-skin": ("generate", SKIN, ("train-skin",)),
+    "evaluate-skin": ("evaluate", SKIN, ("generate-skin",)),
+    "classify-skin": ("classify", SKIN, ("generate-train-skin",)),
+    "tables": (
+        "tables",
+        dict(datasets="skin", scale="tiny"),
+        ("evaluate-skin", "classify-skin"),
+    ),
+}
+
+
+def command(name):
+    "What one would type to run a stage alone."
+    notebook, given, _ = STAGES[name]
+    options = " ".join(f"-p {key} {value}" for key, value in given.items())
+    return f"papermill nbs/{notebook}.ipynb outputs/{name}.ipynb {options}"
+
+
+def run(name):
+    "Run a stage; how long it took, in seconds."
+    notebook, given, _ = STAGES[name]
+    began = time.monotonic()
+    source, target = f"nbs/{notebook}.ipynb", f"outputs/{name}.ipynb"
+    papermill.execute_notebook(source, target, given, progress_bar=False)
+    return time.monotonic() - began
+
+
+def begin_what_can(pool, running, begun, done):
+    "Start each stage that waits for nothing any more."
+    for name, (_, _, needs) in STAGES.items():
+        if name not in begun and done.issuperset(needs):
+            print(command(name), flush=True)
+            begun.add(name)
+            running[pool.submit(run, name)] = name
+
+
+def main():
+    "Run all stages; after one that fails, none is begun any more."
+    os.chdir(ROOT)
+    Path("outputs").mkdir(exist_ok=True)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    running, begun, done = {}, set(), set()
+    with forked_kernels(), ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        while len(done) < len(STAGES):
+            begin_what_can(pool, running, begun, done)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                if error := future.exception():
+                    raise SystemExit(
+                        f"{error}\n{name} failed; outputs/{name}.ipynb shows where. "
+                        "`make demo` goes on from here when that is mended."
+                    )
+                print(f"  {name}: {future.result():.0f} s", flush=True)
+                done.add(name)
+
+
+if __name__ == "__main__":
+    main()
