@@ -234,13 +234,16 @@ def test_no_module_leans_on_a_notebook_global():
 
 EACH_ALONE = """
 import os, sys, traceback
-import accelerate, diffusers, matplotlib.pyplot, pandas, peft, transformers, torch  # what takes seconds is imported once, then forked
+from medart.workflows.forked_kernels import import_libraries
+import_libraries()  # what takes seconds is imported once, then forked
 
 for name in sys.argv[1:]:
     if child := os.fork():
         os.waitpid(child, 0)
         continue
     try:
+        for own in [name for name in sys.modules if name.startswith("medart")]:
+            del sys.modules[own]
         __import__(f"medart.{name}")
     except BaseException:
         traceback.print_exc()

@@ -21,7 +21,7 @@ from ..core.files import file_hash, write_atomic
 from ..core.paths import data_dir
 from ..core.randomness import stable_hash
 from ..core.records import alone, read_record, record_fault, write_record
-from . import __path__ as package
+from . import listing
 from .folders import files_below, IMAGE_ENDINGS, visible_files
 from .listing import describe_classes, list_images
 from .phrases import simple_caption
@@ -111,7 +111,7 @@ def _entries(folder, been):  # (path, size, date, rights) of all below, links fo
 
 
 def _code_hash():  # of what lists and prepares
-    return [file_hash(f) for p in package for f in sorted(Path(p).glob("*.py"))]
+    return [file_hash(f) for f in sorted(Path(listing.__file__).parent.glob("*.py"))]
 
 
 def _source_state(folder, *settings):  # "" where that cannot be told
