@@ -280,8 +280,10 @@ def test_sizes(files):
     )
     assert sum(size.values()) < 48 * MB
     assert tiny < 32 * MB
+    runs = sum(n for path, n in notebooks.items() if len(path.parts) == 2)
     assert course < 8 * MB
-    assert sum(notebooks.values()) - course < 12 * MB
+    assert runs < 4 * MB
+    assert sum(notebooks.values()) - course - runs < 12 * MB
 
 
 def test_no_local_paths(files):
