@@ -95,13 +95,15 @@ def test_a_crash_stays_in_its_kernel(kernel):
     other.shutdown_kernel(now=True)
 
 
-def test_an_interrupt_reaches_the_cell(kernel):
+def test_an_interrupt_reaches_the_cell(kernel, tmp_path):
     manager, client, run = kernel
     run("import signal, time")
-    number = client.execute("time.sleep(60)")
-    time.sleep(0.5)
+    begun = tmp_path / "begun"
+    number = client.execute(f"open({str(begun)!r}, 'w').close(); time.sleep(60)")
+    until = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < until:
+        time.sleep(0.05)
     manager.interrupt_kernel()
-    until = time.monotonic() + 30
     while time.monotonic() < until:
         reply = client.get_shell_msg(timeout=30)
         if reply["parent_header"].get("msg_id") == number:
