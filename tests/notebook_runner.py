@@ -3,7 +3,7 @@
 A line of JSON on standard input names a notebook and its environment; a line of JSON on standard output says how it ended.
 Where the first names a file for a report, errors stop nothing, and what each cell led to is written to that file.
 Where it brings solutions, each cell with a blank runs once more with its solution.
-Of this package nothing is imported before a notebook asks for it.
+Of this package nothing else is imported before a notebook asks for it.
 """
 
 import json
@@ -12,21 +12,9 @@ import re
 import sys
 import traceback
 
+from medart.workflows.forked_kernels import import_libraries
+
 BLANK = re.compile(r"^answers? = \.\.\..*", re.MULTILINE)  # a line to be filled in
-
-
-def import_libraries():
-    "What every notebook would spend seconds on."
-    import accelerate  # noqa: F401
-    import diffusers  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import pandas  # noqa: F401
-    import peft  # noqa: F401
-    import seaborn  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-    from diffusers import AutoencoderKL, PixArtAlphaPipeline  # noqa: F401
-    from transformers import T5EncoderModel  # noqa: F401
 
 
 def run_solved(shell, source, line):

@@ -12,6 +12,7 @@ from threading import Thread
 import nbformat
 import pandas as pd
 import pytest
+from small_rows import FEW, row_of
 
 from medart.data import loading
 from medart.evaluation import paper_tables
@@ -27,8 +28,6 @@ from medart.training.samples import generated_from
 from medart.training.sampling_plan import sampling_plan
 from medart.training.runs import IMAGES
 from medart.data.phantoms import write_phantoms
-from medart.recipes.datasets import DATASETS
-from medart.recipes.methods import METHODS
 from medart.recipes.recipe import recipe
 from medart.recipes.runs import captions_dir, run_dir, samples_dir
 from medart.method.caption_files import captions_for, captions_key
@@ -45,17 +44,10 @@ SMALL = dict(
     gen_steps=2,
     captions="simple",
 )
-CLASSES = [*DATASETS["skin"].counts][:2]
-FEW = dict(train=dict.fromkeys(CLASSES, 8), test=dict.fromkeys(CLASSES, 8))
 
 
 def row(method, **changes):
-    "A row as the run notebook makes it: what makes it this row stays."
-    return recipe(
-        "skin",
-        method,
-        **({k: v for k, v in SMALL.items() if k not in METHODS[method]} | changes),
-    )
+    return row_of(SMALL, method, changes)
 
 
 def test_a_stop_lets_training_save_and_loses_nothing(made, folders):

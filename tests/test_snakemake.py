@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from small_rows import FEW, row_of
 
 from medart.core.records import write_record
 from medart.data.phantoms import write_phantoms
@@ -18,9 +19,6 @@ from medart.evaluation import paper_tables
 from medart.evaluation.evaluator import evaluate
 from medart.evaluation.measures import find_measure
 from medart.evaluation.results import results_path
-from medart.recipes.datasets import DATASETS
-from medart.recipes.methods import METHODS
-from medart.recipes.recipe import recipe
 from medart.recipes.runs import run_dir, samples_dir
 from medart.training.runs import IMAGES
 from medart.training.sampling_runs import generate
@@ -41,14 +39,10 @@ ASKED = dict(
     gen_block=8,
     captions="simple",
 )
-CLASSES = [*DATASETS["skin"].counts][:2]
-FEW = dict(train=dict.fromkeys(CLASSES, 8), test=dict.fromkeys(CLASSES, 8))
 
 
 def row(method, **changes):
-    "A row as the run notebook makes it: what makes it this row stays."
-    kept = {k: v for k, v in ASKED.items() if k not in METHODS[method]}
-    return recipe("skin", method, **(kept | changes))
+    return row_of(ASKED, method, changes)
 
 
 @pytest.fixture(scope="module")

@@ -49,12 +49,12 @@ def run(name):
     return time.monotonic() - began
 
 
-def begin_what_can(pool, running, begun, done):
+def begin_what_can(pool, running, done):
     "Start each stage that waits for nothing any more."
+    begun = done.union(running.values())
     for name, (_, _, needs) in STAGES.items():
         if name not in begun and done.issuperset(needs):
             print(command(name), flush=True)
-            begun.add(name)
             running[pool.submit(run, name)] = name
 
 
@@ -64,10 +64,10 @@ def main():
     Path("outputs").mkdir(exist_ok=True)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    running, begun, done = {}, set(), set()
+    running, done = {}, set()
     with forked_kernels(), ProcessPoolExecutor(2, get_context("spawn")) as pool:
         while len(done) < len(STAGES):
-            begin_what_can(pool, running, begun, done)
+            begin_what_can(pool, running, done)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
                 if error := future.exception():

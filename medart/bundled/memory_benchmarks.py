@@ -29,7 +29,12 @@ from medart.bundled.benchmark_models import (
     one_event,
     one_step,
 )
-from .full_size_costs import continued, full_captions, shapes
+from medart.bundled.full_size_costs import (
+    continued,
+    full_captions,
+    one_attention,
+    shapes,
+)
 from ..method.embeddings import cat_embeddings
 from ..method.hldf import Batch, sampled_color_loss, sampling_embeddings
 from ..method.model import Model, vae_batch
@@ -72,40 +77,12 @@ class _Alive(TorchDispatchMode):
             weakref.finalize(s, self.drop, key, n)
         return out
 
-# %% ../../nbs/bundled/21_memory_benchmarks.ipynb #89ad9ac3
-@contextmanager
-def _fused_attention():
-    "Inside, attention is one operation on every device, as it is where training runs."
-    F = torch.nn.functional
-    was = F.scaled_dot_product_attention
-
-    def fused(
-        q,
-        k,
-        v,
-        attn_mask=None,
-        dropout_p=0.0,
-        is_causal=False,
-        scale=None,
-        enable_gqa=False,
-    ):
-        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return attention(
-            q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-        )[0]
-
-    F.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = was
-
 # %% ../../nbs/bundled/21_memory_benchmarks.ipynb #fbc81814
 def alive_peak(
     run,  # function of nothing
 ) -> int:  # bytes
     "Computed: the most alive at once while a function runs, beyond what was before."
-    with _Alive() as a, _fused_attention():
+    with _Alive() as a, one_attention():
         run()
     return a.peak
 
