@@ -269,11 +269,20 @@ def test_images_are_the_same_bytes_after_an_interruption(small):
     )
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "few",
+    [
+        dict(text_bits=8),
+        dict(text_bits=4),
+        dict(text_bits=8, text_quantizer="fp8"),
+        dict(text_bits=8, text_quantizer="fp8", offload=True, lean_lora=True),
+    ],
+    ids=lambda few: " ".join(map(str, few.values())),
+)
 def test_beside_a_t5_of_few_bits_the_adapters_learn_resume_and_generate(
-    small, bits, caplog
+    small, few, caplog
 ):
-    r = small(text_bits=bits)
+    r = small(**few)
     train(r)
     want = result(r)
     shutil.rmtree(run_dir(r))

@@ -36,6 +36,7 @@ _CHOICES = dict(
     sampling=("all", "balanced"),
     gen_split=("test", "train", "sample"),
     dtype=("float32", "bfloat16", "float64"),
+    text_quantizer=("bitsandbytes", "fp8"),
     tracker=("", "tensorboard"),
     caption_backend=("transformers", "vllm"),
     caption_prompt=("paper", "official"),
@@ -112,6 +113,16 @@ def _check_text(r):  # what concerns the reading of captions
         raise ValueError(
             f"text_bits={r.text_bits} is unknown. Choose 16 (as loaded), 8 or 4."
         )
+    if r.text_quantizer == "fp8" and r.text_bits != 8:
+        raise ValueError(
+            f"text_quantizer='fp8' rounds to 8 bits, and text_bits={r.text_bits}. Pass "
+            "text_bits=8 too, or leave text_quantizer out."
+        )
+    if r.text_quantizer == "fp8" and r.dora_text:
+        raise ValueError(
+            "text_quantizer='fp8' and dora_text=True do not go together: DoRA reads "
+            "whole weights. Choose one of the two, or text_quantizer='bitsandbytes'."
+        )
     odd = [t for t in r.text_targets if not re.fullmatch(r"[\w.]+", t)]
     none = r.lora_text and r.family == "pixart" and not r.text_targets
     if odd or none:
@@ -134,7 +145,7 @@ def check_recipe(
     _check_ranges(r)
     _check_limits(r)
     _check_text(r)
-    if r.offload and r.text_bits < 16:
+    if r.offload and r.text_bits < 16 and r.text_quantizer == "bitsandbytes":
         raise ValueError(
             f"offload=True and text_bits={r.text_bits} do not go together: quantized "
             "weights stay where they are. Choose one of the two."

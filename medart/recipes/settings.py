@@ -30,7 +30,8 @@ class _Model(_Run):
     size: int = _f(512)  # pixels a side
     max_tokens: int = _f(120)  # longest caption that is read, in the model's own tokens
     dtype: str = _f("bfloat16")  # of frozen weights and activations
-    text_bits: int = _f(16)  # 8 or 4: T5's frozen weights through bitsandbytes
+    text_bits: int = _f(16)  # 8 or 4: of each of T5's frozen weights
+    text_quantizer: str = _f("bitsandbytes")  # or fp8, which moves embeddings by 3-6%
     pad_to: int = _f(8)  # captions are padded to a multiple of this, in tokens
     lean_lora: bool = _f(False)  # LoRAs in the precision of what they adapt
     compile: bool = _f(False)  # compile the networks' repeated blocks

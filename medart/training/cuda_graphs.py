@@ -287,7 +287,7 @@ def cuda_graph_blockers(
         offload=r.offload and r.lora_text,
         checkpoint_all=r.checkpoint_all,
         t5_dropout=r.t5_dropout and not event,
-        text_bits=r.text_bits < 16,
+        text_bits=r.text_bits < 16 and r.text_quantizer == "bitsandbytes",
     )
     return [f"{k}={getattr(r, k)}" for k, v in on.items() if v]
 

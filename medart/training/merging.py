@@ -15,16 +15,17 @@ from peft import PeftModel
 from ..core.files import save_pretrained, write_atomic
 from ..core.pretrained import unused_parts
 from ..method.model import Model
+from .models import is_float8
 
 # %% ../../nbs/training/06_merging.ipynb #15c58a06
 def merge_loras(
     model: Model,  # with adapters
     keep: bool = False,  # leave the adapted networks as they are and merge copies
 ) -> Model:  # the same model, its networks plain
-    "Add both LoRAs into the weights."
+    "Add both LoRAs into the weights, but for weights that are too coarse for it."
     for part in model.parts:
         net = getattr(model, part)
-        if isinstance(net, PeftModel):
+        if isinstance(net, PeftModel) and not is_float8(net):
             net = copy.deepcopy(net) if keep else net
             setattr(model, part, net.merge_and_unload())
     return model.forget()

@@ -77,7 +77,8 @@ def _in_place(folder, tag):  # yields an empty folder that takes this one's plac
 
 # %% ../../nbs/workflows/09_sharing.ipynb #59e59e08
 def _write_merged(r, folder):
-    whole = replace(r, text_bits=16)  # adapters are merged into whole weights
+    # adapters are merged into whole weights
+    whole = replace(r, text_bits=16, text_quantizer="bitsandbytes")
     merge_and_save(load_model(whole, adapters=run_dir(r)), folder)
 
 
