@@ -1,7 +1,9 @@
 """The whole chain at tiny scale, on two processors: `make demo`.
 
 Each stage is a notebook run by papermill, as from a shell. Stages that do not wait for one another run at the same time,
-each with one thread, and all kernels are copies of one process that has imported the libraries.
+each with one thread, and all kernels are copies of one process that has imported the libraries. Training, which everything
+waits for, shares each batch between two processes, and images are generated as soon as its adapters are written, while
+its notebook still draws figures.
 """
 
 import os
@@ -12,17 +14,19 @@ from pathlib import Path
 
 import papermill
 
+from medart.core.paths import outputs_dir
 from medart.workflows.forked_kernels import forked_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIN = dict(dataset="skin", scale="tiny")
 EVERY = dict(gen_split="train", gen_count=0)  # an image for each training caption
+ADAPTERS = "adapters"  # training leaves them before its notebook ends
 # Executed notebook: what is run, with which parameters, and what it waits for.
 STAGES = {
     "caption-skin": ("caption", SKIN, ()),
     "train-skin": ("train", SKIN, ("caption-skin",)),
-    "generate-train-skin": ("generate", SKIN | EVERY, ("train-skin",)),
-    "generate-skin": ("generate", SKIN, ("train-skin",)),
+    "generate-train-skin": ("generate", SKIN | EVERY, (ADAPTERS,)),
+    "generate-skin": ("generate", SKIN, (ADAPTERS,)),
     "evaluate-skin": ("evaluate", SKIN, ("generate-skin",)),
     "classify-skin": ("classify", SKIN, ("generate-train-skin",)),
     "tables": (
@@ -49,6 +53,21 @@ def run(name):
     return time.monotonic() - began
 
 
+def share_training():
+    "Two processes train together, unless there are GPUs."
+    from torch.cuda import device_count  # a second that no worker needs to spend
+
+    if not device_count():
+        notebook, given, needs = STAGES["train-skin"]
+        STAGES["train-skin"] = notebook, given | dict(num_processes=2), needs
+
+
+def have_adapters(began):
+    "Has training ended since then? Its notebook may still be at work."
+    note = outputs_dir() / "skin-tiny/medart/done.json"
+    return note.exists() and note.stat().st_mtime >= began
+
+
 def begin_what_can(pool, running, done):
     "Start each stage that waits for nothing any more."
     begun = done.union(running.values())
@@ -58,25 +77,38 @@ def begin_what_can(pool, running, done):
             running[pool.submit(run, name)] = name
 
 
-def main():
+def finish(future, name):
+    "Say how long a stage took, or stop with its error."
+    if error := future.exception():
+        raise SystemExit(
+            f"{error}\n{name} failed; outputs/{name}.ipynb shows where. "
+            "`make demo` goes on from here when that is mended."
+        )
+    print(f"  {name}: {future.result():.0f} s", flush=True)
+
+
+def run_all(pool):
     "Run all stages; after one that fails, none is begun any more."
+    running, done, began = {}, set(), time.time()
+    while not done.issuperset(STAGES):
+        begin_what_can(pool, running, done)
+        for future in wait(running, 0.5, FIRST_COMPLETED).done:
+            name = running.pop(future)
+            finish(future, name)
+            done.add(name)
+        if "train-skin" in done or have_adapters(began):
+            done.add(ADAPTERS)
+
+
+def main():
+    "One process imports the libraries; two others run stages in copies of it."
     os.chdir(ROOT)
     Path("outputs").mkdir(exist_ok=True)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    running, done = {}, set()
     with forked_kernels(), ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        while len(done) < len(STAGES):
-            begin_what_can(pool, running, done)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
-                if error := future.exception():
-                    raise SystemExit(
-                        f"{error}\n{name} failed; outputs/{name}.ipynb shows where. "
-                        "`make demo` goes on from here when that is mended."
-                    )
-                print(f"  {name}: {future.result():.0f} s", flush=True)
-                done.add(name)
+        share_training()
+        run_all(pool)
 
 
 if __name__ == "__main__":

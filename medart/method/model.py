@@ -83,12 +83,12 @@ def networks(self: Model):
 
 @patch(as_prop=True)
 def device(self: Model):
-    return self.vae.device
+    return next(self.vae.parameters()).device
 
 
 @patch(as_prop=True)
 def dtype(self: Model):
-    return self.vae.dtype
+    return next(self.vae.parameters()).dtype
 
 # %% ../../nbs/method/06_model.ipynb #7d3107ee
 @patch
