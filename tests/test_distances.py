@@ -188,3 +188,45 @@ def test_frechet_of_beginnings_is_that_of_each():
     for value, (m, n) in zip(found, sizes):
         one = distances_room.frechet_distance(a[:m], b[:n])
         assert value == pytest.approx(one, rel=1e-9)
+
+
+def trace_of_root(a, b):
+    "The trace of the root of a product of covariances, by a root of one of them."
+    values, vectors = np.linalg.eigh(np.cov(a, rowvar=False))
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    inner = root @ np.cov(b, rowvar=False) @ root
+    return np.sqrt(np.linalg.eigvalsh(inner).clip(min=0)).sum()
+
+
+@pytest.mark.parametrize("n,m", [(30, 30), (30, 90), (90, 30), (90, 80)])
+@pytest.mark.parametrize("kind", ["plain", "dead", "twins", "steep"])
+def test_frechet_of_clouds_whose_covariance_is_hard_to_take_a_root_of(n, m, kind):
+    "Few images, features that never vary, images that occur twice, variances that fall by 1e8."
+    g = np_rng(0, f"hard {kind}")
+    a, b = g.standard_normal((n, 60)), 1.1 * g.standard_normal((m, 60)) + 0.1
+    if kind == "dead":
+        a[:, :7], b[:, 4:20] = 3.0, 0.0
+    if kind == "twins":
+        a[n // 2 :] = a[: n // 2]
+    if kind == "steep":
+        a, b = (x * np.logspace(0, -4, 60) for x in (a, b))
+    spread = a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum()
+    means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    usual = means + spread - 2 * trace_of_root(a, b)
+    assert distances_room.frechet_distance(a, b) == pytest.approx(usual, rel=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0, 2**22])
+def test_measures_that_share_their_products_are_those_by_themselves(keep):
+    g = np_rng(0, "shared")
+    a, b = g.standard_normal((90, 6)) + 100, g.standard_normal((70, 6)) + 100.1
+    classes = np.arange(90) % 4, np.arange(70) % 4
+    pairs = distances_room.PairProducts(a, b, keep)
+    for _ in range(2):
+        assert distances_room.prdc(a, b, pairs=pairs) == distances_room.prdc(a, b)
+        shared = distances_room.kid(a, b, subsets=7, pairs=pairs)
+        assert shared == pytest.approx(distances_room.kid(a, b, subsets=7), rel=1e-9)
+        shared = distances_room.stratified_mmd2(a, b, *classes, pairs)
+        alone = distances_room.stratified_mmd2(a, b, *classes)
+        assert shared == pytest.approx(alone, rel=1e-9)
+    assert len(pairs.kept) == (3 if keep else 0)

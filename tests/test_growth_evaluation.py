@@ -68,6 +68,34 @@ def test_memory_of_measures_of_pairs_is_that_of_a_block(name):
     assert peak < 70e6
 
 
+def test_a_set_that_is_drawn_again_is_measured_once():
+    "Where a draw takes all images, every draw is the same set in another order."
+    from medart.evaluation import comparison, image_stats, uncertainty
+    from medart.evaluation.features import Features
+
+    def stats(k):
+        g, classes = np_rng(0, "drawn again", k), tuple("abcd" * 15)
+        colors, lab, sat = g.random((60, 6)), g.random((60, 4, 3)), g.random(60)
+        features = Features(g.standard_normal((60, 5)) + 0.1 * k, None)
+        return image_stats.ImageStats(features, colors, lab, sat, classes)
+
+    gen, test, train, measured = stats(0), stats(1), stats(2), []
+
+    def how(a, b, *more):
+        measured.append((a.classes, b.classes))
+        return image_stats.measure_all(a, b, *more)
+
+    plan = uncertainty.plan_real_baseline(test.classes, train.classes, gen.classes)
+    assert len(plan.draws) == 10
+    rows = comparison.compare_sets(gen, test, train, plan, train, how, reps=6)
+    assert len(measured) == 1 + 2 + 6  # `train` is also the base, and known
+    rows = rows.set_index("measure")
+    alone = image_stats.measure_all(gen, test, 0)
+    for key in ("frechet", "kid", "precision", "lab_distance"):
+        assert rows.same_n[key] == pytest.approx(alone[key], rel=1e-9, abs=1e-12)
+    assert np.allclose(rows.floor_low, rows.floor_high)
+
+
 def test_the_copy_search_compares_each_pair_once_and_holds_a_block(monkeypatch):
     "Suspects times gallery, for each way of asking and each disguise; of the gallery 256 at once."
     compared, described = [], []

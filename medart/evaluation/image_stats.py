@@ -15,6 +15,7 @@ from .color import color_gap, color_stats, lab_pixels, mean_saturation
 from medart.evaluation.distances import (
     frechet_distance,
     kid,
+    PairProducts,
     prdc,
     sliced_wasserstein,
     stratified_mmd2,
@@ -59,6 +60,7 @@ def measure_distances(
     gen: ImageStats,  # one set
     real: ImageStats,  # the other
     subsets: int = 100,  # of the kernel distance, 0 for all pairs
+    pairs: PairProducts | None = None,  # of their features, where they are known
 ) -> dict:  # name -> number
     "What every feature space is asked for: two distances."
     f, g = gen.F.f, real.F.f
@@ -66,9 +68,9 @@ def measure_distances(
     if enough("frechet", f, g):
         out["frechet"] = frechet_distance(f, g)
     if enough("kid", f, g) and subsets:
-        out["kid"] = kid(f, g, subsets=subsets)
+        out["kid"] = kid(f, g, subsets=subsets, pairs=pairs)
     elif enough("kid", f, g):
-        out["kid"] = stratified_mmd2(f, g, gen.classes, real.classes)
+        out["kid"] = stratified_mmd2(f, g, gen.classes, real.classes, pairs)
     return out
 
 # %% ../../nbs/evaluation/11_image_stats.ipynb #a833ff69
@@ -79,12 +81,13 @@ def measure_all(
 ) -> dict:  # name -> number
     "All distances between two sets."
     variety = dict.fromkeys(("precision", "recall", "density", "coverage"), np.nan)
+    shared = PairProducts(gen.F.f, real.F.f)
     if enough("precision", gen, real):
-        variety = prdc(gen.F.f, real.F.f)
+        variety = prdc(gen.F.f, real.F.f, pairs=shared)
     pixels = gen.lab.reshape(-1, 3), real.lab.reshape(-1, 3)
     colors = dict(
         color_gap=color_gap(gen.stats, real.stats),
         lab_distance=sliced_wasserstein(*pixels),
         saturation_shift=float(gen.sat.mean() - real.sat.mean()),
     )
-    return measure_distances(gen, real, subsets) | variety | colors
+    return measure_distances(gen, real, subsets, shared) | variety | colors
