@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from medart.bundled import benchmarks
-from medart.bundled.benchmark_models import bench_model
+from medart.bundled.benchmark_models import bench_model, bench_set, one_step
 from medart.bundled.speedups import PROMISED, comparisons, measure_speedups
 from medart.recipes.recipe import recipe
+from medart.training.batches import draw_batch
+from medart.training.models import is_float8
 
 R = recipe("skin", scale="tiny", batch_size=1, solver_steps=2, gen_steps=2, gen_block=2)
 TOOL = str(Path(__file__).parent.parent / "tools/gpu_ranks.py")
@@ -109,3 +111,16 @@ def test_channels_last_is_taken_back():
             assert conv.stride() != was and conv.stride(1) == 1
         assert conv.stride() == was
     assert len(todo) == 2
+
+
+def test_float8_is_taken_back():
+    model = bench_model(R)
+    c = next(c for c in comparisons(R, "eager") if "FP8" in c.change)
+    b = draw_batch(model, R, bench_set(model, R), 0)
+    before, want = one_step(model, R, b)
+    with c.on.ready(model, c.on.r):
+        assert is_float8(model.text_encoder)
+        few, _ = one_step(model, R, b)
+    after, grads = one_step(model, R, b)
+    assert not is_float8(model.text_encoder)
+    assert few != before == after and all(map(torch.equal, want, grads))

@@ -25,7 +25,12 @@ from ..method.model import Model
 from ..recipes.settings import Recipe
 from ..training.batches import draw_batch
 from ..training.cuda_graphs import temporary_attributes
-from ..training.device import compile_blocks, deterministic
+from medart.training.device import (
+    attention_by,
+    attention_order,
+    compile_blocks,
+    deterministic,
+)
 from ..training.fused_lora import FusedLoRALinear, separate_products
 from ..training.models import is_fused, plain_blocks
 from ..training.step import color_gradients, make_optimizer, training_step, update
@@ -43,6 +48,11 @@ class Case:
     ready: Callable  # model, recipe -> context of a function of the repeat's number
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #ff8ae559
+def _attention(model, r):  # as training chooses it
+    with deterministic(r, model.device):
+        return attention_by(attention_order(model, r))
+
+
 @contextmanager
 def our_step(
     model: Model,
@@ -58,10 +68,12 @@ def our_step(
         loss = training_step(model, r, draw_batch(model, r, ts, k), opt, k, acc)["loss"]
         return loss.item() if read else None
 
+    ways = _attention(model, r)
     with (
         compiled_blocks(model, backend) if backend else nullcontext(),
         inside(model, r),
         deterministic(r, model.device),
+        ways,
     ):
         yield run
 
@@ -79,7 +91,8 @@ def our_event(model: Model, r: Recipe, inside=lambda model, r, b: nullcontext())
         color, g = color_gradients(model, r, b, params)
         update(model, r, opt, params, g, dict(color=color, grad_norm=get_total_norm(g)))
 
-    with inside(model, r, b), deterministic(r, model.device):
+    ways = _attention(model, r)
+    with inside(model, r, b), deterministic(r, model.device), ways:
         yield run
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #c90c5d84

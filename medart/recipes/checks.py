@@ -40,6 +40,7 @@ _CHOICES = dict(
     tracker=("", "tensorboard"),
     caption_backend=("transformers", "vllm"),
     caption_prompt=("paper", "official"),
+    attention=("auto", "torch", "flash", "efficient", "cudnn", "math"),
 )
 _FROM_ZERO = {  # whole numbers that may be 0
     *("seed", "caption_seed", "interval", "color_batch", "backprop_last_k"),

@@ -132,6 +132,7 @@ class Recipe(_Captioning):
     )  # share of free memory for some of them
     cuda_graphs: bool = _f(False, "runtime")  # on a GPU, record a step and replay it
     deterministic: bool = _f(True, "runtime")  # on a GPU, sum in the same order always
+    attention: str = _f("auto", "runtime")  # or torch, flash, efficient, cudnn, math
     offload: bool = _f(False, "runtime")  # T5 in main memory during the color loss
     num_processes: int = _f(1, "runtime")  # processes that share a batch
     max_bad_steps: int = _f(10, "runtime")  # updates skipped in a row that stop a run

@@ -43,7 +43,13 @@ from medart.training.checkpoints import (
     set_aside_outdated,
 )
 from .cuda_graphs import cuda_graph_blockers
-from .device import compile_blocks, deterministic, peak_memory
+from medart.training.device import (
+    attention_by,
+    attention_order,
+    compile_blocks,
+    deterministic,
+    peak_memory,
+)
 from .distributed import stop_signals, StopConsensus
 from .logs import read_log, progress_text
 from .models import load_model
@@ -174,6 +180,8 @@ class _Training:
         self.model = load_model(r, device=acc.device)
         self.ts = training_set(self.model, r, split)
         self.opt = make_optimizer(self.model, r)
+        with deterministic(r, acc.device), acc.main_process_first():
+            self.attention = attention_order(self.model, r)
         if r.compile:
             compile_blocks(self.model)
         folder = self.out / "checkpoints"
@@ -275,7 +283,8 @@ def loop(
         desc=f"{r.dataset} {r.method}",
         disable=not self.main,
     )
-    with stop_signals() as asked, deterministic(r, acc.device):
+    same_bytes, ways = deterministic(r, acc.device), attention_by(self.attention)
+    with stop_signals() as asked, same_bytes, ways:
         for k in bar:
             self.step(k)
             done = k + 1
