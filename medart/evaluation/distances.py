@@ -7,7 +7,7 @@ __all__ = ['frechet_distances', 'frechet_distance', 'PairProducts', 'mmd2', 'kid
            'sliced_wasserstein']
 
 # %% ../../nbs/evaluation/08_distances.ipynb #i0pac613
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +19,11 @@ from scipy.linalg.lapack import dsygst
 from ..core.randomness import np_rng
 
 # %% ../../nbs/evaluation/08_distances.ipynb #0f80572f
-def _root_by_qr(
-    centered: np.ndarray,  # features without their mean, (n,d)
-) -> np.ndarray:  # R with R.T@R the covariance, (r,d)
-    "A triangular root of the covariance, for any number of images."
+def _root_by_qr(centered):  # (n,d), without their mean -> R with R.T@R the covariance
     return np.linalg.qr(centered, mode="r") / np.sqrt(len(centered) - 1)
 
 
-def _root_by_cholesky(
-    S: np.ndarray,  # covariance, (d,d)
-) -> np.ndarray | None:  # lower triangular L with L@L.T the covariance
-    "The quick root, None where a direction is lost in the rounding of another."
+def _root_by_cholesky(S):  # (d,d) -> L with L@L.T = S, None where it loses digits
     try:
         L = cholesky(S, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
@@ -39,11 +33,8 @@ def _root_by_cholesky(
     return L if safe else None
 
 # %% ../../nbs/evaluation/08_distances.ipynb #0f8057a2
-def _sum_of_roots(
-    C: np.ndarray,  # symmetric, no eigenvalue negative but for rounding, (n,n)
-    zeros: int = 0,  # so many eigenvalues are known to be zero
-) -> tuple:  # sum of the roots of its eigenvalues, and how wrong that may be
-    "The trace of a matrix square root."
+def _trace_of_root(C, zeros=0):  # (n,n), known to have so many eigenvalues of zero
+    "The trace of a matrix square root, and how wrong it may be."
     values = np.linalg.eigvalsh(C)[zeros:].clip(min=0)
     if not len(values):
         return 0.0, 0.0
@@ -76,40 +67,29 @@ class _Beginnings:
         return dsyr(-n, mean, a=self.products, lower=1) / (n - 1)
 
 
-def _products_of_few(
-    G: np.ndarray,  # products of all pairs of two clouds
-    n: int,  # points of the first
-    m: int,  # points of the second
-) -> np.ndarray:  # of their beginnings, each without its mean and over its root, (n,m)
-    "What stands for the product of two roots where there are few images."
+def _products_of_few(G, n, m):  # of all pairs of two clouds -> of beginnings, (n,m)
+    "The product of two roots where there are few images."
     G = G[:n, :m]
-    G = G - G.mean(0) - G.mean(1, keepdims=True) + G.mean()
+    G = G - G.mean(0) - G.mean(1, keepdims=True) + G.mean()  # each without its mean
     return G / np.sqrt((n - 1) * (m - 1))
 
 # %% ../../nbs/evaluation/08_distances.ipynb #1ad35b94
-def _shared_by_few(
-    M: np.ndarray,  # product of two roots, of few images, (n,m)
-    spread: float,  # variances of both clouds, summed
-) -> float:
+def _shared_by_few(M, spread):  # product of two roots (n,m), variances of both clouds
     "The sum of the singular values of a table of pairs."
     C = M @ M.T if len(M) <= M.shape[1] else M.T @ M
-    total, error = _sum_of_roots(C, zeros=1)
+    total, error = _trace_of_root(C, zeros=1)
     if error <= 1e-7 * spread:
         return total
     return np.linalg.svd(M, compute_uv=False).sum()
 
 
-def _shared_by_many(
-    S1: np.ndarray,  # covariance, (d,d); lower triangles are looked at
-    S2: np.ndarray,  # another
-    spread: float,  # variances of both clouds, summed
-) -> float | None:
-    "The trace of the square root of a product of covariances, None where unsafe."
+def _shared_by_many(S1, S2, spread):  # covariances (d,d), lower triangles suffice
+    "The trace of the square root of their product, None where unsafe."
     L = _root_by_cholesky(S1)
     if L is None:
         return None
     C, _ = dsygst(S2, L, itype=2, lower=1)  # L.T @ S2 @ L
-    total, error = _sum_of_roots(C)
+    total, error = _trace_of_root(C)
     safe = error <= 1e-9 * spread or _root_by_cholesky(S2) is not None
     return total if safe else None
 
@@ -181,13 +161,8 @@ class PairProducts:
         self.centered = [f - self.middle for f in self.points]
         self.keep, self.kept = keep, {}
 
-    def blocks(
-        self,
-        one: int,  # side of the rows, 0 or 1
-        two: int,  # side of the columns
-        room: int = 2**18,  # products at once, of a table that is kept
-    ) -> Iterator:  # of the first row, and its block's products: not to be changed
-        "Products of centered points."
+    def blocks(self, one: int, two: int, room: int = 2**18) -> Iterator:
+        "First row, and products of centered points of two sides: not to be changed."
         x, y = self.centered[one], self.centered[two]
         if len(x) * len(y) > self.keep:
             yield from _product_blocks(x, y)
@@ -209,12 +184,7 @@ class PairProducts:
             yield i, products
 
 # %% ../../nbs/evaluation/08_distances.ipynb #7e39e0a2
-def _kernel_times(
-    pairs: PairProducts,  # of points of d features
-    one: int,  # side of the rows, 0 or 1
-    two: int,  # side of the columns
-    weights: np.ndarray,  # a row for each point of that side, (n,q)
-) -> np.ndarray:  # K@weights, (m,q)
+def _kernel_times(pairs, one, two, weights):  # sides (m and n points), (n,q) -> (m,q)
     "The kernel of all pairs, times weights."
     out = []
     for _, k in pairs.plain_blocks(one, two):
@@ -327,12 +297,8 @@ def _distances_of(x, y, i, j, room=2**22):  # between x[i] and y[j], pair by pai
     return out
 
 
-def _squared_blocks(
-    pairs: PairProducts,  # of points of d features
-    one: int,  # side of the rows, 0 or 1
-    two: int,  # side of the columns
-) -> Iterator:  # of the first row, squared distances (rows,n), and their error at most
-    "Squared distances of all pairs by products, block by block."
+def _squared_blocks(pairs, one, two):  # sides
+    "First row, squared distances (rows,n) by products, and their error at most."
     x, y = pairs.centered[one], pairs.centered[two]
     xx, yy = (x * x).sum(1), (y * y).sum(1)
     error = 8 * (x.shape[1] + 8) * np.finfo(float).eps * max(xx.max(), yy.max())
@@ -366,14 +332,8 @@ class _Balls:
         return self.known[i]
 
 # %% ../../nbs/evaluation/08_distances.ipynb #8d75c2a4
-def _holds(
-    balls: _Balls,  # around some of the points that the distances are between
-    own: np.ndarray,  # which ball stands at each place of the last argument
-    squared: np.ndarray,  # squared distances by products
-    error: float,  # of them, at most
-    exact: Callable,  # (rows, columns) -> distances by differences
-) -> np.ndarray:  # as squared, bool
-    "Which points lie in which balls."
+def _holds(balls, own, squared, error, exact):  # -> as squared, bool
+    "Whether the ball `own` holds the point at each squared distance."
     limit, error = balls.squared[own], error + balls.error
     inside = squared < limit - error
     unclear = np.nonzero((squared <= limit + error) & ~inside)
