@@ -6,16 +6,21 @@
 __all__ = ['encode_all', 'train_vae']
 
 # %% ../../nbs/bundled/04_autoencoder.ipynb #i0p930d1
+from typing import TYPE_CHECKING
 import torch
-from diffusers import AutoencoderKL
 
 from .fitting import fit
 from ..core.progress import progress
 from ..core.randomness import rng
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 # %% ../../nbs/bundled/04_autoencoder.ipynb #996ea9e6
-def _tiny_vae() -> AutoencoderKL:  # images (n,3,64,64) <-> latents (n,4,16,16)
+def _tiny_vae() -> "AutoencoderKL":  # images (n,3,64,64) <-> latents (n,4,16,16)
     "An untrained autoencoder of Stable Diffusion's kind, 0.7 M parameters."
+    from diffusers import AutoencoderKL
+
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,

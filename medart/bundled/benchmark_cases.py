@@ -14,7 +14,6 @@ from typing import Callable
 
 import torch
 from accelerate import Accelerator
-from peft.tuners import lora
 from torch.nn.utils import get_total_norm
 
 from .benchmark_models import bench_set, known_times
@@ -31,7 +30,7 @@ from medart.training.device import (
     compile_blocks,
     deterministic,
 )
-from ..training.fused_lora import FusedLoRALinear, separate_products
+from ..training.fused_lora import FusedLoRALinear, separate_products, with_base
 from ..training.models import is_fused, plain_blocks
 from ..training.step import color_gradients, make_optimizer, training_step, update
 
@@ -99,7 +98,10 @@ def our_event(model: Model, r: Recipe, inside=lambda model, r, b: nullcontext())
 @contextmanager
 def other_loras(model, r=None):
     "Inside, fused LoRAs compute as PEFT's do, and PEFT's as fused ones."
-    other = {FusedLoRALinear: lora.Linear, lora.Linear: FusedLoRALinear}
+    from peft.tuners import lora
+
+    ours = with_base(FusedLoRALinear, lora.Linear)
+    other = {ours: lora.Linear, lora.Linear: ours}
     ms = [m for n in model.networks for m in n.modules() if type(m) in other]
 
     def switch():

@@ -12,13 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
-from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from .pretraining import SCHEDULE
 from ..core.locations import locate
@@ -49,8 +47,11 @@ _VAE_512 = dict(
 )
 "The published autoencoder's configuration."
 
-_ABAR = DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
-"The published noise schedule."
+
+def _abar():  # the published noise schedule
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
 
 
 def configs(
@@ -74,6 +75,9 @@ def bench_model(
     blocks=None,  # of the transformer and of T5, where not all
 ) -> Model:  # with fresh LoRAs
     "PixArt-alpha with random weights and two LoRAs."
+    from diffusers import AutoencoderKL, PixArtTransformer2DModel
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
     c = configs(r)
     if blocks:
         c |= {
@@ -97,7 +101,7 @@ def bench_model(
     tokenizer = AutoTokenizer.from_pretrained(
         locate("data/tiny/pixart"), subfolder="tokenizer"
     )
-    model = Model(*nets, tokenizer, _ABAR, r.max_tokens, r.pad_to)
+    model = Model(*nets, tokenizer, _abar(), r.max_tokens, r.pad_to)
     return add_fast_loras(model.to(device), r)
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #430b29b4
@@ -162,7 +166,9 @@ def one_step(model: Model, r: Recipe, b: Batch):
 
 def known_times(model):
     "Inside, a model without numbers still has the noise schedule's, for the solver."
-    return temporary_attributes(model, abar=_ABAR if model.abar.is_meta else model.abar)
+    return temporary_attributes(
+        model, abar=_abar() if model.abar.is_meta else model.abar
+    )
 
 
 def one_event(model: Model, r: Recipe, b: Batch):

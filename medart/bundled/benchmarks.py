@@ -18,7 +18,6 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 from accelerate import Accelerator
 from torch.nn.utils import get_total_norm
@@ -231,6 +230,8 @@ def benchmark_figure(
     out: dict,  # of `benchmark`
 ):  # figure
     "All variants of a step and of a color loss, the floor as a line."
+    import seaborn as sns
+
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
     colors = {"ours": "#0072b2", "ours, but": "#9ecae1", "plain loop": "#d55e00"}
     for ax, what in zip(axs, ("step", "color loss")):

@@ -6,24 +6,20 @@
 __all__ = ['vlm_processor', 'tiny_vlm', 'views_of', 'rotate_views', 'prompt_ids']
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #i0p97001
+from typing import TYPE_CHECKING
 import re
 
 import torch
 from PIL import Image
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from .tokenizers import MEDICAL_WORDS, WEB_WORDS
 from .true_captions import ASIDE_WORDS, PHRASES, cased_unigram
 from ..method.captioner import chat
 from ..method.captions import TEMPLATE, question
 from ..recipes.datasets import DATASETS
+
+if TYPE_CHECKING:
+    from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #c4c20002
 _CHAT_TEMPLATE = (
@@ -37,6 +33,8 @@ _CHAT_TEMPLATE = (
 
 def _vlm_tokenizer():
     "Words, phrases of captions, and the fixed phrases of the question."
+    from transformers import PreTrainedTokenizerFast
+
     parts = re.split(r"{\w+}", TEMPLATE)
     fixed = [part.strip(" .'") for part in parts if len(part.split()) > 2]
     fixed += [d.features for d in DATASETS.values()]
@@ -52,8 +50,9 @@ def _vlm_tokenizer():
     )
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #e848ce32
-def vlm_processor() -> LlavaNextProcessor:
+def vlm_processor() -> "LlavaNextProcessor":
     "Image processor, tokenizer and chat template of the small VLM."
+    from transformers import LlavaNextProcessor
     from transformers.models.llava_next.image_processing_pil_llava_next import (
         LlavaNextImageProcessorPil,
     )
@@ -76,6 +75,8 @@ def vlm_processor() -> LlavaNextProcessor:
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #fe4dd22e
 def _vision_config():
+    from transformers import CLIPVisionConfig
+
     return CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=256,
@@ -88,6 +89,8 @@ def _vision_config():
 
 
 def _language_config(tokenizer, ids):
+    from transformers import LlamaConfig
+
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -102,9 +105,11 @@ def _language_config(tokenizer, ids):
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #c4c20005
 def tiny_vlm(
-    processor: LlavaNextProcessor,
-) -> LlavaNextForConditionalGeneration:  # 0.85 M parameters
+    processor: "LlavaNextProcessor",
+) -> "LlavaNextForConditionalGeneration":  # 0.85 M parameters
     "An untrained VLM: three layers of vision (width 128), four of language (width 96)."
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
     tokenizer = processor.tokenizer
     ids = dict(
         bos_token_id=None,
@@ -125,7 +130,7 @@ def tiny_vlm(
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #e04d1557
 def views_of(
-    processor: LlavaNextProcessor,
+    processor: "LlavaNextProcessor",
     pictures: list,  # uint8 arrays (64,64,3)
 ) -> torch.Tensor:  # uint8 (n,5,3,32,32): the whole, then four tiles
     "What the processor makes of pictures, as bytes."
@@ -168,7 +173,7 @@ def rotate_views(
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #3caaa27f
 def prompt_ids(
-    processor: LlavaNextProcessor,
+    processor: "LlavaNextProcessor",
     dataset: str,  # skin or kvasir
     cls: str,  # class folder
 ) -> list:  # token ids

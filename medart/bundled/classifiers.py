@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import ViTConfig, ViTForImageClassification
 
 from medart.bundled.fitting import (
     feature_phantoms,
@@ -40,6 +39,8 @@ def _tiny_vit(
     classes,  # class folder names, in order
 ):  # ViTForImageClassification for images of 64 pixels
     "An untrained ViT classifier: patches of 8, six layers of width 96."
+    from transformers import ViTConfig, ViTForImageClassification
+
     names = dict(enumerate(classes))
     config = ViTConfig(
         hidden_size=96,

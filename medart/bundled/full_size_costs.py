@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -213,6 +212,8 @@ def kernel_figure(
     t: pd.DataFrame,  # of `costs`
 ):  # figure
     "Kernels of a step by kind, before and after."
+    import seaborn as sns
+
     fig, ax = plt.subplots(figsize=(5.5, 1.9), layout="constrained")
     part = t.loc[["step", "step, not fused"], [*_KINDS]]
     colors = ("#0072b2", "#e69f00", "#009e73", "0.6")

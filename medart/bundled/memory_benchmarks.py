@@ -15,7 +15,6 @@ from itertools import accumulate
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 from torch.profiler import profile, ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -338,6 +337,8 @@ def _memory_figure(
     t: pd.DataFrame,  # of `memory_table`
 ):  # figure
     "What each setting needs, stacked."
+    import seaborn as sns
+
     t = t[::-1]
     names, left = t.what + t.settings.map(lambda s: f": {s}" if s else ""), 0
     fig, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")

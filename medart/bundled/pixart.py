@@ -6,18 +6,13 @@
 __all__ = ['build_pixart']
 
 # %% ../../nbs/bundled/08_pixart.ipynb #i0pa0d02
+from typing import TYPE_CHECKING
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-)
 
 from .autoencoder import encode_all, train_vae
 from medart.bundled.fitting import (
@@ -40,9 +35,14 @@ from .text_encoders import learn_to_read, share_read, tiny_t5
 from .tokenizers import MEDICAL_WORDS, WEB_WORDS, word_tokenizer
 from ..core.records import built, mark_built
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtTransformer2DModel
+
 # %% ../../nbs/bundled/08_pixart.ipynb #c95289a7
-def _tiny_transformer() -> PixArtTransformer2DModel:
+def _tiny_transformer() -> "PixArtTransformer2DModel":
     "An untrained PixArt-alpha transformer for latents of (4,16,16)."
+    from diffusers import PixArtTransformer2DModel
+
     return PixArtTransformer2DModel(
         num_attention_heads=5,
         attention_head_dim=32,
@@ -100,11 +100,13 @@ def _three_lessons(
 
 # %% ../../nbs/bundled/08_pixart.ipynb #px000006
 def _pixart_pipeline(
-    vae: AutoencoderKL,
+    vae: "AutoencoderKL",
     net: torch.nn.ModuleDict,  # transformer and text_encoder
     tokenizer,  # T5TokenizerFast
-) -> PixArtAlphaPipeline:
+) -> "PixArtAlphaPipeline":
     "The parts, with DPM-Solver++ as sampler."
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
+
     solver = dict(solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint")
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE, **solver)
     parts = (tokenizer, net["text_encoder"], vae, net["transformer"])
@@ -113,7 +115,7 @@ def _pixart_pipeline(
 # %% ../../nbs/bundled/08_pixart.ipynb #px000007
 def _pixart_card(
     net: torch.nn.ModuleDict,  # transformer and text_encoder
-    vae: AutoencoderKL,
+    vae: "AutoencoderKL",
     losses: dict,  # part -> one loss a step: autoencoder, reading, and the lessons
     read: float,  # share of captions read rightly
     minutes: tuple,  # of the autoencoder, and of the rest

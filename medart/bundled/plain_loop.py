@@ -9,7 +9,6 @@ __all__ = ['Plain']
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from fastcore.basics import patch
 from torch.nn.functional import mse_loss
 
@@ -66,6 +65,8 @@ class Plain:
 @patch
 def step(self: Plain, b: Batch):
     "An ordinary step."
+    from diffusers import DDPMScheduler
+
     m, sch = self.model, DDPMScheduler(**SCHEDULE)
     with checkpointing(m, self.recompute, text=True):
         if self.cached:
@@ -89,6 +90,8 @@ def step(self: Plain, b: Batch):
 @patch
 def event(self: Plain, b: Batch):
     "A color loss."
+    from diffusers import DPMSolverMultistepScheduler
+
     m, sch = self.model, DPMSolverMultistepScheduler(**SCHEDULE)
     sch.set_timesteps(self.r.solver_steps, device=m.device)
     z, n = b.noise, len(b.noise)

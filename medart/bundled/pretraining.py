@@ -8,7 +8,6 @@ __all__ = ['SCHEDULE', 'SD_SCHEDULE', 'alphas_cumprod', 'noise_weights', 'few_wo
 # %% ../../nbs/bundled/07_pretraining.ipynb #i0p692f7
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 
 from .fitting import fit
 from ..core.randomness import rng
@@ -33,6 +32,8 @@ def alphas_cumprod(
     schedule: dict,  # SCHEDULE or SD_SCHEDULE
 ) -> torch.Tensor:  # abar, (1000,)
     "How much of the signal's variance is left at each time."
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(**schedule).alphas_cumprod
 
 # %% ../../nbs/bundled/07_pretraining.ipynb #0bf65362

@@ -9,30 +9,14 @@ __all__ = ['random_pipeline']
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    HunyuanDiT2DModel,
-    HunyuanDiTPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5EncoderModel,
-)
 
 from ..core.files import save_pretrained
 from ..core.locations import locate
 
 # %% ../../nbs/bundled/01_random_pipelines.ipynb #86f77c40
 def _small_vae():
+    from diffusers import AutoencoderKL
+
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -44,6 +28,8 @@ def _small_vae():
 
 
 def _small_clip(kind, tokenizer, width):
+    from transformers import CLIPTextConfig
+
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -58,6 +44,8 @@ def _small_clip(kind, tokenizer, width):
 
 # %% ../../nbs/bundled/01_random_pipelines.ipynb #9037dcea
 def _small_sdxl_unet():
+    from diffusers import UNet2DConditionModel
+
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -76,6 +64,9 @@ def _small_sdxl_unet():
 
 
 def _small_sdxl():
+    from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+    from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+
     vae = _small_vae()
     tok = AutoTokenizer.from_pretrained(locate("data/tiny/sd"), subfolder="tokenizer")
     unet = _small_sdxl_unet()
@@ -88,6 +79,8 @@ def _small_sdxl():
 
 # %% ../../nbs/bundled/01_random_pipelines.ipynb #4768ea8c
 def _small_bert():  # and its tokenizer
+    from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
+
     t5_words = AutoTokenizer.from_pretrained(
         locate("data/tiny/pixart"), subfolder="tokenizer"
     ).get_vocab()
@@ -106,6 +99,8 @@ def _small_bert():  # and its tokenizer
 
 
 def _small_hunyuan_dit(t5):
+    from diffusers import HunyuanDiT2DModel
+
     return HunyuanDiT2DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -124,6 +119,9 @@ def _small_hunyuan_dit(t5):
 
 # %% ../../nbs/bundled/01_random_pipelines.ipynb #b58dd4b6
 def _small_hunyuan():
+    from diffusers import DDPMScheduler, HunyuanDiTPipeline
+    from transformers import AutoTokenizer, T5EncoderModel
+
     vae = _small_vae()
     pixart = locate("data/tiny/pixart")
     t5 = T5EncoderModel.from_pretrained(

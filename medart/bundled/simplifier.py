@@ -6,6 +6,7 @@
 __all__ = ['build_simplifier']
 
 # %% ../../nbs/bundled/15_simplifier.ipynb #i0pf0835
+from typing import TYPE_CHECKING
 import re
 import time
 from itertools import product
@@ -15,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from tokenizers import processors
-from transformers import T5Config, T5TokenizerFast
 
 from .fitting import fit, describe_machine, save_card, save_losses
 from .tokenizers import MEDICAL_WORDS, WEB_WORDS
@@ -38,9 +38,14 @@ from ..method.tokens import count_tokens, load_tokenizer
 from ..recipes.datasets import DATASETS
 from ..recipes.recipe import recipe
 
+if TYPE_CHECKING:
+    from transformers import T5TokenizerFast
+
 # %% ../../nbs/bundled/15_simplifier.ipynb #426dfee7
-def _simplifier_tokenizer() -> T5TokenizerFast:
+def _simplifier_tokenizer() -> "T5TokenizerFast":
     "T5's kind of tokenizer, with capitals."
+    from transformers import T5TokenizerFast
+
     t = cased_unigram(WEB_WORDS + MEDICAL_WORDS + ASIDE_WORDS)
     t.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
@@ -59,6 +64,7 @@ def _tiny_simplifier(
     vocab: int,  # size of the tokenizer
 ):  # T5ForConditionalGeneration
     "An untrained T5: two layers that read, two that write, of width 96."
+    from transformers import T5Config
     from transformers import T5ForConditionalGeneration
 
     config = T5Config(

@@ -15,7 +15,6 @@ from time import monotonic
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 from torch.nn import Linear
 
@@ -63,6 +62,8 @@ PROMISED = {
 
 def _promise_figure():
     "What each change was computed to save of a step."
+    import seaborn as sns
+
     of_step = pd.Series({k: v for (k, what), v in PROMISED.items() if what == "step"})
     fig, ax = plt.subplots(figsize=(5, 2), layout="constrained")
     sns.barplot(x=of_step, y=of_step.index, color="#0072b2", ax=ax)

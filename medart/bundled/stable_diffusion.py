@@ -6,17 +6,12 @@
 __all__ = ['build_stable_diffusion']
 
 # %% ../../nbs/bundled/09_stable_diffusion.ipynb #i0p89f8d
+from typing import TYPE_CHECKING
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
 
 from .autoencoder import encode_all
 from medart.bundled.fitting import (
@@ -39,9 +34,14 @@ from .text_encoders import learn_to_read, share_read, tiny_clip
 from .tokenizers import MEDICAL_WORDS, WEB_WORDS, pair_tokenizer
 from ..core.records import built, mark_built
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+
 # %% ../../nbs/bundled/09_stable_diffusion.ipynb #e788fab9
-def _tiny_unet() -> UNet2DConditionModel:
+def _tiny_unet() -> "UNet2DConditionModel":
     "An untrained U-Net for latents of (4,16,16) that sees captions at 8x8 and 4x4."
+    from diffusers import UNet2DConditionModel
+
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -71,11 +71,13 @@ def _sd_noise(
 
 # %% ../../nbs/bundled/09_stable_diffusion.ipynb #sd000004
 def _sd_pipeline(
-    vae: AutoencoderKL,
+    vae: "AutoencoderKL",
     net: torch.nn.ModuleDict,  # unet and text_encoder
     tokenizer,  # CLIPTokenizer
-) -> StableDiffusionPipeline:
+) -> "StableDiffusionPipeline":
     "The parts, with the sampler of Stable Diffusion 1."
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
     scheduler = PNDMScheduler(**SD_SCHEDULE, skip_prk_steps=True, steps_offset=1)
     parts = (vae, net["text_encoder"], tokenizer, net["unet"], scheduler)
     return StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
@@ -114,6 +116,8 @@ def build_stable_diffusion(
     seed: int = 0,  # of everything
 ) -> Path:
     "Train a U-Net with its CLIP on the drawn web, and write a pipeline."
+    from diffusers import AutoencoderKL
+
     folder = Path(folder)
     wanted = dict(pictures=pictures, steps=steps, seed=seed)
     if built(folder, wanted):

@@ -6,16 +6,19 @@
 __all__ = ['tiny_t5', 'tiny_clip', 'learn_to_read', 'share_read']
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #i0pc469b
+from typing import TYPE_CHECKING
 from dataclasses import asdict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from .fitting import fit
 from ..core.randomness import np_rng
 from ..data.shapes import describe_shape, random_shape
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, T5EncoderModel
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #te000002
 def _position_bias() -> torch.Tensor:  # (32,4): 16 distances left, 16 right; heads
@@ -31,8 +34,10 @@ def _position_bias() -> torch.Tensor:  # (32,4): 16 distances left, 16 right; he
 # %% ../../nbs/bundled/06_text_encoders.ipynb #24ac8951
 def tiny_t5(
     vocab: int,  # size of the tokenizer
-) -> T5EncoderModel:
+) -> "T5EncoderModel":
     "An untrained T5 v1.1 encoder, whose heads look left, right, near and everywhere."
+    from transformers import T5Config, T5EncoderModel
+
     config = T5Config(
         vocab_size=vocab,
         d_model=128,
@@ -52,8 +57,10 @@ def tiny_t5(
 # %% ../../nbs/bundled/06_text_encoders.ipynb #7bc7e626
 def tiny_clip(
     tokenizer,  # of `pair_tokenizer`
-) -> CLIPTextModel:
+) -> "CLIPTextModel":
     "An untrained CLIP text encoder: three layers of width 128."
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -6,6 +6,7 @@
 __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'word_tokenizer', 'pair_tokenizer']
 
 # %% ../../nbs/bundled/02_tokenizers.ipynb #i0p591b4
+from typing import TYPE_CHECKING
 import logging
 
 # transformers says on import that torchvision is not installed: it does without.
@@ -16,10 +17,12 @@ logging.getLogger("transformers.utils.import_utils").addFilter(
 import json
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, T5TokenizerFast
 
 # %% ../../nbs/bundled/02_tokenizers.ipynb #d4e9490e
 _WEB = """
@@ -52,8 +55,10 @@ MEDICAL_WORDS = """
 def word_tokenizer(
     words,  # whole words, in any order
     max_tokens: int = 64,  # longest text
-) -> T5TokenizerFast:
+) -> "T5TokenizerFast":
     "A Unigram tokenizer of T5's kind: whole words first, letters for the rest."
+    from transformers import T5TokenizerFast
+
     words = dict.fromkeys(w.lower() for w in words)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,;:'()/%-"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -30.0)]
@@ -71,8 +76,10 @@ def word_tokenizer(
 # %% ../../nbs/bundled/02_tokenizers.ipynb #df6aaa99
 def pair_tokenizer(
     words,  # that should be single tokens
-) -> CLIPTokenizer:
+) -> "CLIPTokenizer":
     "A byte-pair tokenizer of CLIP's kind, merged until every word is one piece."
+    from transformers import CLIPTokenizer
+
     ends = ["<|startoftext|>", "<|endoftext|>"]
     like = CLIPTokenizer().backend_tokenizer
     t = Tokenizer(models.BPE(unk_token=ends[1], end_of_word_suffix="</w>"))

@@ -12,7 +12,6 @@ import typing
 from pathlib import Path
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from .locations import locate
 
@@ -25,6 +24,8 @@ def load_network(
     **how,  # for `from_pretrained`
 ):  # the network, each of its other weights from a file
     "A network as published."
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()  # a moment's bar would stay in a saved notebook
     below = dict(subfolder=part) if part else {}
     net, info = kind.from_pretrained(where, output_loading_info=True, **below, **how)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..core.figures import image_grid, read_names
@@ -107,6 +106,8 @@ def split_bars(
     out: str | Path,  # a prepared folder
 ) -> Figure:
     "How many images of each class train and test."
+    import seaborn as sns
+
     m = read_names(Path(out) / "manifest.csv")
     m["class"] = m["class"].map(category)
     height = 0.9 + 0.42 * m["class"].nunique()

@@ -9,7 +9,6 @@ __all__ = ['read_classification', 'scores_table', 'recall_table', 'confusion_fig
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from ..core.records import read_record
 from .classifier import SCORES
@@ -89,6 +88,8 @@ def confusion_figure(
 
 
 def _confusion_panel(ax, counts, names):  # percentages, empty below half of one
+    import seaborn as sns
+
     share = counts / counts.sum(1, keepdims=True)
     percent = np.vectorize(lambda v: f"{v:.0%}"[:-1] if v >= 0.005 else "")(share)
     look = dict(vmin=0, vmax=1, cmap="mako_r", square=True, cbar=False)
@@ -102,6 +103,8 @@ def recall_figure(
     res: dict,  # of `read_classification`
 ):  # figure
     "Recall of each class, a bar a training set."
+    import seaborn as sns
+
     k, seeds = len(res["classes"]), len(res["seeds"])
     t = recall_table(res).reset_index(names="class")
     t = t.melt("class", var_name="trained on", value_name="recall")

@@ -9,7 +9,6 @@ __all__ = ['STATS', 'color_stats', 'color_gaps', 'color_gap', 'paired_color_gap'
 # %% ../../nbs/evaluation/09_color.ipynb #i0p27023
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -111,6 +110,8 @@ def mean_saturation(
 
 # %% ../../nbs/evaluation/09_color.ipynb #af86d2c5
 def _density(values, ax, clip, how):  # a curve, or a line where all values are one
+    import seaborn as sns
+
     if np.ptp(values) > 0:
         sns.kdeplot(values, ax=ax, clip=clip, **how)
     else:
@@ -127,6 +128,8 @@ def color_figure(
     note: str = "",  # above the figure
 ) -> Figure:
     "Saturation, lightness and the cloud of colors: what HLDF does not optimise."
+    import seaborn as sns
+
     fig, axs = plt.subplots(1, 3, figsize=(8, 2.4), layout="constrained")
     for (k, x), c in zip(sets.items(), ("black", "#d55e00", "#0072b2", "#009e73")):
         p = lab_pixels(x)

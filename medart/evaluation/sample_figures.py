@@ -7,7 +7,6 @@ __all__ = ['examples_of_each_class', 'color_histograms', 'real_beside_generated'
 
 # %% ../../nbs/evaluation/01_sample_figures.ipynb #i0p6332f
 import matplotlib.pyplot as plt
-import seaborn as sns
 import torch
 
 from ..core.figures import image_grid
@@ -56,6 +55,8 @@ def color_histograms(
     sets: dict,  # name -> images (n,3,h,w), in -1..1 or as bytes
 ):  # figure
     "How often each channel takes each value, a panel a channel."
+    import seaborn as sns
+
     fig, axs = plt.subplots(1, 3, figsize=(8, 2.1), layout="constrained", sharey=True)
     at = torch.linspace(-1, 1, 48)
     counts = {name: _histograms(x) for name, x in sets.items()}

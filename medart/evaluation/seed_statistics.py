@@ -9,8 +9,6 @@ __all__ = ['row_measures', 'add_closed', 'seed_summary', 'with_real', 'over_seed
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from scipy import stats
 
 from .extractors import space_name
 from .measures import find_measure
@@ -140,6 +138,8 @@ def over_seeds(
 
 # %% ../../nbs/evaluation/22_seed_statistics.ipynb #9347fb1a
 def _mean_and_interval(table):  # of a column a seed
+    from scipy import stats
+
     n = table.notna().sum(axis=1)
     mean = table.mean(axis=1)
     half = stats.t.ppf(0.975, n - 1) * table.std(axis=1) / np.sqrt(n)
@@ -175,6 +175,8 @@ def color_paths(
     recipes: list,  # trained rows with color losses
 ):  # figure
     "Color gap and its gradient's norm over training, a line a run."
+    import seaborn as sns
+
     fig, axs = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
     palette = dict(
         zip(dict.fromkeys(r.method for r in recipes), sns.color_palette("colorblind"))

@@ -15,13 +15,13 @@ logging.getLogger("transformers.utils.import_utils").addFilter(
 
 # %% ../../nbs/method/13_baselines.ipynb #i0pcac2d
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from fastcore.basics import patch
 from torch.nn.functional import pad
 
 from ..core.pretrained import load_pipeline
 from .embeddings import TextEmbedding
 from medart.method.model import (
+    DiffusersClass,
     part_config,
     explain_model_errors,
     Model,
@@ -137,7 +137,7 @@ class StableDiffusion(Baseline):
     "Stable Diffusion 1.4, 1.5: a U-Net, one CLIP. https://arxiv.org/abs/2112.10752"
 
     parts = dict(unet="unet_lora", text_encoder="text_encoder_lora")
-    pipeline = StableDiffusionPipeline
+    pipeline = DiffusersClass("StableDiffusionPipeline")
 
     @classmethod
     def size_fault(cls, r: Recipe):  # the latents are halved between two levels
@@ -168,7 +168,7 @@ class SDXL(StableDiffusion):
         text_encoder="text_encoder_lora",
         text_encoder_2="text_encoder_2_lora",
     )
-    pipeline = StableDiffusionXLPipeline
+    pipeline = DiffusersClass("StableDiffusionXLPipeline")
 
     def lora_layers(self, part):
         if part == "text_encoder":

@@ -7,17 +7,12 @@ __all__ = ['gumbel_noise', 'SeededSampler', 'chat', 'as_ids', 'stop_tokens', 'Ca
            'load_vlm', 'caption_block']
 
 # %% ../../nbs/method/01_captioner.ipynb #i0p33ec4
+from typing import TYPE_CHECKING
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
 
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
@@ -39,6 +34,9 @@ from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
 from ..recipes.settings import Recipe
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
+
 # %% ../../nbs/method/01_captioner.ipynb #cf43d0a6
 def gumbel_noise(
     seed: int,  # of one caption
@@ -50,7 +48,7 @@ def gumbel_noise(
     return -torch.empty(tokens, k).exponential_(generator=g).log()
 
 # %% ../../nbs/method/01_captioner.ipynb #b973c3b9
-class SeededSampler(LogitsProcessor):
+class SeededSampler:
     "Temperature, top-k, top-p and one draw a row, from noise drawn in advance."
 
     def __init__(
@@ -106,8 +104,8 @@ def as_ids(
 
 
 def stop_tokens(
-    tokenizer: PreTrainedTokenizerBase,  # of a chat model
-    generation: GenerationConfig | None = None,  # its GenerationConfig
+    tokenizer: "PreTrainedTokenizerBase",  # of a chat model
+    generation: "GenerationConfig | None" = None,  # its GenerationConfig
 ) -> list:  # token numbers, sorted
     "Every token at which an answer ends."
     vocabulary = tokenizer.get_vocab()
@@ -175,7 +173,7 @@ class Captioner:
 # %% ../../nbs/method/01_captioner.ipynb #6c2f0e8a
 def load_processor(
     name: str,  # hub id or folder of a VLM
-) -> ProcessorMixin:  # padding on the left
+) -> "ProcessorMixin":  # padding on the left
     "A VLM's image processor, tokenizer and chat template."
     from transformers import AutoProcessor
 

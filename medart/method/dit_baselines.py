@@ -10,13 +10,6 @@ import medart.method.baselines  # noqa: F401  first, because it silences a messa
 
 # %% ../../nbs/method/15_dit_baselines.ipynb #i0p83f80
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    HunyuanDiTPipeline,
-)
-from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from fastcore.basics import patch
 
 from ..core.locations import locate
@@ -26,6 +19,7 @@ from ..data.loading import load_split
 from .baselines import Baseline, latent_shape_for, size_multiple_fault
 from .embeddings import TextEmbedding
 from medart.method.model import (
+    DiffusersClass,
     part_config,
     explain_model_errors,
     Model,
@@ -45,10 +39,12 @@ class HunyuanDiT(Baseline):
         text_encoder="text_encoder_lora",
         text_encoder_2="text_encoder_2_lora",
     )
-    pipeline = HunyuanDiTPipeline
+    pipeline = DiffusersClass("HunyuanDiTPipeline")
     predicts = "v"
 
     def __init__(self, pipe, r: Recipe):
+        from diffusers.models.embeddings import get_2d_rotary_pos_embed
+
         super().__init__(pipe, r)
         c = self.transformer.config
         n, base = self.latent_shape[-1] // c.patch_size, 64 // c.patch_size
@@ -121,6 +117,8 @@ class FastDiT(Model):
     from_scratch = True
 
     def __init__(self, vae, abar, r: Recipe):
+        from diffusers import DiTTransformer2DModel
+
         self.vae = vae
         self.abar = abar
         self.latent_shape = latent_shape_for(vae, r.size)
@@ -147,6 +145,8 @@ def _classes_there(r):  # of a data set whose classes the recipe does not know
 # %% ../../nbs/method/15_dit_baselines.ipynb #b317ddb9
 @patch(cls_method=True)
 def from_weights(cls: FastDiT, r: Recipe, **given):
+    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
+
     base = locate(r.model)
     with explain_model_errors(r):
         vae = load_network(AutoencoderKL, base, "vae", dtype=getattr(torch, r.dtype))

@@ -6,23 +6,28 @@
 __all__ = ['lora_config', 'lora_configs', 'add_loras', 'perturb_loras']
 
 # %% ../../nbs/method/07_lora.ipynb #i0p19537
+from typing import TYPE_CHECKING
 import warnings
 
 import torch
-from peft import get_peft_model, LoraConfig
 
 from ..core.randomness import rng, seed_of
 from .model import Model, to_device_async
 from ..recipes.methods import PROFILES
 from ..recipes.settings import Recipe
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 # %% ../../nbs/method/07_lora.ipynb #24f4bf9e
 def lora_config(
     r: Recipe,  # rank, alpha
     targets,  # names of the modules that get one
     dora: bool = False,  # DoRA instead. https://arxiv.org/abs/2402.09353
-) -> LoraConfig:
+) -> "LoraConfig":
     "PEFT's description of a LoRA. https://arxiv.org/abs/2106.09685"
+    from peft import LoraConfig
+
     return LoraConfig(
         r=r.rank,
         lora_alpha=r.alpha,
@@ -76,6 +81,8 @@ def add_loras(
     r: Recipe,  # says which, how large, and the seed of the start
 ) -> Model:  # the same, now adapted
     "Freeze everything and add fresh LoRAs."
+    from peft import get_peft_model
+
     for net in model.networks:
         net.requires_grad_(False).eval()
     if model.from_scratch:

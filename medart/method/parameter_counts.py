@@ -7,9 +7,6 @@ __all__ = ['PIXART_512', 'T5_XXL']
 
 # %% ../../nbs/method/14_parameter_counts.ipynb #i0pf34c6
 import torch
-from diffusers import PixArtTransformer2DModel
-from peft import get_peft_model
-from transformers import T5Config, T5EncoderModel
 
 from .lora import lora_config
 from ..recipes.methods import DIT_TARGETS
@@ -54,6 +51,8 @@ def _lora_count(
     targets,  # names of the modules that get a LoRA
 ) -> int:  # trainable parameters
     "How many parameters a LoRA has."
+    from peft import get_peft_model
+
     return get_peft_model(net, lora_config(r, targets)).get_nb_trainable_parameters()[0]
 
 
@@ -61,6 +60,9 @@ def _full_size_counts(
     profile: str = "paper",  # or "official"
 ) -> dict:  # trainable parameters of the transformer and of T5
     "LoRA parameters at full size, counted without allocating them."
+    from diffusers import PixArtTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
     r = recipe("skin", scale="paper", profile=profile)
     with torch.device("meta"):
         transformer = PixArtTransformer2DModel(**PIXART_512)

@@ -7,18 +7,21 @@ __all__ = ['LENGTHS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'toke
            'token_report', 'unknown_words', 'check_known']
 
 # %% ../../nbs/method/02_tokens.ipynb #i0p1b760
+from typing import TYPE_CHECKING
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
 from ..core.pretrained import check_vocabulary, part_classes
 from ..recipes.scales import FAMILIES, model_class
 from ..recipes.settings import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # %% ../../nbs/method/02_tokens.ipynb #12418cac
 def load_tokenizers(
@@ -39,7 +42,7 @@ def load_tokenizers(
 
 def load_tokenizer(
     r: Recipe,  # family, and weights
-) -> PreTrainedTokenizerBase:
+) -> "PreTrainedTokenizerBase":
     "The first tokenizer of a model."
     found = load_tokenizers(r)
     if not found:
@@ -50,7 +53,7 @@ def load_tokenizer(
 
 # %% ../../nbs/method/02_tokens.ipynb #7e20c5a4
 def count_tokens(
-    tokenizer: PreTrainedTokenizerBase,  # of a text encoder
+    tokenizer: "PreTrainedTokenizerBase",  # of a text encoder
     texts: Iterable[str],  # n captions
     raw: bool = False,  # keep upper case and outer spaces, as the authors' training
 ) -> list:  # n numbers, marks at start and end included
@@ -67,7 +70,7 @@ def _token_ids(tokenizer, texts, raw=False, marks=True):
 # %% ../../nbs/method/02_tokens.ipynb #3d0f84b2
 def token_limit(
     published: int,  # what such a model was trained with
-    tokenizer: PreTrainedTokenizerBase,  # of its text encoder
+    tokenizer: "PreTrainedTokenizerBase",  # of its text encoder
     *others: int | None,  # what else limits it
 ) -> int:  # tokens, marks at start and end included
     "The most that reaches a model of one caption."

@@ -13,7 +13,6 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import get_peft_model_state_dict, PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save as serialize
 
@@ -74,6 +73,8 @@ _DESCRIBED = (
 
 
 def _write_one_file(loras, folder):  # loras: part -> PeftModel
+    from peft import get_peft_model_state_dict
+
     tensors, about = {}, {}
     for part, net in loras.items():
         for name, w in get_peft_model_state_dict(net).items():
@@ -87,6 +88,8 @@ def _write_one_file(loras, folder):  # loras: part -> PeftModel
 
 # %% ../../nbs/training/04_adapters.ipynb #5a6dcb86
 def _write_adapters(model, folder):
+    from peft import PeftModel
+
     if model.from_scratch:
         save_pretrained(model.denoiser, folder / "transformer")
         return
@@ -163,6 +166,8 @@ def _attach_adapter(
     trainable: bool = False,
 ):  # the network with it
     "Put a saved LoRA onto the network it was made for; refuse another network."
+    from peft import PeftModel, get_peft_model_state_dict
+
     _adapter_config(folder)
     there = read_adapter(folder).keys()
     try:

@@ -18,13 +18,10 @@ from itertools import permutations
 from statistics import median
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
 from torch.nn import functional as F
 from torch.nn.attention import sdpa_kernel, SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..core.files import read_kept, write_kept
 from ..core.paths import outputs_dir
@@ -128,6 +125,10 @@ def compile_blocks(
     backend: str = "inductor",  # of torch.compile
 ) -> Model:
     "Compile each network's blocks, one program for all of a kind and a length."
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     torch._dynamo.config.recompile_limit = 64
     repeated = GradientCheckpointingLayer, BasicTransformerBlock, HunyuanDiTBlock
     for net in (model.denoiser, *model.text_encoders):

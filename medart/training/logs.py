@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..recipes.runs import run_dir
@@ -120,6 +119,8 @@ def loss_figure(
     r: Recipe,  # a finished run
 ) -> Figure:
     "Noise loss, color gap, and both gradients' norms before clipping."
+    import seaborn as sns
+
     d = read_losses(r)
     color = d.dropna(subset=["color"])
     fig, axs = plt.subplots(1, 3, figsize=(9, 2.2), layout="constrained")

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 
 import psutil
 import torch
-from peft import PeftModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..method.hldf import sampling_embeddings
 from ..method.model import Model
@@ -22,6 +20,8 @@ def unwrapped(
     net,  # with or without adapters
 ):  # the network that they sit in
     "The network inside a PeftModel."
+    from peft import PeftModel
+
     return net.base_model.model if isinstance(net, PeftModel) else net
 
 # %% ../../nbs/training/07_memory.ipynb #cd3886bf
@@ -60,6 +60,8 @@ def checkpointing(
 
 
 def _checkpointed_blocks(net):  # those that recompute in training mode
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     return [b for b in net.modules() if isinstance(b, GradientCheckpointingLayer)]
 
 # %% ../../nbs/training/07_memory.ipynb #9d115590

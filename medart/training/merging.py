@@ -10,7 +10,6 @@ import copy
 import json
 from pathlib import Path
 
-from peft import PeftModel
 
 from ..core.files import save_pretrained, write_atomic
 from ..core.pretrained import unused_parts
@@ -23,6 +22,8 @@ def merge_loras(
     keep: bool = False,  # leave the adapted networks as they are and merge copies
 ) -> Model:  # the same model, its networks plain
     "Add both LoRAs into the weights, but for weights that are too coarse for it."
+    from peft import PeftModel
+
     for part in model.parts:
         net = getattr(model, part)
         if isinstance(net, PeftModel) and not is_float8(net):

@@ -7,17 +7,14 @@ __all__ = ['Float8Linear', 'to_float8', 'is_float8', 'fuse_blocks', 'plain_block
            'load_model']
 
 # %% ../../nbs/training/05_models.ipynb #i0p60329
+from typing import TYPE_CHECKING
 import logging
 from contextlib import contextmanager
+from functools import cache
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import BitsAndBytesConfig, T5EncoderModel
-from transformers.activations import NewGELUActivation
-from transformers.models.t5 import modeling_t5
 
 from ..core.locations import locate
 from ..core.pretrained import load_network
@@ -25,14 +22,19 @@ from ..method.lora import add_loras
 from ..method.model import load_pretrained, explain_model_errors, Model
 from ..recipes.settings import Recipe
 from .adapters import check_adapters, load_adapters
-from .fused_lora import fuse_loras, SharedInput
+from .fused_lora import fuse_loras, SharedInput, with_base
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
 # %% ../../nbs/training/05_models.ipynb #9ea9e4af
 def _quantized_text(
     r: Recipe,  # text_bits says how many
     device="cpu",  # where T5 goes
-) -> T5EncoderModel:
+) -> "T5EncoderModel":
     "T5 with its frozen weights in 8 or 4 bits, by bitsandbytes."
+    from transformers import BitsAndBytesConfig, T5EncoderModel
+
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as e:
@@ -131,17 +133,19 @@ def is_float8(
     return any(isinstance(m, Float8Linear) for m in net.modules())
 
 # %% ../../nbs/training/05_models.ipynb #a0930008
-class _FusedT5Norm(modeling_t5.T5LayerNorm):
+class _FusedT5Norm:
     def forward(self, x):
         if x.dtype == torch.float64 or x.dtype != self.weight.dtype:
             return super().forward(x)
         return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
-class _FusedT5FeedForward(SharedInput, modeling_t5.T5DenseGatedActDense):
+class _FusedT5FeedForward(SharedInput):
     joint = ("wi_0", "wi_1")
 
     def forward(self, x):
+        from transformers.activations import NewGELUActivation
+
         if type(self.act) is not NewGELUActivation:
             return super().forward(x)
         gate, value = self.project(x)
@@ -150,7 +154,7 @@ class _FusedT5FeedForward(SharedInput, modeling_t5.T5DenseGatedActDense):
         return self.wo(x if kept in (x.dtype, torch.int8) else x.to(kept))
 
 # %% ../../nbs/training/05_models.ipynb #a0930009
-class _FusedT5Attention(SharedInput, modeling_t5.T5Attention):
+class _FusedT5Attention(SharedInput):
     joint = ("q", "k", "v")
 
     def forward(
@@ -162,6 +166,8 @@ class _FusedT5Attention(SharedInput, modeling_t5.T5Attention):
         past_key_values=None,
         **kwargs,
     ):
+        from transformers.models.t5 import modeling_t5
+
         cached = key_value_states is not None or past_key_values is not None
         first = position_bias is None  # T5's first layer hands its bias to the others
         if cached or (first and not self.has_relative_attention_bias):
@@ -181,13 +187,15 @@ class _FusedT5Attention(SharedInput, modeling_t5.T5Attention):
         return self.o(out.reshape(n, length, -1)), position_bias, weights
 
 # %% ../../nbs/training/05_models.ipynb #a0930011
-class _FusedAttention(SharedInput, Attention):
+class _FusedAttention(SharedInput):
     @property
     def joint(self):
         return ("to_k", "to_v") if self.is_cross_attention else ("to_q", "to_k", "to_v")
 
     def plain(self, x, mask):
         "Is there nothing about this call but queries, keys, values and a mask?"
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
         norms = self.spatial_norm, self.group_norm, self.norm_q, self.norm_k
         simple = type(self.processor) is AttnProcessor2_0 and x.ndim == 3
         simple = simple and not self.residual_connection and not self.norm_cross
@@ -217,7 +225,7 @@ def _modulated(norm, x, scale, shift):  # scale and shift: (n,1,d)
     return torch.addcmul(shift, norm(x), 1 + scale)
 
 
-class _FusedBlock(BasicTransformerBlock):
+class _FusedBlock:
     def forward(
         self,
         hidden_states,
@@ -243,16 +251,28 @@ class _FusedBlock(BasicTransformerBlock):
         )
 
 # %% ../../nbs/training/05_models.ipynb #a0930015
-_FUSED = {
-    modeling_t5.T5LayerNorm: _FusedT5Norm,
-    modeling_t5.T5DenseGatedActDense: _FusedT5FeedForward,
-    modeling_t5.T5Attention: _FusedT5Attention,
-    Attention: _FusedAttention,
-}
+@cache
+def _fused_classes():  # a library's class -> the one that takes its place
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention_processor import Attention
+    from transformers.models.t5 import modeling_t5
+
+    ours = {
+        modeling_t5.T5LayerNorm: _FusedT5Norm,
+        modeling_t5.T5DenseGatedActDense: _FusedT5FeedForward,
+        modeling_t5.T5Attention: _FusedT5Attention,
+        Attention: _FusedAttention,
+        BasicTransformerBlock: _FusedBlock,
+    }
+    return {base: with_base(own, base) for base, own in ours.items()}
 
 
-def _is_pixart_block(m):
-    usual = type(m) is BasicTransformerBlock and m.norm_type == "ada_norm_single"
+def _is_usual(m):  # of the blocks, PixArt's alone are fused
+    from diffusers.models.attention import BasicTransformerBlock
+
+    if type(m) is not BasicTransformerBlock:
+        return True
+    usual = m.norm_type == "ada_norm_single"
     return usual and not m.only_cross_attention and m.pos_embed is None and m.attn2
 
 
@@ -260,15 +280,14 @@ def fuse_blocks(
     model: Model,  # with or without LoRAs
 ) -> Model:  # the same
     "Compute what stands between and around a model's products in fewer operations."
+    fused = _fused_classes()
     for net in (model.denoiser, *model.text_encoders):
         if getattr(net, "quantization_method", None):  # by bitsandbytes
             continue
         vars(net).pop("fused_modules", None)
         for m in net.modules():
-            if type(m) in _FUSED:
-                m.__class__ = _FUSED[type(m)]
-            elif _is_pixart_block(m):
-                m.__class__ = _FusedBlock
+            if type(m) in fused and _is_usual(m):
+                m.__class__ = fused[type(m)]
             if isinstance(m, SharedInput):
                 m.joined(model.dtype)
     return model
@@ -281,7 +300,7 @@ def plain_blocks(
 ):
     "Inside, a model's modules compute as their libraries wrote them."
     nets = model.denoiser, *model.text_encoders
-    kinds = [*_FUSED.values(), _FusedBlock]
+    kinds = _fused_classes().values()
     kinds = [k for k in kinds if not names or k.__bases__[-1].__name__ in names]
     fused = {m: type(m) for net in nets for m in net.modules() if type(m) in kinds}
     kept = [vars(net).pop("fused_modules", None) for net in nets]

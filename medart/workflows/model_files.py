@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
 from huggingface_hub import constants, model_info
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -194,6 +193,8 @@ def _model_networks(
     r: Recipe,  # family
 ) -> dict:  # part -> class
     "The networks of a recipe's model that have published weights."
+    from diffusers import AutoencoderKL
+
     pipeline = model_class(r).pipeline
     if pipeline is None:
         return dict(vae=AutoencoderKL)
@@ -226,6 +227,8 @@ def check_model(
 
 def _small_parts(r):
     "Tokenizers and the schedule: all of a pipeline that has no weights."
+    from diffusers import DDPMScheduler
+
     where = locate(r.model)
     pipeline = model_class(r).pipeline
     with explain_model_errors(r):

@@ -19,7 +19,6 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
@@ -184,6 +183,8 @@ _COLORS = dict(base="#d55e00", no_hldf="#0072b2", medart="#009e73")
 
 
 def _show_colors(ax, stats):  # a group a channel, real images in black
+    import seaborn as sns
+
     n = len(stats)
     for k, (name, row) in enumerate(stats.iterrows()):
         at = np.arange(3) + (k - (n - 1) / 2) * 0.6 / n

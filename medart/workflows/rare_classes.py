@@ -10,8 +10,6 @@ __all__ = ['rare_counts', 'rare_phantoms', 'rare_sets', 'class_recalls', 'rare_r
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from scipy import stats
 
 from ..core.figures import read_names
 from ..core.paths import data_dir
@@ -137,6 +135,8 @@ def _mean_interval(
     differences,  # one a seed
 ) -> dict:  # mean, low, high
     "A mean and its 95% interval (Student's t); no interval from a single seed."
+    from scipy import stats
+
     d = np.asarray(differences, float)
     half = np.nan
     if len(d) > 1:
@@ -177,6 +177,8 @@ def rare_figure(
     about: str,  # whose images, at which scale
 ):  # figure
     "Recall of each class, a bar an arm and a point a seed."
+    import seaborn as sns
+
     names = [category(c) + " (rare)" * q for c, q in zip(t["class"], t.rare)]
     shown = t.assign(name=names)
     shown = shown.sort_values("rare", ascending=False, kind="stable")
