@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+READY = Path(__file__).with_name("ready_python")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -25,6 +26,11 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     else:
         os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
+
+# The C library gives the memory of each large tensor back to the system, which clears it before it lends it again: a tenth
+# of what the tests cost. Processes that start from here, workers among them, keep up to half a gigabyte instead.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(256 * 2**20))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(512 * 2**20))
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +117,30 @@ def kernels():
 
     with forked_kernels():
         yield
+
+
+@pytest.fixture(scope="session")
+def ready_server(tmp_path_factory):
+    "The address of a process of which programs in Python can begin as copies; None where the system lacks that."
+    if sys.platform != "linux":
+        yield
+        return
+    address = str(tmp_path_factory.mktemp("ready") / "server")
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(READY / "server.py"), address]
+    with subprocess.Popen(command, env=env, **pipes) as server:
+        assert server.stdout.readline() == b"ready\n"
+        yield address
+        server.stdin.close()
+
+
+@pytest.fixture
+def ready_python(ready_server, monkeypatch):
+    "Programs in Python that a test starts have the large libraries imported: see `ready_python/sitecustomize.py`."
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(READY), str(ROOT)]))
+    if ready_server:
+        monkeypatch.setenv("READY_PYTHON", ready_server)
 
 
 @pytest.fixture(scope="session")

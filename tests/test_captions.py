@@ -83,8 +83,9 @@ write_captions(recipe("skin", scale="tiny", data="few", caption_block=4), "train
 
 
 def start(tmp_path, *command):
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(path),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "yes",
     }
@@ -99,9 +100,7 @@ def start(tmp_path, *command):
 
 
 def script(tmp_path, slow=0.0):
-    path = tmp_path / "captions.py"
-    path.write_text(SCRIPT)
-    return start(tmp_path, path, slow)
+    return start(tmp_path, "-c", SCRIPT, slow)
 
 
 def finish(process):
@@ -154,7 +153,7 @@ def test_three_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypat
 
 
 def test_killed_in_mid_captioning_only_the_missing_is_written(
-    one_process, tmp_path, monkeypatch
+    one_process, tmp_path, monkeypatch, ready_python
 ):
     whole, lines = one_process
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "killed"))

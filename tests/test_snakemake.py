@@ -28,6 +28,7 @@ from medart.workflows import reproduce as reproduce_room
 from medart.workflows.sweeps import Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("kernels", "ready_python")  # imported already
 ASKED = dict(
     scale="tiny",
     data="few",
@@ -166,7 +167,7 @@ def snakemake(target, place, *options, profile="default", path=None):
     return subprocess.run(
         [*map(str, line)],
         cwd=ROOT,
-        env=os.environ | dict(PATH=path, PYTHONPATH=str(ROOT)),
+        env=os.environ | dict(PATH=path),
         capture_output=True,
         text=True,
     )

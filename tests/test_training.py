@@ -110,7 +110,7 @@ def wait_for_checkpoint(r, step):
     raise TimeoutError(f"no checkpoint of step {step} in four minutes")
 
 
-def test_accelerate_launches_and_passes_on_sigterm(small, folders):
+def test_accelerate_launches_and_passes_on_sigterm(small, folders, ready_python):
     "Two CPU processes from the shell, told to stop; one process then takes the run up."
     r = small(epochs=50.0)
     line = [

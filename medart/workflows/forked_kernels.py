@@ -6,6 +6,7 @@
 __all__ = ['import_libraries', 'serve_kernels', 'forked_kernels']
 
 # %% ../../nbs/workflows/18_forked_kernels.ipynb #866391f8
+import gc
 import json
 import os
 import signal
@@ -115,6 +116,7 @@ def serve_kernels(
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import_libraries(libraries)
+    gc.freeze()  # what the libraries hold is never garbage: kernels need not look
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -184,15 +186,23 @@ def forked_kernels(
         address = str(folder / "server")
         _describe_kernel(folder, address)
         paths = [name, before] if before else [name]
-        with _started_server(address, libraries):
-            os.environ["JUPYTER_PATH"] = os.pathsep.join(paths)
-            try:
-                yield
-            finally:
-                if before is None:
-                    del os.environ["JUPYTER_PATH"]
-                else:
-                    os.environ["JUPYTER_PATH"] = before
+        variables = dict(JUPYTER_PATH=os.pathsep.join(paths), MEDART_KERNELS=name)
+        with _started_server(address, libraries), _environment(variables):
+            yield
+
+
+@contextmanager
+def _environment(variables):
+    "Inside, these variables have other values; afterwards, those from before."
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

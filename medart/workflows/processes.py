@@ -78,6 +78,7 @@ def start(
         )
         kernels = os.pathsep.join(
             [
+                *filter(None, [os.environ.get("MEDART_KERNELS")]),
                 str(Path(sys.prefix, "share", "jupyter")),  # this environment's first
                 *filter(None, [os.environ.get("JUPYTER_PATH")]),
             ]
