@@ -163,12 +163,12 @@ def runner():
 def run_notebook(folders, runner, tmp_path):
     "Runs a notebook from top to bottom; the file on disk is left alone."
 
-    def run(path, report=None, solutions=(), **env):
+    def run(path, report=None, solutions=(), blank=None, **env):
         log = tmp_path / "log.txt"
         backend = "module://matplotlib_inline.backend_inline"
         env = {**os.environ, "MPLBACKEND": backend, **env}
         job = dict(path=str(path), env=env, log=str(log), report=report and str(report))
-        job["solutions"] = solutions
+        job |= dict(solutions=solutions, blank=blank and str(blank))
         runner.stdin.write(json.dumps(job) + "\n")
         runner.stdin.flush()
         status = json.loads(runner.stdout.readline())

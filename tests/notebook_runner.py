@@ -3,6 +3,7 @@
 A line of JSON on standard input names a notebook and its environment; a line of JSON on standard output says how it ended.
 Where the first names a file for a report, errors stop nothing, and what each cell led to is written to that file.
 Where it brings solutions, each cell with a blank runs once more with its solution.
+Where it names a blank version too, both run side by side, the blank one as nbgrader does it, and both are reported.
 Of this package nothing else is imported before a notebook asks for it.
 """
 
@@ -51,6 +52,37 @@ def run(path, env, report=None, solutions=()):
             json.dump(led_to, file)
 
 
+def cells_of(path):
+    "Ids and sources of a notebook's cells of code."
+    with open(path, encoding="utf-8") as file:
+        cells = json.load(file)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    return [(cell["id"], "".join(cell["source"])) for cell in code]
+
+
+def run_versions(path, blank, env, report):
+    "A solved notebook and its blank version; what each of their cells led to is written down."
+    from IPython.core.interactiveshell import InteractiveShell
+    from two_versions import run_both
+
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(os.path.dirname(path))
+    shell = InteractiveShell.instance()
+
+    def led_to(source):
+        result = shell.run_cell(source)
+        return repr(result.error_before_exec or result.error_in_exec or result.result)
+
+    ids, solved = zip(*cells_of(path))
+    same_ids, emptied = zip(*cells_of(blank))
+    assert ids == same_ids
+    graded = dict(NBGRADER_EXECUTION="autograde")
+    found = run_both(shell, list(zip(solved, emptied)), ({}, graded), led_to)
+    with open(report, "w", encoding="utf-8") as file:
+        json.dump([dict(zip(ids, each)) for each in found], file)
+
+
 def in_child(job, log):
     "Exit status of a forked process that runs the job and writes what it prints to a file."
     pid = os.fork()
@@ -60,7 +92,10 @@ def in_child(job, log):
     try:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
         os.dup2(1, 2)
-        run(job["path"], job["env"], job["report"], job["solutions"])
+        if job["blank"]:
+            run_versions(job["path"], job["blank"], job["env"], job["report"])
+        else:
+            run(job["path"], job["env"], job["report"], job["solutions"])
         status = 0
     except BaseException:
         traceback.print_exc()
