@@ -1,9 +1,10 @@
 """Two versions of a notebook in one process, solved and blank: a cell that sees the same in both runs once.
 
-Which cells these are is read off their bytecode. A name differs from the cell on that binds it in one way in one
-version and otherwise in the other; it is equal again once a cell that sees no difference binds it anew.
+Which cells these are is read off their bytecode. A name differs from the statement on that binds it in one way in one
+version and otherwise in the other; it is equal again once a statement that sees no difference binds it anew.
 """
 
+import ast
 import dis
 import os
 import pickle
@@ -20,34 +21,53 @@ def inner(code):
             yield from inner(constant)
 
 
-def flow(source):
-    "What a cell binds, what it reads before it binds it, and what its functions read whenever they are called."
-    cell = compile(TransformerManager().transform_cell(source), "cell", "exec")
+def flow(statement):
+    "What a statement binds, what it reads before it binds it, and what its functions read whenever they are called."
+    code = compile(ast.Module([statement], []), "cell", "exec")
     bound, reads, later = set(), set(), set()
-    for step in dis.get_instructions(cell):
+    for step in dis.get_instructions(code):
         if step.opname in ("STORE_NAME", "DELETE_NAME"):
             bound.add(step.argval)
         elif step.opname == "LOAD_NAME" and step.argval not in bound:
             reads.add(step.argval)
-    for code in inner(cell):
-        for step in dis.get_instructions(code):
+    for part in inner(code):
+        for step in dis.get_instructions(part):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 later.add(step.argval)
     return bound, reads, later - bound
+
+
+def flows(source):
+    "Of each statement of a cell: its flow, and whether it only defines something."
+    for node in ast.parse(TransformerManager().transform_cell(source)).body:
+        defines = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        yield *flow(node), defines
 
 
 def plan(pairs):
     "For each pair of sources: whether it runs twice, what it binds, and what differs afterwards."
     differ, seen_later = set(), {}
     for pair in pairs:
-        flows = [flow(source) for source in pair]
-        bound, reads, later = (set.union(*sets) for sets in zip(*flows))
-        twice = pair[0] != pair[1] or bool((reads | later) & differ)
-        differ = differ | bound if twice else differ - bound
-        seen_later.update(dict.fromkeys(bound, later))
-        while more := {n for n in seen_later if seen_later[n] & differ} - differ:
-            differ |= more  # a function that reads what differs is another function
-        yield SimpleNamespace(twice=twice, bound=bound, differ=set(differ))
+        twice = stops = pair[0] != pair[1]
+        everything = set()
+        for source in pair[: 1 + twice]:
+            for bound, reads, later, defines in flows(source):
+                other = stops or bool((reads | later) & differ)
+                twice = twice or other
+                stops = stops or other and not defines  # what follows may not be run
+                differ = differ | bound if other else differ - bound
+                everything |= bound
+                seen_later.update(dict.fromkeys(bound, later))
+                differ |= readers(seen_later, differ)
+        yield SimpleNamespace(twice=twice, bound=everything, differ=set(differ))
+
+
+def readers(later, differ):
+    "Functions that read what differs, or call one that does: they differ as well."
+    found = set()
+    while more := {n for n in later if later[n] & (differ | found)} - differ - found:
+        found |= more
+    return found
 
 
 def state(value, depth=4):
