@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from torch.profiler import profile, ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .benchmark_cases import encode_captions, generate_block
 from medart.bundled.benchmark_models import (
@@ -31,6 +30,7 @@ from medart.bundled.benchmark_models import (
 from medart.bundled.full_size_costs import (
     continued,
     full_captions,
+    on_shapes,
     one_attention,
     shapes,
 )
@@ -46,34 +46,38 @@ from ..training.memory import checkpointing
 from ..training.step import chain_recomputed
 
 # %% ../../nbs/bundled/21_memory_benchmarks.ipynb #955574a0
+def _storages(tree):  # of all tensors in nested lists and tuples
+    if isinstance(tree, torch.Tensor):
+        yield tree.untyped_storage()
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _storages(part)
+
+
 class _Alive(TorchDispatchMode):
     "Inside, adds up the bytes of tensors made, while they live; `peak` is the most."
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self.living = set()
+        self.living = {}
 
     def drop(self, key, n):
-        self.living.discard(key)
+        del self.living[key]
         self.now -= n
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        storages = lambda tree: [
-            t.untyped_storage()
-            for t in tree_leaves(tree)
-            if isinstance(t, torch.Tensor)
-        ]
-        given = {s._cdata for s in storages((args, kwargs))}
-        for s in storages(out):
+        kwargs = kwargs or {}
+        out = on_shapes(func, args, kwargs)
+        given = {s._cdata for s in _storages([args, *kwargs.values()])}
+        for s in _storages(out):
             key, n = s._cdata, s.nbytes()
             if key in given or key in self.living:
                 continue
-            self.living.add(key)
+            dropped = partial(lambda _, key, n: self.drop(key, n), key=key, n=n)
+            self.living[key] = weakref.ref(s, dropped)
             self.now += n
             self.peak = max(self.peak, self.now)
-            weakref.finalize(s, self.drop, key, n)
         return out
 
 # %% ../../nbs/bundled/21_memory_benchmarks.ipynb #fbc81814
