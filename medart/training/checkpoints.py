@@ -60,8 +60,12 @@ def _json_bytes(rows):
     return json.dumps(rows).encode()
 
 
+def _alone(x):  # in memory of its own, as safetensors wants it
+    return x.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def _bytes_of(tensors):  # of a safetensors file
-    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    return save({k: _alone(v) for k, v in tensors.items()})
 
 # %% ../../nbs/training/14_checkpoints.ipynb #5d8170da
 def _full_parts(log: Log) -> dict:  # name -> its rows

@@ -88,6 +88,7 @@ def recordings(
 # %% ../../nbs/training/08_cuda_graphs.ipynb #a0900033
 def recorded_gradients(
     value_and_grad,  # of the noise loss: function of (model, r, b, params, cond)
+    flat: bool = False,  # leave the gradients in a row, as one tensor
 ):  # function of (model, r, b, params)
     "A loss and its gradients as one recording for each length of captions."
 
@@ -103,7 +104,7 @@ def recorded_gradients(
         step = recordings(model).setdefault(key, Graphed(run))
         tokens = model.tokens(b.texts, raw=not r.lowercase)
         loss, grads = step(b.z0, b.eps, b.t, *tokens)
-        return loss, unflatten_tensors(grads, params)
+        return loss, [grads] if flat else unflatten_tensors(grads, params)
 
     return replayed
 
