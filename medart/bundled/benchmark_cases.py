@@ -58,10 +58,12 @@ def our_step(
     r: Recipe,
     read=False,
     backend="",
+    flat=None,
     inside=lambda model, r: nullcontext(),
 ):
     "A training step; `read` waits for its loss, `backend` compiles the blocks."
-    acc, ts, opt = Accelerator(), bench_set(model, r), make_optimizer(model, r)
+    acc, ts = Accelerator(), bench_set(model, r)
+    opt = make_optimizer(model, r, flat)
 
     def run(k):
         loss = training_step(model, r, draw_batch(model, r, ts, k), opt, k, acc)["loss"]
