@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMISED', 'Comparison', 'comparisons', 'time_limit', 'measure_speedups', 'write_speedups']
 
-# %% ../../nbs/bundled/22_speedups.ipynb #c6d39af7
+# %% ../../nbs/bundled/22_speedups.ipynb #de82957e
 import signal
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from ..method.model import Model
 from ..recipes.settings import Recipe
 from ..training.models import Float8Linear
 
-# %% ../../nbs/bundled/22_speedups.ipynb #585eb408
+# %% ../../nbs/bundled/22_speedups.ipynb #fdb408e8
 _JOINT = "q, k, v in one product"
 _T5 = "T5's norms and GELU in one kernel each"
 _GATES = "shifts and gates in one kernel each"
@@ -64,48 +64,10 @@ PROMISED = {
 
 def _promise_figure():
     "What each change was computed to save of a step."
-    of_step = pd.Series({k: v for (k, what), v in PROMISED.items() if what == "step"})
-    fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
-    sns.barplot(x=of_step, y=of_step.index, color="#0072b2", ax=ax)
-    ax.set_xlabel("milliseconds saved of a step of 51 ms", fontsize=9)
-    ax.set_ylabel("")
-    ax.tick_params(labelsize=9)
-    sns.despine(fig)
-    plt.close(fig)
-    return fig
-
-# %% ../../nbs/bundled/22_speedups.ipynb #08e96b2b
-_JOINT = "q, k, v in one product"
-_T5 = "T5's norms and GELU in one kernel each"
-_GATES = "shifts and gates in one kernel each"
-_WAYS = "the fastest attention, by measurement"
-_MASKS = "attention without repeated masks"
-_FLOAT8 = "T5's weights in FP8"
-_KEPT = "activations kept"
-_CHANNELS = "autoencoder with channels last"
-
-# ms of an H100 that a change was computed to save, at full size
-PROMISED = {
-    (_JOINT, "step"): 5.8,
-    (_WAYS, "step"): 5.5,
-    (_T5, "step"): 5.0,
-    (_GATES, "step"): 2.5,
-    (_FLOAT8, "step"): -8,  # it saves memory; a product of bytes would save 2.5
-    (_MASKS, "step"): 0.5,
-    (_JOINT, "color loss"): 90,
-    (_GATES, "color loss"): 70,
-    (_WAYS, "color loss"): 60,
-    (_KEPT, "color loss"): 230,
-    (_CHANNELS, "color loss"): 15,
-}
-
-
-def _promise_figure():
-    "What each change was computed to save of a step."
     import seaborn as sns
 
     of_step = pd.Series({k: v for (k, what), v in PROMISED.items() if what == "step"})
-    fig, ax = plt.subplots(figsize=(5, 2), layout="constrained")
+    fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
     sns.barplot(x=of_step, y=of_step.index, color="#0072b2", ax=ax)
     ax.set_xlabel("milliseconds saved of a step of 51 ms", fontsize=9)
     ax.set_ylabel("")
