@@ -133,6 +133,19 @@ def test_sums_in_any_order_are_refused_where_bytes_must_be_equal(model, monkeypa
     assert all(t["math"] > 0 for _, t in loose.values())
 
 
+def test_on_a_gpu_what_is_timed_is_a_recording(model, monkeypatch):
+    recorded = []
+
+    def capture(f, ins):
+        recorded.append(len(f(*ins)))
+        return None, lambda: f(*ins)
+
+    monkeypatch.setattr(device_room.Graphed, "devices", ("cpu",))
+    monkeypatch.setattr(device_room, "capture", capture)
+    measured = measure_attention(model, small(), repeats=1)
+    assert recorded == [3] * (2 * len(measured))  # gradients of q, k and v, both ways
+
+
 def test_on_a_cpu_torch_chooses(model, monkeypatch):
     monkeypatch.setattr(device_room, "measure_attention", None)
     for name in ("auto", "torch"):

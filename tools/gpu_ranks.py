@@ -28,7 +28,7 @@ def parsed():
     )
     p.add_argument("--scale", default="auto", help="paper, tiny or auto")
     p.add_argument("--minutes", type=float, default=9, help="that all may take")
-    p.add_argument("--seconds", type=float, default=60, help="that one case may take")
+    p.add_argument("--seconds", type=float, default=150, help="that one case may take")
     p.add_argument("--repeats", type=int, default=8, help="timed runs of a step")
     return p.parse_args()
 
