@@ -43,6 +43,23 @@ def run(folders):
     return r
 
 
+def test_classifiers_of_real_images_are_found(run, monkeypatch):
+    "Trained before, they are not trained again, and answer as they would have."
+    classification.train_on_real(run, [0])
+    trained, train = [], classification.train_classifier
+
+    def noting(net, x, y, **how):
+        trained.append(x)
+        return train(net, x, y, **how)
+
+    monkeypatch.setattr(classification, "train_classifier", noting)
+    found = classification.classify(run, [0])
+    assert len(trained) == 2
+    for kept in (classifier_dir(run).parent.parent / "classifiers").iterdir():
+        kept.unlink()
+    assert classification.classify(run, [0]).equals(found) and len(trained) == 5
+
+
 def blobs(n, seed, dim=0.0):
     "Images that are reddish (class 0) or bluish (class 1), in noise."
     g = torch.Generator().manual_seed(seed)

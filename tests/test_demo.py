@@ -18,6 +18,7 @@ def demo(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "run_ahead", lambda: None)
     return module
 
 

@@ -12,12 +12,15 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
+import nbformat
 import papermill
+from nbclient import NotebookClient
 
 from medart.core.paths import outputs_dir
 from medart.workflows.forked_kernels import forked_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
+AT_ROOT = dict(metadata=dict(path=str(ROOT)))
 SKIN = dict(dataset="skin", scale="tiny")
 EVERY = dict(gen_split="train", gen_count=0)  # an image for each training caption
 ADAPTERS = "adapters"  # training leaves them before its notebook ends
@@ -37,6 +40,15 @@ STAGES = {
 }
 
 
+# What waits for nothing and is found by a later stage: it runs beside the captions.
+AHEAD = """\
+from medart.evaluation.classification import train_on_real
+from medart.recipes.recipe import recipe
+
+train_on_real(recipe("skin", scale="tiny"))
+"""
+
+
 def command(name):
     "What one would type to run a stage alone."
     notebook, given, _ = STAGES[name]
@@ -51,6 +63,13 @@ def run(name):
     source, target = f"nbs/{notebook}.ipynb", f"outputs/{name}.ipynb"
     papermill.execute_notebook(source, target, given, progress_bar=False)
     return time.monotonic() - began
+
+
+def run_ahead():
+    "Train the classifiers of real images, in a kernel of their own."
+    cell = nbformat.v4.new_code_cell(AHEAD)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, kernel_name="python3", resources=AT_ROOT).execute()
 
 
 def share_training():
@@ -89,9 +108,10 @@ def finish(future, name):
 
 def run_all(pool):
     "Run all stages; after one that fails, none is begun any more."
-    running, done, began = {}, set(), time.time()
+    running, done, began, ahead = {}, set(), time.time(), None
     while not done.issuperset(STAGES):
         begin_what_can(pool, running, done)
+        ahead = ahead or pool.submit(run_ahead)  # if it fails, `classify` says why
         for future in wait(running, 0.5, FIRST_COMPLETED).done:
             name = running.pop(future)
             finish(future, name)

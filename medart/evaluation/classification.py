@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING_SETS', 'synthetic_recipe', 'LabeledImages', 'check_classes_known', 'read_labeled', 'train_and_predict',
-           'classifier_fault', 'classify']
+           'train_on_real', 'classifier_fault', 'classify']
 
 # %% ../../nbs/evaluation/20_classification.ipynb #i0pecc4a
 import io
@@ -191,6 +191,21 @@ def train_and_predict(
     np.savez(buffer, p=p, loss=loss)
     write_kept(path, buffer.getvalue())
     return p, loss
+
+# %% ../../nbs/evaluation/20_classification.ipynb #c1a00022
+def train_on_real(
+    r: Recipe,  # its data set, and its classifiers' settings
+    seeds=(0, 1, 2),  # of the classifiers
+    device=None,  # where they run
+) -> None:
+    "Train the classifiers of real images alone, before there is a run."
+    real, test = load_split(r, "train"), load_split(r, "test")
+    check_classes_known(real, test)
+    net = load_classifier(r.classifier, tuple(dict.fromkeys(real.classes)))
+    a, t = (read_labeled(s, r.size, net) for s in (real, test))
+    updates = count_updates(len(a), r.classifier_epochs, r.classifier_batch)
+    for seed in seeds:
+        train_and_predict(r, a, t, net.classes, updates, seed, device)
 
 # %% ../../nbs/evaluation/20_classification.ipynb #f5383623
 def _chance_loss(
