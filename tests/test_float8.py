@@ -1,10 +1,14 @@
 "T5 in FP8: how far it rounds, what it keeps for a gradient, and what it does not go with."
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from medart.bundled.benchmark_cases import other_loras
 from medart.bundled.benchmark_models import bench_set
 from medart.core.randomness import rng
 from medart.method.lora import perturb_loras
@@ -95,6 +99,34 @@ def test_gradients_are_near_those_of_whole_weights():
         few, whole = made[8, run], made[16, run]
         gap = get_total_norm([a - b for a, b in zip(few, whole)])
         assert 0 < gap < 0.2 * get_total_norm(whole)
+
+
+@pytest.mark.parametrize("alpha", [8, 16])
+def test_loras_beside_it_are_fused_and_learn_what_peft_s_do(alpha):
+    r = small(alpha=alpha)
+    model = perturb_loras(load_model(r))
+    b = draw_batch(model, r, bench_set(model, r), 0)
+    params = list(model.trainable().values())
+    fused, calls = {}, {}
+    for name, way in dict(ours=nullcontext(), theirs=other_loras(model)).items():
+        with way, Calls() as seen:
+            fused[name] = diffusion_gradients(model, r, b, params)[1]
+        calls[name] = seen.count
+    gap = get_total_norm([x - y for x, y in zip(*fused.values())])
+    assert gap < 1e-5 * get_total_norm(fused["ours"])
+    assert calls["ours"] < calls["theirs"]
+
+
+class Calls(TorchDispatchMode):
+    "Counts operations."
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_the_network_survives_what_is_done_to_networks():

@@ -64,11 +64,16 @@ class FusedLoRALinear:
 
     def forward(self, x, *args, **kwargs):
         base = self.get_base_layer()
-        if args or kwargs or not self.lean() or base.weight.dtype != x.dtype:
+        coarse = base.weight.dtype == torch.int8  # it multiplies by itself
+        fits = coarse or base.weight.dtype == x.dtype
+        if args or kwargs or not fits or not self.lean():
             return super().forward(x, *args, **kwargs)
         A, B = (w.to(x.dtype) for w in self.copies or self.matrices())
         scale = self.scaling[self.active_adapters[0]]
-        return _LowRank.apply(x, base.weight, base.bias, A, B, scale)
+        if not coarse:
+            return _LowRank.apply(x, base.weight, base.bias, A, B, scale)
+        y, h = base(x), linear(x, A).flatten(0, -2)
+        return torch.addmm(y.flatten(0, -2), h, B.T, alpha=scale).view_as(y)
 
 # %% ../../nbs/training/03_fused_lora.ipynb #fl000022
 @cache
@@ -89,7 +94,8 @@ def fuse_loras(
 
     nets = [getattr(model, part) for part in model.parts]
     for net in nets:
-        if not isinstance(net, PeftModel) or getattr(net, "is_quantized", False):
+        by_bitsandbytes = getattr(net, "quantization_method", None)
+        if not isinstance(net, PeftModel) or by_bitsandbytes:
             continue
         if net.active_peft_config.use_dora:
             continue

@@ -108,7 +108,7 @@ class Float8Linear(torch.nn.Linear):
         codes = (W / scale[:, None]).to(torch.float8_e4m3fn).view(torch.int8)
         self.weight = torch.nn.Parameter(codes, requires_grad=False)
         self.bias = layer.bias
-        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("scale", scale.to(W.dtype), persistent=False)
 
     def forward(self, x):
         y = _Float8Product.apply(x, self.weight, self.scale)
