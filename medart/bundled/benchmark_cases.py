@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.utils import get_total_norm
 
-from .benchmark_models import bench_set, known_times
+from .benchmark_models import bench_set, in_processes, known_times
 from .plain_loop import Plain
 from ..method.embeddings import cat_embeddings, TextEmbedding
 from ..method.generation import sample_images
@@ -30,6 +30,7 @@ from medart.training.device import (
     compile_blocks,
     deterministic,
 )
+from ..training.distributed import averaged
 from ..training.fused_lora import FusedLoRALinear, separate_products, with_base
 from ..training.models import is_fused, plain_blocks
 from ..training.step import color_gradients, make_optimizer, training_step, update
@@ -66,7 +67,8 @@ def our_step(
     opt = make_optimizer(model, r, flat)
 
     def run(k):
-        loss = training_step(model, r, draw_batch(model, r, ts, k), opt, k, acc)["loss"]
+        b = draw_batch(model, r, ts, k, acc.process_index, acc.num_processes)
+        loss = training_step(model, r, b, opt, k, acc)["loss"]
         return loss.item() if read else None
 
     ways = _attention(model, r)
@@ -82,14 +84,13 @@ def our_step(
 @contextmanager
 def our_event(model: Model, r: Recipe, inside=lambda model, r, b: nullcontext()):
     "A color loss and its update."
-    params, opt, b = (
-        list(model.trainable().values()),
-        make_optimizer(model, r),
-        draw_batch(model, r, bench_set(model, r), 0),
-    )
+    acc, ts, opt = Accelerator(), bench_set(model, r), make_optimizer(model, r)
+    params = list(model.trainable().values())
+    b = draw_batch(model, r, ts, 0, acc.process_index, acc.num_processes)
+    gradients = averaged(color_gradients, acc)
 
     def run(k):
-        color, g = color_gradients(model, r, b, params)
+        color, g = gradients(model, r, b, params)
         update(model, r, opt, params, g, dict(color=color, grad_norm=get_total_norm(g)))
 
     ways = _attention(model, r)
@@ -127,14 +128,18 @@ def as_libraries_compute(model, r=None):
 
 
 @contextmanager
-def _plain_loop(model: Model, r: Recipe, event=False, **kw):
-    "A step or a color loss of the plain loop."
+def _plain_loop(model: Model, r: Recipe, event=False, threads=0, **kw):
+    "A step or a color loss of the plain loop; `threads` of a CPU, 0 for as many as now."
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     opt = torch.optim.AdamW(list(model.trainable().values()), lr=r.lr)
     ts, plain = bench_set(model, r), Plain(model, r, opt, **kw)
-    with as_libraries_compute(model):
-        yield lambda k: (plain.event if event else plain.step)(
-            draw_batch(model, r, ts, k)
-        )
+    run = plain.event if event else plain.step
+    try:
+        with as_libraries_compute(model):
+            yield lambda k: run(draw_batch(model, r, ts, k))
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #b75d0238
 @contextmanager
@@ -258,6 +263,23 @@ def opposites(r: Recipe) -> dict:
     )
 
 # %% ../../nbs/bundled/18_benchmark_cases.ipynb #4678d6cf
+def _shared_cases(r, step, event, plain):  # on two cores
+    if r.num_processes == 1 or torch.cuda.is_available():
+        return []
+    count = r.num_processes
+    many, threads = (f"{count} {what}" for what in ("processes", "threads"))
+    threads, tuned = (
+        f"no checkpointing, {threads}",
+        dict(recompute=False, threads=count),
+    )
+    return [
+        step(many, partial(in_processes, case=our_step)),
+        plain("step", f"latents given, {threads}", cached=True, **tuned),
+        event(many, partial(in_processes, case=our_event)),
+        plain("color loss", threads, **tuned),
+    ]
+
+
 def cases(
     r: Recipe,  # ours
     backend: str,  # that compiles
@@ -302,6 +324,7 @@ def cases(
         plain("step", "latents given", cached=True),
         plain("step", "no checkpointing, latents given", recompute=False, cached=True),
         event("ours"),
+        *_shared_cases(r, step, event, plain),
         step(other["graphs"], **switched),
         step(other["loras"], partial(our_step, inside=other_loras)),
         *_fused_cases(r, step, event),

@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['configs', 'bench_model', 'bench_set', 'count_flops', 'one_step', 'known_times', 'one_event', 'floor_flops', 'timed',
-           'matmul_rate']
+           'in_processes', 'matmul_rate']
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #i0p519aa
+from contextlib import contextmanager
+from multiprocessing import get_context
+from tempfile import TemporaryDirectory
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import patch_environment, PrepareForLaunch
+from torch.multiprocessing import start_processes
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -226,6 +232,53 @@ def timed(
         else (None, None)
     )
     return dict(seconds=[elapsed(*s) for s in spans], memory=memory, reserved=reserved)
+
+# %% ../../nbs/bundled/16_benchmark_models.ipynb #bm2p0002
+def _work_in_share(case, r, orders, answers):  # in each process, until None is sent
+    torch.set_num_threads(1)
+    rank = Accelerator().process_index
+    with case(bench_model(r, "cpu"), r) as run:
+        answers.put(rank)
+        for k in iter(orders[rank].get, None):
+            run(k)
+            answers.put(rank)
+
+
+@contextmanager
+def in_processes(
+    model: Model,  # not used: each process builds its own
+    r: Recipe,  # num_processes
+    case,  # function of (model, recipe): a context of a run
+):
+    "A case in as many processes as the recipe asks for, which share each batch."
+    context = get_context("spawn")
+    orders = [context.SimpleQueue() for _ in range(r.num_processes)]
+    answers = context.SimpleQueue()
+
+    def wait_for_all():
+        for _ in orders:
+            while answers.empty():
+                group.join(0.001)  # raises what went wrong in one of them
+            answers.get()
+
+    def run(k):
+        for queue in orders:
+            queue.put(k)
+        wait_for_all()
+
+    with TemporaryDirectory() as folder:
+        # processes meet at the file; accelerate asks for an address all the same
+        told = dict(master_addr="127.0.0.1", master_port="0")
+        told |= dict(world_size=r.num_processes, accelerate_use_cpu="yes")
+        with patch_environment(accelerate_debug_rdv_file=f"{folder}/meeting", **told):
+            work = PrepareForLaunch(_work_in_share, debug=True)
+            given = (case, r, orders, answers), r.num_processes
+            group = start_processes(work, *given, join=False, start_method="spawn")
+        wait_for_all()
+        yield run
+        for queue in orders:
+            queue.put(None)
+        group.join()
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #304da3e5
 def matmul_rate(
