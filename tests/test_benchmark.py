@@ -123,6 +123,18 @@ def test_a_case_leaves_the_model_as_it_was():
             ), c.variant
 
 
+def test_cases_in_two_processes_are_there_when_they_are_asked_for():
+    two = [c for c in cases(replace(R, num_processes=2, batch_size=2), "aot_eager")]
+    one = [c.variant for c in cases(replace(R, batch_size=2), "aot_eager")]
+    more = [c for c in two if c.variant not in one]
+    assert [c.what for c in more] == ["step", "step", "color loss", "color loss"]
+    assert [c.whose for c in more] == ["ours, but", "plain loop"] * 2
+    threads = torch.get_num_threads()
+    for case in more[:2]:
+        assert time_case(case, bench_model(case.r, "cpu"), 1)["seconds"] > 0
+    assert torch.get_num_threads() == threads
+
+
 def test_a_case_that_does_not_fit_is_written_down():
     def too_much(k):
         raise torch.OutOfMemoryError("no room")

@@ -129,7 +129,7 @@ def as_libraries_compute(model, r=None):
 
 @contextmanager
 def _plain_loop(model: Model, r: Recipe, event=False, threads=0, **kw):
-    "A step or a color loss of the plain loop; `threads` of a CPU, 0 for as many as now."
+    "A step or a color loss of the plain loop; threads=0: as many as now."
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     opt = torch.optim.AdamW(list(model.trainable().values()), lr=r.lr)
