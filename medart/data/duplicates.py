@@ -6,14 +6,16 @@
 __all__ = ['fingerprint', 'near_pairs', 'find_copies']
 
 # %% ../../nbs/data/18_duplicates.ipynb #i0p9b266
-from itertools import combinations
-from math import comb
+from collections.abc import Iterator
+from functools import cache
 
 import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
+
+from ..core.randomness import np_rng
 
 # %% ../../nbs/data/18_duplicates.ipynb #8a0a12a7
 def _shrink(
@@ -62,7 +64,7 @@ def _all_pairs(prints, most, block=128):  # {(i, j): bits} of (n,8,4), i<j
 
 # %% ../../nbs/data/18_duplicates.ipynb #ab943383
 def _plan(
-    pieces: int,  # that 256 bits are cut into
+    pieces: int,  # that 256 bits are cut into, at least 4
     most: int,  # bits in which copies may differ
 ) -> list:  # for each piece: its first bit, its bits, in how many copies may differ
     "Radii by the pigeonhole principle; -1: this piece need not be looked at."
@@ -74,80 +76,168 @@ def _plan(
     ]
 
 
+def _draw_masks(bits, radius, k):  # (2^(radius+1)-1, bits) of 0 and 1
+    v = np.arange(1, 2 ** (radius + 1))
+    g = np_rng(0, f"masks of {bits} bits, radius {radius}", k)
+    every = [g.permutation(v) for _ in range(-(-bits // len(v)))]
+    m = np.concatenate(every)[:bits]
+    return np.bitwise_count(v[:, None] & m) & 1
+
+
+@cache
+def _masks(
+    bits: int,  # of a piece
+    radius: int,  # in how many of them copies may differ
+) -> np.ndarray:  # uint64, 2^(radius+1)-1 masks
+    "Masks of which one hides any `radius` bits (Pagh 2016, arXiv 1507.03225)."
+    if radius < 0:
+        return np.zeros(0, np.uint64)
+    drawn = [_draw_masks(bits, radius, k) for k in range(50)]
+    best = min(drawn, key=lambda kept: (0.5 ** kept.sum(1, dtype=int)).sum())
+    places = np.arange(bits, dtype=np.uint64)
+    return (best.astype(np.uint64) << places).sum(1, dtype=np.uint64)
+
+# %% ../../nbs/data/18_duplicates.ipynb #b989ae53
 def _cost(plan, n):  # in look-ups, for one image in one orientation
     total = 0.0
     for _, bits, radius in plan:
-        masks = sum(comb(bits, k) for k in range(radius + 1))
-        total += masks * (1 + 1.2 * n / 2**bits)
+        kept = np.bitwise_count(_masks(bits, radius)).astype(float)
+        total += (1 + 1.5 * n / 2**kept).sum()
     return total
 
 
 def _best_plan(n, most):  # the cheapest; None where comparing all pairs is cheaper
-    plans = [_plan(k, most) for k in range(13, 33)]
-    best = min(plans, key=lambda plan: _cost(plan, n))
-    return best if _cost(best, n) < n / 15 else None
+    if n < 2000:
+        return None
+    plans = [_plan(k, most) for k in range(4, 33) if most // k <= 9]
+    best = min(plans, key=lambda plan: _cost(plan, n), default=None)
+    return best if best and _cost(best, n) < n / 13 else None
 
 # %% ../../nbs/data/18_duplicates.ipynb #141de9b4
-def _piece(prints, first, bits):  # (n,4) -> that stretch of the 256 bits, a number
+def _piece(prints, first, bits):  # (...,4) -> that stretch of the 256 bits, a number
     word, at = divmod(first, 64)
-    x = prints[:, word] << np.uint64(at)
+    x = prints[..., word] << np.uint64(at)
     if at + bits > 64:
-        x = x | prints[:, word + 1] >> np.uint64(64 - at)
-    return (x >> np.uint64(64 - bits)).astype(np.int64)
+        x = x | prints[..., word + 1] >> np.uint64(64 - at)
+    return x >> np.uint64(64 - bits)
 
 
-def _masks(bits, radius):  # numbers with at most so many bits set
-    return [
-        sum(1 << b for b in on)
-        for k in range(radius + 1)
-        for on in combinations(range(bits), k)
-    ]
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: a product with it stirs all bits
 
 
-def _compare(best, here, turned, i, j, most):  # take in candidates that are near
-    bits = np.bitwise_count(here[i] ^ turned[j]).sum(1)
-    near = np.flatnonzero(bits <= most)
-    for a, b, d in zip(*(x[near].tolist() for x in (i, j, bits)), strict=True):
-        best[a, b] = min(d, best.get((a, b), d))
+class _Drawers:
+    "Numbers, and at which places each of them stands."
+
+    def __init__(self, keys: np.ndarray):  # (n,) uint64
+        n = len(keys)
+        size = max(1, (n - 1).bit_length() + 2)  # four drawers a number
+        self.shift = np.uint64(64 - size)
+        drawer = self._drawer(keys)
+        places = np.arange(n, dtype=np.uint64)
+        order = np.sort(drawer << np.uint64(32) | places) & np.uint64(2**32 - 1)
+        self.order = order.astype(np.int32)
+        self.keys = keys[self.order]
+        held = np.bincount(drawer.view(np.int64), minlength=2**size)
+        self.filled = held > 0
+        self.starts = np.concatenate([[0], np.cumsum(held)]).astype(np.int32)
+
+    def _drawer(self, keys):
+        return keys * _SPREAD >> self.shift
+
+    def find(
+        self,
+        wanted: np.ndarray,  # (m,) uint64
+        room: int,  # candidates at once, or those of one number
+    ) -> Iterator:  # place of a number, and place in `wanted` of the same number
+        "Where the wanted numbers stand."
+        drawer = self._drawer(wanted).view(np.int64)
+        j = np.flatnonzero(self.filled[drawer])
+        lo = self.starts[drawer[j]]
+        many = self.starts[drawer[j] + 1] - lo
+        ends, at = np.cumsum(many, dtype=np.int64), 0
+        while at < len(j):
+            before = ends[at - 1] if at else 0
+            to = max(at + 1, int(np.searchsorted(ends, before + room, "right")))
+            part = slice(at, to)
+            shift = lo[part] - (ends[part] - many[part] - before)
+            who = np.repeat(j[part], many[part])
+            place = np.arange(len(who)) + np.repeat(shift, many[part])
+            same = self.keys[place] == wanted[who]
+            yield self.order[place[same]].astype(np.int64), who[same]
+            at = to
 
 # %% ../../nbs/data/18_duplicates.ipynb #4c6e6b22
-def _look_up(prints, plan, most, room=1 << 20):  # room: candidates at once
-    best, here = {}, np.ascontiguousarray(prints[:, 0])
+def _compare(here, turned, i, j, most):  # (4,n) twice; candidates -> i, j, bits
+    near = np.flatnonzero(i < j)
+    i, j, bits = i[near], j[near], 0
+    for half in ((0, 1), (2, 3)):  # the first half of the bits decides nearly always
+        for w in half:
+            bits = bits + np.bitwise_count(here[w][i] ^ turned[w][j]).astype(np.int64)
+        near = np.flatnonzero(bits <= most)
+        i, j, bits = i[near], j[near], bits[near]
+    return i, j, bits
+
+
+def _packed(n, i, j, bits):  # a pair in one number, which sorts by i, j, bits
+    return (i * n + j) << 9 | bits
+
+
+def _merged(found):  # lists of packed pairs -> each pair once, with its fewest bits
+    packed = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+    return packed[np.diff(packed >> 9, prepend=-1) != 0]
+
+
+def _search(prints, plan, most, room):  # -> packed pairs
+    n, found = len(prints), []
+    words = np.ascontiguousarray(prints.transpose(1, 2, 0))  # (8,4,n)
     for first, bits, radius in plan:
-        keys = _piece(here, first, bits)
-        order = np.argsort(keys, kind="stable")
-        starts = np.searchsorted(keys[order], np.arange(2**bits + 1))
-        for turn in range(8):
-            turned = np.ascontiguousarray(prints[:, turn])
-            wanted = _piece(turned, first, bits)
-            for mask in _masks(bits, radius):
-                lo, hi = starts[wanted ^ mask], starts[(wanted ^ mask) + 1]
-                for i, j in _candidates(order, lo, hi, room):
-                    _compare(best, here, turned, i, j, most)
-    return best
+        pieces = np.stack([_piece(prints[:, t], first, bits) for t in range(8)])
+        for mask in _masks(bits, radius):
+            drawers = _Drawers(pieces[0] & mask)
+            for turned, piece in zip(words, pieces):
+                for s in range(0, n, 1 << 18):
+                    wanted = piece[s : s + (1 << 18)] & mask
+                    for i, j in drawers.find(wanted, room):
+                        near = _compare(words[0], turned, i, j + s, most)
+                        if len(near[0]):
+                            found.append(_packed(n, *near))
+            if sum(map(len, found)) > room:
+                found = [_merged(found)]
+    return _merged(found)
 
 
-def _candidates(order, lo, hi, room):  # (i, j) with i<j, in parts of about `room`
-    ends = np.cumsum(hi - lo)
-    at = 0
-    while at < len(ends):
-        before = ends[at - 1] if at else 0
-        to = max(at + 1, int(np.searchsorted(ends, before + room, "right")))
-        j = np.repeat(np.arange(at, to), (hi - lo)[at:to])
-        nth = np.arange(len(j)) + before - (ends - (hi - lo))[j]
-        i = order[lo[j] + nth]
-        yield i[i < j], j[i < j]
-        at = to
+def _unpacked(n, packed):  # -> [(i, j, bits)], sorted
+    i, j = np.divmod(packed >> 9, n)
+    return list(zip(i.tolist(), j.tolist(), (packed & 511).tolist()))
+
+
+def _look_up(prints, plan, most, room=1 << 18):  # room: candidates at once
+    found = _unpacked(len(prints), _search(prints, plan, most, room))
+    return {(i, j): bits for i, j, bits in found}
+
+# %% ../../nbs/data/18_duplicates.ipynb #fc42c83d
+def _leaders(
+    prints: np.ndarray,  # (n,8,4)
+    few: int = 64,  # equal prints that are all compared
+) -> np.ndarray:  # (n,): each itself, or the first of very many equal ones
+    "Whom each print stands for."
+    lines = np.ascontiguousarray(prints).reshape(-1, 32).view("V256").ravel()
+    _, first, group, many = np.unique(lines, True, True, True)
+    return np.where(many[group] > few, first[group], np.arange(len(prints)))
 
 
 def near_pairs(
     prints: np.ndarray,  # (n, 8, 4) uint64
     most: int = 40,  # bits in which copies may differ
-) -> list:  # (i, j, bits), i<j
+) -> list:  # (i, j, bits), i<j; of more than 64 equal ones, the first with each
     "Pairs of images that look the same."
-    plan = _best_plan(len(prints), most)
-    best = _look_up(prints, plan, most) if plan else _all_pairs(prints, most)
-    return [(int(i), int(j), b) for (i, j), b in sorted(best.items())]
+    leader = _leaders(prints)
+    alone = np.flatnonzero(leader == np.arange(len(prints)))
+    plan, some = _best_plan(len(alone), most), prints[alone]
+    best = _look_up(some, plan, most) if plan else _all_pairs(some, most)
+    pairs = [(int(alone[i]), int(alone[j]), b) for (i, j), b in best.items()]
+    equal = np.flatnonzero(leader < np.arange(len(prints)))
+    return sorted(pairs + [(int(leader[k]), int(k), 0) for k in equal])
 
 # %% ../../nbs/data/18_duplicates.ipynb #e90076ca
 def find_copies(
