@@ -71,7 +71,7 @@ def noise_gradients(
     flat: bool = False,  # the gradients in a row, as one tensor in a list
 ) -> tuple:  # noise loss, its gradients: means over `accumulate` batches
     "Eq. 3 over all that one update sees, a batch at a time."
-    run = partial(diffusion_gradients, flat=flat)
+    run = partial(diffusion_gradients, flat=True) if flat else diffusion_gradients
     return accumulated(run, r.accumulate)(model, r, b, params)
 
 # %% ../../nbs/training/12_step.ipynb #8e46676e
@@ -225,11 +225,12 @@ def training_step(
 ) -> dict:  # scalars, still on the device
     "The method's step, as the trainer runs it."
     torch.manual_seed(seed_of(r.seed, "dropout", step, acc.process_index))
-    flat = isinstance(opt, FlatAdamW)
-    if flat:
+    diffusion, color = noise_gradients, color_gradients
+    if isinstance(opt, FlatAdamW):
         opt.join(model)
-    diffusion = averaged(partial(noise_gradients, flat=flat), acc)
-    color = averaged(partial(color_gradients, flat=flat), acc)
+        diffusion = partial(diffusion, flat=True)
+        color = partial(color, flat=True)
+    diffusion, color = averaged(diffusion, acc), averaged(color, acc)
     return hldf_step(
         model,
         r,
