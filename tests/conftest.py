@@ -120,30 +120,6 @@ def kernels():
 
 
 @pytest.fixture(scope="session")
-def ready_server(tmp_path_factory):
-    "The address of a process of which programs in Python can begin as copies; None where the system lacks that."
-    if sys.platform != "linux":
-        yield
-        return
-    address = str(tmp_path_factory.mktemp("ready") / "server")
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(READY / "server.py"), address]
-    with subprocess.Popen(command, env=env, **pipes) as server:
-        assert server.stdout.readline() == b"ready\n"
-        yield address
-        server.stdin.close()
-
-
-@pytest.fixture
-def ready_python(ready_server, monkeypatch):
-    "Programs in Python that a test starts have the large libraries imported: see `ready_python/sitecustomize.py`."
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(READY), str(ROOT)]))
-    if ready_server:
-        monkeypatch.setenv("READY_PYTHON", ready_server)
-
-
-@pytest.fixture(scope="session")
 def runner():
     "A process that has imported the large libraries and forks one for each notebook."
     program = Path(__file__).with_name("notebook_runner.py")
@@ -157,6 +133,26 @@ def runner():
     ) as process:
         yield process
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def ready_server(runner, tmp_path_factory):
+    "The address of a process of which programs in Python can begin as copies; None where the system lacks that."
+    if sys.platform != "linux":
+        return None
+    address = str(tmp_path_factory.mktemp("ready") / "server")
+    runner.stdin.write(json.dumps(dict(serve=address)) + "\n")
+    runner.stdin.flush()
+    assert json.loads(runner.stdout.readline()) == 0
+    return address
+
+
+@pytest.fixture
+def ready_python(ready_server, monkeypatch):
+    "Programs in Python that a test starts have the large libraries imported: see `ready_python/sitecustomize.py`."
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(READY), str(ROOT)]))
+    if ready_server:
+        monkeypatch.setenv("READY_PYTHON", ready_server)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 A line of JSON on standard input names a notebook and its environment; a line of JSON on standard output says how it ended.
 Where the first names a file for a report, errors stop nothing, and what each cell led to is written to that file.
+Where it names an address instead, a server for programs begins there.
 Where it brings solutions, each cell with a blank runs once more with its solution.
 Where it names a blank version too, both run side by side, the blank one as nbgrader does it, and both are reported.
 Of this package nothing else is imported before a notebook asks for it.
@@ -10,10 +11,12 @@ Of this package nothing else is imported before a notebook asks for it.
 import json
 import os
 import re
+import socket
 import sys
 import traceback
 
 from medart.workflows.forked_kernels import import_libraries
+from ready_python.server import serve
 
 BLANK = re.compile(r"^answers? = \.\.\..*", re.MULTILINE)  # a line to be filled in
 
@@ -105,13 +108,27 @@ def in_child(job, log):
         os._exit(status)
 
 
+def begin_server(address):
+    "A copy of this process, of which programs can begin as copies; who asks before it is there waits."
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    if not os.fork():
+        serve(listening)
+    listening.close()
+    return 0
+
+
 def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print does not come between the answers
     import_libraries()
     for line in sys.stdin:
         job = json.loads(line)
-        status = in_child(job, job["log"])
+        if "serve" in job:
+            status = begin_server(job["serve"])
+        else:
+            status = in_child(job, job["log"])
         print(json.dumps(status), file=answers, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A process that has imported the large libraries, and a copy of it for each program that asks: see `sitecustomize.py`.
+"""A copy of the process of `notebook_runner.py` for each program that asks: see `sitecustomize.py`.
 
 A copy has the asker's command, folder, environment, search path and streams. Of this package nothing else is imported
 before a program asks for it.
@@ -16,29 +16,11 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import wait
 from types import ModuleType
 
-from medart.workflows.forked_kernels import import_libraries
-
-LIBRARIES = (
-    "matplotlib.pyplot",
-    "seaborn",
-    "pandas",
-    "torch",
-    "torchmetrics",
-    "scipy.linalg",
-    "accelerate",
-    "transformers.T5EncoderModel",
-    "transformers.AutoTokenizer",
-    "transformers.ViTForImageClassification",
-    "diffusers.AutoencoderKL",
-    "diffusers.PixArtAlphaPipeline",
-    "diffusers.PixArtTransformer2DModel",
-    "diffusers.DPMSolverMultistepScheduler",
-    "peft",
-    "snakemake.cli",
-)
+PR_SET_PDEATHSIG = 1
 
 
 def run_program(words):
@@ -119,23 +101,19 @@ def keep(asker):
         asker.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
 
 
-def main(address):
+def serve(listening):
+    "In a copy of a process that has imported libraries: a copy of this copy for each that asks; it ends with its parent."
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import_libraries(LIBRARIES)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
+    import_module("snakemake.cli")
     gc.freeze()  # copies need not look through what the libraries hold
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
-        listening.listen()
-        print("ready", flush=True)
-        while sys.stdin not in wait([listening, sys.stdin]):
-            asker, _ = listening.accept()
-            if not os.fork():
-                listening.close()
-                keep(asker)
-                os._exit(0)
-            asker.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    while True:
+        asker, _ = listening.accept()
+        if not os.fork():
+            listening.close()
+            keep(asker)
+            os._exit(0)
+        asker.close()
