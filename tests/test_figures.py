@@ -29,6 +29,15 @@ def test_captions_are_legible_and_as_wide_as_their_images_cell(cell):
         assert text.get_fontsize() >= 8 and width <= cell
 
 
+def test_names_break_at_underscores_and_longer_words_where_they_must():
+    names = ["seborrheic_keratosis", "squamous_cell_carcinoma in_situ", "x" * 40]
+    fig = image_grid([np.zeros((4, 4, 3))] * 3, names, ncol=3, cell=1.0)
+    first, second, third = [text.get_text() for text in captions_of(fig)]
+    assert first == "seborrheic_\nkeratosis"
+    assert second == "squamous_\ncell_\ncarcinoma in_\nsitu"
+    assert third == "\n".join(["x" * 13] * 3 + ["x"])
+
+
 def test_a_caption_beyond_its_lines_ends_in_an_ellipsis():
     fig = image_grid([np.zeros((4, 4, 3))] * 2, [CAPTION, "short"], ncol=2, lines=3)
     long, short = [text.get_text() for text in captions_of(fig)]

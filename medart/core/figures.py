@@ -7,6 +7,7 @@ __all__ = ['to_array', 'image_grid', 'draw_boxes', 'save_figure', 'save_table', 
 
 # %% ../../nbs/core/04_figures.ipynb #i0p96da0
 import io
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,11 +40,17 @@ _CHARACTER = 0.072  # inches for a character, some room between captions include
 _LINE = 0.155  # inches, a line of it
 
 
+class _Wrapper(textwrap.TextWrapper):  # names such as vascular_lesion break at _
+    def _split(self, text):
+        chunks = super()._split(text)
+        return [part for c in chunks for part in re.split(r"(?<=_)", c) if part]
+
+
 def _wrap(captions, n, width, lines):  # one text an image, lines broken
     if captions is None:
         return [""] * n
-    how = dict(width=width, max_lines=lines, placeholder=" …")
-    return ["\n".join(textwrap.wrap(c, **how)) for c in captions]
+    wrapper = _Wrapper(width=width, max_lines=lines, placeholder=" …")
+    return [wrapper.fill(c) for c in captions]
 
 
 def _caption_lines(texts, n, ncol):  # room for captions: their lines, row by row
