@@ -56,7 +56,7 @@ def test_adapters_of_an_earlier_run_start_nothing(demo, tmp_path):
     now = time.time()
     os.utime(note, (now - 60, now - 60))
     assert not demo.have_adapters(began=now)
-    os.utime(note)
+    os.utime(note, (now + 1, now + 1))
     assert demo.have_adapters(began=now)
 
 
