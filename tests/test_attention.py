@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from operations import CountedOperations
 from medart.bundled.benchmark_models import bench_model, bench_set, one_step
 from medart.recipes.recipe import recipe
 from medart.training import device as device_room
@@ -58,18 +58,6 @@ def on_a_gpu(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     return Cuda(), given, asked
-
-
-class Kernels(TorchDispatchMode):
-    "Counts kernels of attention and products of four dimensions."
-
-    def __init__(self):
-        super().__init__()
-        self.fused = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.fused += "scaled_dot_product_flash" in str(func)
-        return func(*args, **(kwargs or {}))
 
 
 def times(**ways):
@@ -157,9 +145,11 @@ def test_a_named_way_is_used_and_gives_the_same_gradients(model, capsys):
     for name in ("torch", "flash", "math"):
         r = small(attention=name)
         b = draw_batch(model, r, bench_set(model, r), 0)
-        with attention_by(attention_order(model, r)), Kernels() as k:
+        with attention_by(attention_order(model, r)), CountedOperations() as seen:
             made[name] = one_step(model, r, b)[1]
-        fused[name] = k.fused
+        fused[name] = sum(
+            n for what, n in seen.counts.items() if "scaled_dot_product_flash" in what
+        )
     assert fused["math"] == 0 < fused["torch"] == fused["flash"]
     for name in ("torch", "flash"):
         gap = get_total_norm([x - y for x, y in zip(made[name], made["math"])])

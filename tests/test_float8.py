@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from operations import CountedOperations
 from medart.bundled.benchmark_cases import other_loras
 from medart.bundled.benchmark_models import bench_set
 from medart.core.randomness import rng
@@ -109,24 +109,12 @@ def test_loras_beside_it_are_fused_and_learn_what_peft_s_do(alpha):
     params = list(model.trainable().values())
     fused, calls = {}, {}
     for name, way in dict(ours=nullcontext(), theirs=other_loras(model)).items():
-        with way, Calls() as seen:
+        with way, CountedOperations() as seen:
             fused[name] = diffusion_gradients(model, r, b, params)[1]
-        calls[name] = seen.count
+        calls[name] = seen.counts.total()
     gap = get_total_norm([x - y for x, y in zip(*fused.values())])
     assert gap < 1e-5 * get_total_norm(fused["ours"])
     assert calls["ours"] < calls["theirs"]
-
-
-class Calls(TorchDispatchMode):
-    "Counts operations."
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_network_survives_what_is_done_to_networks():

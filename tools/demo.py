@@ -108,16 +108,17 @@ def finish(future, name):
 
 def run_all(pool):
     "Run all stages; after one that fails, none is begun any more."
-    running, done, began, ahead = {}, set(), time.time(), None
+    running, done, began = {}, set(), time.time()
+    begin_what_can(pool, running, done)
+    pool.submit(run_ahead)  # if it fails, `classify` says why
     while not done.issuperset(STAGES):
-        begin_what_can(pool, running, done)
-        ahead = ahead or pool.submit(run_ahead)  # if it fails, `classify` says why
         for future in wait(running, 0.5, FIRST_COMPLETED).done:
             name = running.pop(future)
             finish(future, name)
             done.add(name)
         if "train-skin" in done or have_adapters(began):
             done.add(ADAPTERS)
+        begin_what_can(pool, running, done)
 
 
 def main():

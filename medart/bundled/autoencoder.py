@@ -7,6 +7,7 @@ __all__ = ['encode_all', 'train_vae']
 
 # %% ../../nbs/bundled/04_autoencoder.ipynb #i0p930d1
 from typing import TYPE_CHECKING
+
 import torch
 
 from .fitting import fit

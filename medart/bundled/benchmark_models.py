@@ -7,12 +7,12 @@ __all__ = ['configs', 'bench_model', 'bench_set', 'count_flops', 'one_step', 'kn
            'in_processes', 'matmul_rate']
 
 # %% ../../nbs/bundled/16_benchmark_models.ipynb #i0p519aa
-from contextlib import contextmanager
-from multiprocessing import get_context
-from tempfile import TemporaryDirectory
 import json
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from .pretraining import SCHEDULE
+from .pretraining import SCHEDULE, alphas_cumprod
 from ..core.locations import locate
 from ..core.randomness import np_rng, seed_of
 from ..method.embeddings import Moments
@@ -55,9 +55,7 @@ _VAE_512 = dict(
 
 
 def _abar():  # the published noise schedule
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(**SCHEDULE).alphas_cumprod.double()
+    return alphas_cumprod(SCHEDULE).double()
 
 
 def configs(

@@ -6,8 +6,8 @@
 __all__ = ['vlm_processor', 'tiny_vlm', 'views_of', 'rotate_views', 'prompt_ids']
 
 # %% ../../nbs/bundled/12_captioner_network.ipynb #i0p97001
-from typing import TYPE_CHECKING
 import re
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image

@@ -6,10 +6,10 @@
 __all__ = ['build_pixart']
 
 # %% ../../nbs/bundled/08_pixart.ipynb #i0pa0d02
-from typing import TYPE_CHECKING
 import time
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch

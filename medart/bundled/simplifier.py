@@ -6,11 +6,11 @@
 __all__ = ['build_simplifier']
 
 # %% ../../nbs/bundled/15_simplifier.ipynb #i0pf0835
-from typing import TYPE_CHECKING
 import re
 import time
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd

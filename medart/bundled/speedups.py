@@ -28,6 +28,7 @@ from medart.bundled.benchmark_cases import (
     written_out,
 )
 from .benchmarks import time_case
+from ..core.figures import markdown_table
 from ..core.files import write_atomic
 from ..core.paths import outputs_dir
 from ..method.model import Model
@@ -273,10 +274,9 @@ def write_speedups(
     path = outputs_dir() / "benchmark" / f"{name}.csv"
     known = {k: about[k] for k in ("device", "torch", "date")}
     write_atomic(path, table.assign(**known).to_csv(index=False))
-    lines = [list(table), ["---"] * len(table.columns)]
-    lines += [[_text(x) for x in row] for row in table.itertuples(index=False)]
+    rows = [[_text(x) for x in row] for row in table.itertuples(index=False)]
     head = [f"{k}: {v}" for k, v in about.items() if v != ""]
     head.append("promised_ms: computed for an H100 at full size")
-    body = ["| " + " | ".join(line) + " |" for line in lines]
-    write_atomic(path.with_suffix(".md"), "\n".join([*head, "", *body]) + "\n")
+    text = "\n".join([*head, "", markdown_table(table, rows)])
+    write_atomic(path.with_suffix(".md"), text)
     return path

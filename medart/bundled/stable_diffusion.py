@@ -6,9 +6,9 @@
 __all__ = ['build_stable_diffusion']
 
 # %% ../../nbs/bundled/09_stable_diffusion.ipynb #i0p89f8d
-from typing import TYPE_CHECKING
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch

@@ -6,8 +6,8 @@
 __all__ = ['tiny_t5', 'tiny_clip', 'learn_to_read', 'share_read']
 
 # %% ../../nbs/bundled/06_text_encoders.ipynb #i0pc469b
-from typing import TYPE_CHECKING
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch

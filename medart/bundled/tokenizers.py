@@ -6,8 +6,8 @@
 __all__ = ['WEB_WORDS', 'MEDICAL_WORDS', 'word_tokenizer', 'pair_tokenizer']
 
 # %% ../../nbs/bundled/02_tokenizers.ipynb #i0p591b4
-from typing import TYPE_CHECKING
 import logging
+from typing import TYPE_CHECKING
 
 # transformers says on import that torchvision is not installed: it does without.
 logging.getLogger("transformers.utils.import_utils").addFilter(

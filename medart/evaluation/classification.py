@@ -138,13 +138,17 @@ TRAINING_SETS = ("synthetic", "real", "both")
 "What classifiers are trained on."
 
 
+def _real_splits(r):  # training and test images, and an untrained network
+    real, test = load_split(r, "train"), load_split(r, "test")
+    check_classes_known(real, test)
+    return real, test, load_classifier(r.classifier, tuple(dict.fromkeys(real.classes)))
+
+
 def _training_sets(
     r: Recipe,  # a run whose images are generated
 ) -> tuple:  # kind -> Labelled, the test set, and an untrained Net
     "Everything that classifiers learn from and are examined on."
-    real, test = load_split(r, "train"), load_split(r, "test")
-    check_classes_known(real, test)
-    net = load_classifier(r.classifier, tuple(dict.fromkeys(real.classes)))
+    real, test, net = _real_splits(r)
     gen = _synthetic_images(r, real)
     a, b, t = (read_labeled(s, r.size, net) for s in (gen, real, test))
     return dict(zip(TRAINING_SETS, (a, b, a + b))), t, net
@@ -199,9 +203,7 @@ def train_on_real(
     device=None,  # where they run
 ) -> None:
     "Train the classifiers of real images alone, before there is a run."
-    real, test = load_split(r, "train"), load_split(r, "test")
-    check_classes_known(real, test)
-    net = load_classifier(r.classifier, tuple(dict.fromkeys(real.classes)))
+    real, test, net = _real_splits(r)
     a, t = (read_labeled(s, r.size, net) for s in (real, test))
     updates = count_updates(len(a), r.classifier_epochs, r.classifier_batch)
     for seed in seeds:

@@ -12,6 +12,7 @@ from collections import Counter
 
 import pandas as pd
 
+from ..core.figures import markdown_table
 from ..core.files import write_atomic
 from ..core.paths import outputs_dir, shareable, short_name
 from ..core.randomness import stable_hash
@@ -196,17 +197,11 @@ def _as_code(m):  # a match, in backticks
     return f"`{m[0]}`"
 
 
-def _markdown_line(values):
-    return "| " + " | ".join(map(str, values)) + " |"
-
-
 def _markdown(t, notes, text):
     "A table as GitHub reads it."
     head = ["", *[f"{whose}: {what}" for whose, what in t.columns]]
-    lines = [text, "", _markdown_line(head), _markdown_line(["---"] * len(head))]
-    for title, values in zip(t.index, t.values):
-        lines.append(_markdown_line([title, *values]))
-    lines.append("")
+    rows = [[title, *values] for title, values in zip(t.index, t.values)]
+    lines = [text, "", markdown_table(head, rows)]
     for note in notes:
         lines.append("- " + re.sub(_NOTE_CODE, _as_code, note, count=1))
     return "\n".join(lines) + "\n"

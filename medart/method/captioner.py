@@ -7,8 +7,8 @@ __all__ = ['gumbel_noise', 'SeededSampler', 'chat', 'as_ids', 'stop_tokens', 'Ca
            'load_vlm', 'caption_block']
 
 # %% ../../nbs/method/01_captioner.ipynb #i0p33ec4
-from typing import TYPE_CHECKING
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image

@@ -6,8 +6,8 @@
 __all__ = ['lora_config', 'lora_configs', 'add_loras', 'perturb_loras']
 
 # %% ../../nbs/method/07_lora.ipynb #i0p19537
-from typing import TYPE_CHECKING
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 

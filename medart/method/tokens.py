@@ -7,10 +7,10 @@ __all__ = ['LENGTHS', 'load_tokenizers', 'load_tokenizer', 'count_tokens', 'toke
            'token_report', 'unknown_words', 'check_known']
 
 # %% ../../nbs/method/02_tokens.ipynb #i0p1b760
-from typing import TYPE_CHECKING
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 

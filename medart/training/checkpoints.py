@@ -61,7 +61,8 @@ def _json_bytes(rows):
 
 
 def _alone(x):  # in memory of its own, as safetensors wants it
-    return x.detach().cpu().clone(memory_format=torch.contiguous_format)
+    layout = torch.contiguous_format
+    return x.detach().to("cpu", copy=True, memory_format=layout)
 
 
 def _bytes_of(tensors):  # of a safetensors file

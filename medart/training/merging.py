@@ -10,7 +10,6 @@ import copy
 import json
 from pathlib import Path
 
-
 from ..core.files import save_pretrained, write_atomic
 from ..core.pretrained import unused_parts
 from ..method.model import Model

@@ -7,10 +7,10 @@ __all__ = ['Float8Linear', 'to_float8', 'is_float8', 'fuse_blocks', 'plain_block
            'load_model']
 
 # %% ../../nbs/training/05_models.ipynb #i0p60329
-from typing import TYPE_CHECKING
 import logging
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd.function import once_differentiable

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..core.figures import read_names
+from ..core.figures import markdown_table, read_names
 from ..core.files import write_atomic
 from ..core.paths import shareable
 from ..core.records import read_record, record_fault, set_aside
@@ -20,12 +20,7 @@ from ..recipes.datasets import dataset_of
 from ..recipes.runs import load_recipe
 from ..recipes.settings import settings
 from .licenses import base_name, hub_license
-from medart.workflows.model_card import (
-    caption_source,
-    front_matter,
-    license_section,
-    markdown_table,
-)
+from .model_card import caption_source, front_matter, license_section
 
 # %% ../../nbs/workflows/10_data_card.ipynb #164b0c43
 def _finished(folder):  # the record of a finished set of images, or an error

@@ -180,6 +180,9 @@ def forked_kernels(
     if sys.platform != "linux":
         yield
         return
+    # not above: kernels are to find nothing of this package imported
+    from medart.core.paths import temporary_environment
+
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory(prefix="kernels-") as name:
         folder = Path(name)
@@ -187,22 +190,8 @@ def forked_kernels(
         _describe_kernel(folder, address)
         paths = [name, before] if before else [name]
         variables = dict(JUPYTER_PATH=os.pathsep.join(paths), MEDART_KERNELS=name)
-        with _started_server(address, libraries), _environment(variables):
+        with _started_server(address, libraries), temporary_environment(**variables):
             yield
-
-
-@contextmanager
-def _environment(variables):
-    "Inside, these variables have other values; afterwards, those from before."
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager
