@@ -51,13 +51,22 @@ def test_images_are_generated_while_training_still_draws_figures(
     assert order[-1] == "tables"
 
 
-def test_adapters_of_an_earlier_run_start_nothing(demo, tmp_path):
-    note = adapters(tmp_path)
-    now = time.time()
-    os.utime(note, (now - 60, now - 60))
-    assert not demo.have_adapters(began=now)
-    os.utime(note, (now + 1, now + 1))
-    assert demo.have_adapters(began=now)
+def test_adapters_of_an_earlier_run_start_nothing(demo, tmp_path, monkeypatch):
+    note, order = adapters(tmp_path), []
+    earlier = note.stat().st_mtime_ns
+
+    def run(name):
+        if name == "train-skin":
+            time.sleep(0.7)  # a look at the note of the earlier run
+            os.utime(note, ns=(earlier, earlier + 10**9))
+            time.sleep(0.7)
+        order.append((name, note.stat().st_mtime_ns == earlier))
+        return 0.0
+
+    monkeypatch.setattr(demo, "run", run)
+    with ThreadPoolExecutor(2) as pool:
+        demo.run_all(pool)
+    assert order[:2] == [("caption-skin", True), ("generate-train-skin", False)]
 
 
 def test_after_a_failure_nothing_is_begun(demo, monkeypatch):

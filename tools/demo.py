@@ -81,10 +81,10 @@ def share_training():
         STAGES["train-skin"] = notebook, given | dict(num_processes=2), needs
 
 
-def have_adapters(began):
-    "Has training ended since then? Its notebook may still be at work."
+def adapters_noted():
+    "When training's end was noted, if it was. Its notebook may still be at work."
     note = outputs_dir() / "skin-tiny/medart/done.json"
-    return note.exists() and note.stat().st_mtime >= began
+    return note.stat().st_mtime_ns if note.exists() else None
 
 
 def begin_what_can(pool, running, done):
@@ -108,7 +108,7 @@ def finish(future, name):
 
 def run_all(pool):
     "Run all stages; after one that fails, none is begun any more."
-    running, done, began = {}, set(), time.time()
+    running, done, earlier = {}, set(), adapters_noted()
     begin_what_can(pool, running, done)
     pool.submit(run_ahead)  # if it fails, `classify` says why
     while not done.issuperset(STAGES):
@@ -116,7 +116,7 @@ def run_all(pool):
             name = running.pop(future)
             finish(future, name)
             done.add(name)
-        if "train-skin" in done or have_adapters(began):
+        if "train-skin" in done or adapters_noted() not in (None, earlier):
             done.add(ADAPTERS)
         begin_what_can(pool, running, done)
 
