@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from functools import partial
 from statistics import median
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -30,6 +29,7 @@ from medart.bundled.benchmark_models import (
     matmul_rate,
     timed,
 )
+from ..core.figures import subplots
 from ..core.files import write_atomic
 from ..core.paths import outputs_dir
 from ..method.lora import perturb_loras
@@ -232,7 +232,7 @@ def benchmark_figure(
     "All variants of a step and of a color loss, the floor as a line."
     import seaborn as sns
 
-    fig, axs = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
+    fig, axs = subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
     colors = {"ours": "#0072b2", "ours, but": "#9ecae1", "plain loop": "#d55e00"}
     for ax, what in zip(axs, ("step", "color loss")):
         rows = sorted(
@@ -265,5 +265,4 @@ def benchmark_figure(
         fontsize=8,
     )
     sns.despine(fig)
-    plt.close(fig)
     return fig

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,7 @@ from medart.bundled.benchmark_models import (
     one_event,
     one_step,
 )
+from ..core.figures import subplots
 from ..method.model import Model
 from ..recipes.recipe import recipe
 from ..recipes.settings import Recipe
@@ -281,7 +281,7 @@ def kernel_figure(
     "Kernels of a step by kind, before and after."
     import seaborn as sns
 
-    fig, ax = plt.subplots(figsize=(5.5, 1.9), layout="constrained")
+    fig, ax = subplots(figsize=(5.5, 1.9), layout="constrained")
     part = t.loc[["step", "step, not fused"], [*_KINDS]]
     colors = ("#0072b2", "#e69f00", "#009e73", "0.6")
     part.plot.barh(stacked=True, ax=ax, color=colors, width=0.7)
@@ -291,7 +291,6 @@ def kernel_figure(
     ax.set(ylabel="", xlabel="kernels of a step at full size")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     sns.despine(fig)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/bundled/20_full_size_costs.ipynb #fdfcaeaa

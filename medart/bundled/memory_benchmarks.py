@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch.profiler import profile, ProfilerActivity
@@ -34,6 +33,7 @@ from medart.bundled.full_size_costs import (
     one_attention,
     shapes,
 )
+from ..core.figures import subplots
 from ..method.embeddings import cat_embeddings
 from ..method.hldf import Batch, sampled_color_loss, sampling_embeddings
 from ..method.model import Model, vae_batch
@@ -345,7 +345,7 @@ def _memory_figure(
 
     t = t[::-1]
     names, left = t.what + t.settings.map(lambda s: f": {s}" if s else ""), 0
-    fig, ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    fig, ax = subplots(figsize=(7.5, 3.6), layout="constrained")
     for part, color in zip(
         ("weights", "optimizer", "made on the way"), ("#56b4e9", "#009e73", "#d55e00")
     ):
@@ -365,5 +365,4 @@ def _memory_figure(
     ax.tick_params(axis="y", labelsize=7)
     ax.legend(frameon=False, fontsize=7)
     sns.despine(fig)
-    plt.close(fig)
     return fig

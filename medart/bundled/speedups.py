@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch.nn import Linear
@@ -28,7 +27,7 @@ from medart.bundled.benchmark_cases import (
     written_out,
 )
 from .benchmarks import time_case
-from ..core.figures import markdown_table
+from ..core.figures import markdown_table, subplots
 from ..core.files import write_atomic
 from ..core.paths import outputs_dir
 from ..method.model import Model
@@ -68,13 +67,12 @@ def _promise_figure():
     import seaborn as sns
 
     of_step = pd.Series({k: v for (k, what), v in PROMISED.items() if what == "step"})
-    fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
+    fig, ax = subplots(figsize=(5, 2.2), layout="constrained")
     sns.barplot(x=of_step, y=of_step.index, color="#0072b2", ax=ax)
     ax.set_xlabel("milliseconds saved of a step of 51 ms", fontsize=9)
     ax.set_ylabel("")
     ax.tick_params(labelsize=9)
     sns.despine(fig)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/bundled/22_speedups.ipynb #d705ae7e

@@ -8,14 +8,15 @@ __all__ = ['truth_figure', 'truthfulness']
 # %% ../../nbs/bundled/13_truthfulness.ipynb #i0p5c122
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 
 from .fitting import feature_phantoms
 from .true_captions import full_caption
+from ..core.figures import subplots
 from ..core.progress import progress
 from ..data.outlines import BORDERS, TEXTURES
 from ..data.palettes import BRIGHT
@@ -26,6 +27,9 @@ from ..recipes.datasets import DATASETS
 from ..recipes.recipe import recipe
 from ..recipes.settings import Recipe
 from ..training.caption_engines import load_captioner
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #74c82422
 _COLOR = r"((?:dark |pale )?(?:" + "|".join(BRIGHT) + "))"
@@ -115,14 +119,13 @@ def _truth_table(
 # %% ../../nbs/bundled/13_truthfulness.ipynb #9541d8db
 def truth_figure(
     table: pd.DataFrame,  # of `_truth_table`
-) -> Figure:
+) -> "Figure":
     "Right answers by attribute: the VLM, and two rivals that never look."
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
     sets = list(dict.fromkeys(table["data set"]))
     size = (4.2 * len(sets), 3.6)
-    fig, axs = plt.subplots(
+    fig, axs = subplots(
         1, len(sets), figsize=size, layout="constrained", sharex=True, squeeze=False
     )
     marks = (
@@ -144,7 +147,6 @@ def truth_figure(
         handles, labels, frameon=False, fontsize=8, ncol=3, loc="outside lower center"
     )
     sns.despine(fig)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/bundled/13_truthfulness.ipynb #549f0b76

@@ -12,15 +12,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 
 from .locations import locate
 from medart.core.weight_files import (
@@ -82,22 +73,24 @@ def load_error(
 # %% ../../nbs/core/09_load_errors.ipynb #2fb99e2a
 def _hub_error(about, name, setting, chain, said, more):
     "An error that has to do with the hub; None where the name is a folder."
+    from huggingface_hub import errors  # a third of a second: only where one is met
+
     if Path(locate(name)).is_dir():
         return None
     instead = f"pass {setting}=FOLDER.{more}"
-    if _first(chain, GatedRepoError):
+    if _first(chain, errors.GatedRepoError):
         return PermissionError(
             f"{about} is published under terms that have to be accepted: open "
             f"https://huggingface.co/{name}, accept them, and run `hf auth login`. "
             f"{said}"
         )
     like_a_path = name.count("/") > 1 or name.startswith((".", "~", "/"))
-    if _first(chain, HFValidationError) or like_a_path:
+    if _first(chain, errors.HFValidationError) or like_a_path:
         return FileNotFoundError(
             f"No {about}: there is no such folder, and it is not a name of the Hugging "
             f"Face hub either. Pass {setting}=FOLDER.{more} {said}"
         )
-    if _first(chain, RepositoryNotFoundError):
+    if _first(chain, errors.RepositoryNotFoundError):
         return FileNotFoundError(
             f"No {about}: the Hugging Face hub has no such repository, or it is "
             f"private. Check the spelling, or {instead} {said}"
@@ -107,21 +100,24 @@ def _hub_error(about, name, setting, chain, said, more):
 
 def _unreached(about, name, chain, said, instead):
     "The hub was not reached, or did not give everything."
+    from huggingface_hub import errors
+
     elsewhere = (
         "With a network it comes from the Hugging Face hub by itself; on another "
         f"machine run `hf download {name}` and copy the cache, or {instead}"
     )
-    offline = OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError
-    if local_folder(name) is None or _first(chain, *offline):
+    unanswered = errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError
+    silent = _first(chain, *unanswered, ConnectionError)
+    if local_folder(name) is None or silent:
         hub = "the Hugging Face hub does not answer"
         if constants.HF_HUB_OFFLINE:
             hub = "HF_HUB_OFFLINE forbids to ask the Hugging Face hub"
         return FileNotFoundError(
             f"No {about} on this machine, and {hub}. {elsewhere} {said}"
         )
-    if _first(chain, EntryNotFoundError):
+    if _first(chain, errors.EntryNotFoundError):
         return FileNotFoundError(f"No {about} that is complete. {elsewhere} {said}")
-    if _first(chain, HfHubHTTPError):
+    if _first(chain, errors.HfHubHTTPError):
         return OSError(f"The Hugging Face hub refused {about}. Try again later. {said}")
     return None
 

@@ -13,8 +13,6 @@ import zipfile
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open, SafetensorError
 
 from .files import file_hash
@@ -76,6 +74,9 @@ def local_folder(
     where = Path(locate(name))
     if where.is_dir():
         return where
+    from huggingface_hub import snapshot_download  # a third of a second: if needed
+    from huggingface_hub.errors import HfHubHTTPError
+
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError, HfHubHTTPError):

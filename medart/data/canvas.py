@@ -9,7 +9,6 @@ __all__ = ['pixel_grid', 'rotate', 'polar', 'unit_vector', 'clamp', 'bell', 'smo
 # %% ../../nbs/data/00_canvas.ipynb #i0pd3200
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter, zoom
 
 # %% ../../nbs/data/00_canvas.ipynb #cbf137e0
 def pixel_grid(
@@ -73,6 +72,8 @@ def smooth_noise(
     cells: int,  # bumps a side: few for mottling, many for grain
 ) -> np.ndarray:  # (size, size), zero mean, unit standard deviation
     "A random field with features about `size/cells` pixels wide."
+    from scipy.ndimage import zoom  # SciPy takes longer to import than to draw
+
     coarse = g.standard_normal((cells + 3, cells + 3))
     field = zoom(coarse, size / cells, order=3)
     spare = len(field) - size  # pixels a side that the window leaves over
@@ -140,6 +141,8 @@ def blur(
     width: float,  # standard deviation, in pixels of a picture of 64
 ) -> np.ndarray:  # same shape
     "Gaussian blur that looks alike at every size."
+    from scipy.ndimage import gaussian_filter
+
     sigma = len(field) / 64 * width
     by_axis = (sigma, sigma, 0)
     return gaussian_filter(field, by_axis[: field.ndim])

@@ -13,7 +13,6 @@ import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.fft import dctn
 
 from ..core.randomness import np_rng
 
@@ -30,6 +29,8 @@ def fingerprint(
     im: Image.Image,  # RGB or gray
 ) -> np.ndarray:  # (8, 4) uint64: 256 bits for each way to turn it
     "Perceptual hashes of an image, turned and mirrored; the first is imagehash's."
+    from scipy.fft import dctn
+
     small = _shrink(im)
     waves = dctn(np.asarray(small, float))[:16, :16]  # (16,16), slow ones first
     sign = (-1) ** np.arange(16)  # mirroring turns every second wave around

@@ -7,12 +7,11 @@ __all__ = ['find_data', 'load_split', 'contact_sheet', 'split_bars']
 
 # %% ../../nbs/data/24_loading.ipynb #i0pdfa2e
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
-from ..core.figures import image_grid, read_names
+from ..core.figures import image_grid, read_names, subplots
 from ..core.paths import data_dir
 from .images import crop, read_image, Split, to_tensor
 from .phantoms import write_phantoms
@@ -22,6 +21,9 @@ from .sources import get_source, download_instructions
 from ..recipes.datasets import dataset_of
 from ..recipes.labels import category
 from ..recipes.settings import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/data/24_loading.ipynb #30255245
 def _note_fault(folder):  # is it drawn or prepared? refuses one that was damaged since
@@ -84,7 +86,7 @@ def contact_sheet(
     out: str | Path,  # a prepared folder
     each: int = 8,  # images a class
     size: int = 96,  # pixels a side
-) -> Figure:
+) -> "Figure":
     "The first training images of each class, one class a row."
     m = read_names(Path(out) / "manifest.csv")
     m = m[m.split == "train"]
@@ -104,14 +106,14 @@ def contact_sheet(
 # %% ../../nbs/data/24_loading.ipynb #ca49dd58
 def split_bars(
     out: str | Path,  # a prepared folder
-) -> Figure:
+) -> "Figure":
     "How many images of each class train and test."
     import seaborn as sns
 
     m = read_names(Path(out) / "manifest.csv")
     m["class"] = m["class"].map(category)
     height = 0.9 + 0.42 * m["class"].nunique()
-    fig, ax = plt.subplots(figsize=(6, height), layout="constrained")
+    fig, ax = subplots(figsize=(6, height), layout="constrained")
     order = m["class"].value_counts().index
     look = dict(palette="colorblind", order=order, hue_order=["train", "test"])
     sns.countplot(m, y="class", hue="split", ax=ax, **look)
@@ -122,5 +124,4 @@ def split_bars(
     ax.set(xlabel="images", ylabel="", title=title)
     ax.margins(x=0.1)
     sns.despine(fig)
-    plt.close(fig)
     return fig

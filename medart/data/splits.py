@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..core.randomness import stable_hash
 from ..core.records import read_record, write_record
@@ -36,6 +34,9 @@ def _connected_groups(
     pairs: list | tuple = (),  # (i, j, ...): images that belong together
 ) -> list:  # one number an image
     "Whatever is tied together, however indirectly, gets one number."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n = len(ties)
     if not n:
         return []

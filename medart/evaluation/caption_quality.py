@@ -6,16 +6,20 @@
 __all__ = ['samples_figure', 'validity', 'fault_counts', 'distinctive_words', 'words_figure', 'path_counts']
 
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #i0pbf23f
-import pandas as pd
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
-from ..core.figures import image_grid
+import pandas as pd
+
+from ..core.figures import image_grid, subplots
 from ..core.randomness import np_rng
 from ..data.images import open_image
 from ..data.loading import load_split
 from ..method.captions import lower_words
 from ..recipes.labels import category
 from ..recipes.settings import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #eb47e8b0
 def samples_figure(
@@ -24,7 +28,7 @@ def samples_figure(
     table: pd.DataFrame,  # of finished captions
     k: int = 1,  # images of each class
     seed: int = 0,  # which ones
-) -> Figure:
+) -> "Figure":
     "Images with their simple caption and what the VLM made of it."
     s = load_split(r, split)
     rows = []
@@ -95,15 +99,14 @@ def distinctive_words(
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #07158683
 def words_figure(
     words: pd.DataFrame,  # of `distinctive_words`
-) -> Figure:
+) -> "Figure":
     "Which word sets which class apart."
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
     classes = list(dict.fromkeys(words["class"]))
     nrow = -(-len(classes) // 4)
     size = (9, 1.5 * nrow + 0.4)
-    fig, axs = plt.subplots(
+    fig, axs = subplots(
         nrow, 4, figsize=size, layout="constrained", sharex=True, squeeze=False
     )
     for ax, c in zip(axs.flat, classes):
@@ -121,7 +124,6 @@ def words_figure(
     label = "share of captions with the word: in the class (filled), elsewhere (open)"
     fig.supxlabel(label, fontsize=9)
     sns.despine(fig)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/evaluation/00_caption_quality.ipynb #0454a3c8

@@ -6,10 +6,10 @@
 __all__ = ['read_classification', 'scores_table', 'recall_table', 'confusion_figure', 'recall_figure']
 
 # %% ../../nbs/evaluation/21_classifier_results.ipynb #i0pc1bf6
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.figures import subplots
 from ..core.records import read_record
 from .classifier import SCORES
 from .measures import find_measure
@@ -76,14 +76,13 @@ def confusion_figure(
     "What each class's test images were taken for, a panel a training set."
     k, seeds = len(res["classes"]), len(res["seeds"])
     size = (2 + max(6, 0.9 * k), 1.6 + 0.3 * k)
-    fig, axs = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    fig, axs = subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     for ax, (kind, c) in zip(axs, res["confusion"].items()):
         _confusion_panel(ax, np.array(c), [category(c) for c in res["classes"]])
         ax.set_title(f"trained on {kind} ({res['n'][kind]} images)", fontsize=8)
     axs[0].set_ylabel("true class", fontsize=8)
     whose = f"% of each class's test images; {seeds} seed{'s' * (seeds > 1)}. "
     fig.suptitle(whose + res["about"], fontsize=8)
-    plt.close(fig)
     return fig
 
 
@@ -108,7 +107,7 @@ def recall_figure(
     k, seeds = len(res["classes"]), len(res["seeds"])
     t = recall_table(res).reset_index(names="class")
     t = t.melt("class", var_name="trained on", value_name="recall")
-    fig, ax = plt.subplots(figsize=(6.5, 0.9 + 0.34 * k), layout="constrained")
+    fig, ax = subplots(figsize=(6.5, 0.9 + 0.34 * k), layout="constrained")
     sns.barplot(t, y="class", x="recall", hue="trained on", palette="colorblind", ax=ax)
     ax.axvline(1 / k, c="k", ls=":", lw=1)
     whose = f"recall, real test images, mean of {seeds} seed{'s' * (seeds > 1)}"
@@ -117,5 +116,4 @@ def recall_figure(
     ax.legend(frameon=False, fontsize=8, title="trained on", title_fontsize=8, **place)
     ax.set_title(res["about"], fontsize=8)
     sns.despine(fig)
-    plt.close(fig)
     return fig

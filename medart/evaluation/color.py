@@ -7,15 +7,19 @@ __all__ = ['STATS', 'color_stats', 'color_gaps', 'color_gap', 'paired_color_gap'
            'color_figure']
 
 # %% ../../nbs/evaluation/09_color.ipynb #i0p27023
-import matplotlib.pyplot as plt
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..core.figures import subplots
 from ..core.randomness import np_rng
 from ..data.images import unit
 from ..method.losses import channel_stats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/evaluation/09_color.ipynb #d8378180
 # what Eq. 4 compares
@@ -126,11 +130,11 @@ def _cloud(pixels, ax, color):  # at most some 1,500 of the pixels
 def color_figure(
     sets: dict,  # name -> uint8 images (n,3,h,w)
     note: str = "",  # above the figure
-) -> Figure:
+) -> "Figure":
     "Saturation, lightness and the cloud of colors: what HLDF does not optimise."
     import seaborn as sns
 
-    fig, axs = plt.subplots(1, 3, figsize=(8, 2.4), layout="constrained")
+    fig, axs = subplots(1, 3, figsize=(8, 2.4), layout="constrained")
     for (k, x), c in zip(sets.items(), ("black", "#d55e00", "#0072b2", "#009e73")):
         p = lab_pixels(x)
         how = dict(color=c, lw=1.4, label=k)
@@ -143,5 +147,4 @@ def color_figure(
     axs[0].legend(frameon=False, fontsize=7)
     fig.suptitle(note, fontsize=8)
     sns.despine(fig)
-    plt.close(fig)
     return fig

@@ -8,11 +8,11 @@ __all__ = ['find_copies', 'copies_figure']
 # %% ../../nbs/evaluation/14_memorization.ipynb #i0p5b002
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
@@ -22,6 +22,9 @@ from ..data.images import unit
 from .features import Extractor, extract_features
 from .image_sets import downscale
 from .uncertainty import wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/evaluation/14_memorization.ipynb #0ef420d8
 def _unlit(
@@ -277,7 +280,7 @@ def find_copies(
 def copies_figure(
     res: dict,  # of `results`
     sets: dict,  # gen, train, test: Images
-) -> Figure:
+) -> "Figure":
     "The ten closest images, beside the nearest training and the nearest test image."
     c = res["copies"]
     closest = c["closest"]

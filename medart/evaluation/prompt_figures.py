@@ -8,9 +8,8 @@ __all__ = ['prompts_figure', 'side_by_side']
 # %% ../../nbs/evaluation/25_prompt_figures.ipynb #i0p3455a
 import textwrap
 
-import matplotlib.pyplot as plt
 
-from ..core.figures import image_grid, to_array
+from ..core.figures import image_grid, subplots, to_array
 from ..data.images import crop, read_pixels, unit
 from ..data.loading import load_split
 from .paper_tables import commands, to_run
@@ -56,7 +55,7 @@ def prompts_figure(
     r, (_, m) = max(have, key=lambda h: h[1][1].text.str.len().sum())
     generated = {q.method: x for q, (x, _) in have}
     at = [m.index[m["class"] == c][0] for c in list(dict.fromkeys(m["class"]))[:k]]
-    fig, axs = plt.subplots(
+    fig, axs = subplots(
         len(at),
         len(recipes) + 2,
         figsize=(2 + 1.25 * (len(recipes) + 1), 1.35 * len(at) + 0.5),
@@ -96,7 +95,6 @@ def prompts_figure(
     for ax in axs.flat:
         ax.axis("off")
     fig.suptitle(f"{r.dataset}: {made_at(r)}", fontsize=8)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/evaluation/25_prompt_figures.ipynb #0601a795

@@ -9,9 +9,9 @@ __all__ = ['review_sheet']
 import io
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+from ..core.figures import subplots
 from ..core.files import write_atomic
 from ..core.randomness import np_rng
 from .image_sets import ImageSet
@@ -45,7 +45,7 @@ def _review_item(im, tx, number, text, x):  # a picture, its caption, its boxes
 def _review_page(items, first):  # at most ten images -> figure
     widths = [1, 1.35] * 2
     a4 = (8.27, 11.69)
-    fig, axs = plt.subplots(5, 4, figsize=a4, width_ratios=widths, gridspec_kw=_MARGINS)
+    fig, axs = subplots(5, 4, figsize=a4, width_ratios=widths, gridspec_kw=_MARGINS)
     fig.text(0.05, 0.955, _QUESTION, fontsize=9)
     for ax in axs.flat:
         ax.axis("off")
@@ -53,7 +53,6 @@ def _review_page(items, first):  # at most ten images -> figure
         row, column = divmod(k, 2)
         im, tx = axs[row, 2 * column], axs[row, 2 * column + 1]
         _review_item(im, tx, first + k + 1, text, x)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/evaluation/15_review.ipynb #0bbf4fc9

@@ -6,10 +6,9 @@
 __all__ = ['examples_of_each_class', 'color_histograms', 'real_beside_generated', 'samples_sheet', 'before_and_after']
 
 # %% ../../nbs/evaluation/01_sample_figures.ipynb #i0p6332f
-import matplotlib.pyplot as plt
 import torch
 
-from ..core.figures import image_grid
+from ..core.figures import image_grid, subplots
 from ..core.progress import progress
 from ..core.randomness import np_rng
 from ..data.images import crop, read_pixels, Split, unit
@@ -57,7 +56,7 @@ def color_histograms(
     "How often each channel takes each value, a panel a channel."
     import seaborn as sns
 
-    fig, axs = plt.subplots(1, 3, figsize=(8, 2.1), layout="constrained", sharey=True)
+    fig, axs = subplots(1, 3, figsize=(8, 2.1), layout="constrained", sharey=True)
     at = torch.linspace(-1, 1, 48)
     counts = {name: _histograms(x) for name, x in sets.items()}
     for c, (ax, channel) in enumerate(zip(axs, ("red", "green", "blue"))):
@@ -67,7 +66,6 @@ def color_histograms(
     axs[0].set_ylabel("density")
     axs[-1].legend(frameon=False, fontsize=7)
     sns.despine(fig)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/evaluation/01_sample_figures.ipynb #7e4dd28c

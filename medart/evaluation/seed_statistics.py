@@ -6,10 +6,10 @@
 __all__ = ['row_measures', 'add_closed', 'seed_summary', 'with_real', 'over_seeds', 'paired_differences', 'color_paths']
 
 # %% ../../nbs/evaluation/22_seed_statistics.ipynb #i0pd9adb
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.figures import subplots
 from .extractors import space_name
 from .measures import find_measure
 from .results import read_results
@@ -177,7 +177,7 @@ def color_paths(
     "Color gap and its gradient's norm over training, a line a run."
     import seaborn as sns
 
-    fig, axs = plt.subplots(1, 2, figsize=(8, 2.4), layout="constrained")
+    fig, axs = subplots(1, 2, figsize=(8, 2.4), layout="constrained")
     palette = dict(
         zip(dict.fromkeys(r.method for r in recipes), sns.color_palette("colorblind"))
     )
@@ -198,5 +198,4 @@ def color_paths(
         fontsize=7,
     )
     sns.despine(fig)
-    plt.close(fig)
     return fig

@@ -9,11 +9,12 @@ __all__ = ['limits', 'load_simplifier', 'shortening_fault', 'cut_to_fit', 'simpl
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
+from ..core.figures import subplots
 from ..core.load_errors import explain_load_errors
 from ..core.locations import locate
 from ..core.pretrained import check_vocabulary, load_network
@@ -27,6 +28,9 @@ from medart.method.tokens import (
 from ..recipes.runs import captions_recipe
 from ..recipes.scales import FAMILIES
 from ..recipes.settings import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/method/03_simplify.ipynb #ff0b5414
 def limits(
@@ -162,9 +166,8 @@ def simplify_captions(
 def length_figure(
     tables: dict,  # name -> table of `simplify_captions`
     r: Recipe,  # for the limit
-) -> Figure:
+) -> "Figure":
     "How many tokens captions have, before and after, against the limit."
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
     done, most = pd.concat(tables.values()), captions_recipe(r).max_tokens
@@ -174,7 +177,7 @@ def length_figure(
         (done.tokens_before, "as the VLM wrote them", "#d55e00"),
         (done.tokens, "after simplification", "#0072b2"),
     )
-    fig, axs = plt.subplots(
+    fig, axs = subplots(
         2, 1, figsize=(5, 3.2), layout="constrained", sharex=True, sharey=True
     )
     for ax, (n, title, color) in zip(axs, panels):
@@ -183,5 +186,4 @@ def length_figure(
         ax.set(ylabel="captions", xlabel="T5 tokens")
         ax.set_title(f"{title}: {(n > most).mean():.1%} beyond {most}", fontsize=9)
     sns.despine(fig)
-    plt.close(fig)
     return fig

@@ -9,15 +9,18 @@ __all__ = ['Log', 'read_log', 'progress_text', 'read_losses', 'loss_figure', 'ru
 import json
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
+from ..core.figures import subplots
 from ..recipes.runs import run_dir
 from ..recipes.settings import Recipe
 from .batches import batch_indices, images_per_update, TrainingSet
 from .device import elapsed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/training/13_logs.ipynb #646a140f
 @dataclass
@@ -117,13 +120,13 @@ def read_losses(
 # %% ../../nbs/training/13_logs.ipynb #dd8b196f
 def loss_figure(
     r: Recipe,  # a finished run
-) -> Figure:
+) -> "Figure":
     "Noise loss, color gap, and both gradients' norms before clipping."
     import seaborn as sns
 
     d = read_losses(r)
     color = d.dropna(subset=["color"])
-    fig, axs = plt.subplots(1, 3, figsize=(9, 2.2), layout="constrained")
+    fig, axs = subplots(1, 3, figsize=(9, 2.2), layout="constrained")
     _draw_losses(axs[0], d)
     axs[1].plot(color.step, color.color, "o-", ms=2.5, lw=0.8, color="#d55e00")
     axs[2].semilogy(d.step, d.grad_norm, color="0.6", lw=0.5, label="sum, as clipped")
@@ -140,7 +143,6 @@ def loss_figure(
     for ax, name in zip(axs, names):
         ax.set(xlabel="step", ylabel=name)
     sns.despine(fig)
-    plt.close(fig)
     return fig
 
 

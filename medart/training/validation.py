@@ -9,11 +9,11 @@ __all__ = ['sample_grid', 'LiveFigure', 'log_image', 'round_robin', 'validation_
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +27,9 @@ from ..method.sampler import sample
 from ..recipes.settings import Recipe
 from .batches import training_set, TrainingSet
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # %% ../../nbs/training/15_validation.ipynb #01b29641
 @torch.no_grad()
 def sample_grid(
@@ -35,7 +38,7 @@ def sample_grid(
     ts: TrainingSet,  # whose captions
     many: int = 8,  # images, and at most so many at once
     prompts=(),  # of one's own, sampled below
-) -> Figure:
+) -> "Figure":
     "Some training captions, and prompts of one's own, sampled from fixed noise."
     kinds = {Path(f).parent: i for i, f in reversed([*enumerate(ts.files)])}
     ids = sorted(kinds.values())[:many]

@@ -9,13 +9,11 @@ __all__ = ['own_name', 'found_labels', 'proposal', 'describe_folder', 'cropping'
 # %% ../../nbs/workflows/11_own_images.ipynb #i0p5aa30
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
-from matplotlib.patches import Rectangle
 
-from ..core.figures import read_names
+from ..core.figures import read_names, subplots
 from ..core.files import write_atomic
 from ..core.locations import data_path
 from ..core.paths import data_dir, shareable
@@ -201,15 +199,16 @@ def cropping_figure(
     ratio = np.maximum(w, h) / np.minimum(w, h)
     worst = ratio.groupby(m["class"]).idxmax()[:most]
     look = dict(figsize=(1.7 * len(worst), 1.9), squeeze=False, layout="constrained")
-    fig, axs = plt.subplots(1, len(worst), **look)
+    fig, axs = subplots(1, len(worst), **look)
     for ax, (name, i) in zip(axs.flat, worst.items()):
         lost = _show_square(ax, read_image(Path(out) / m.file[i], 160))
         ax.set_title(f"{category(name)}: {lost:.0%} lost", fontsize=8)
-    plt.close(fig)
     return fig
 
 
 def _show_square(ax, image):  # and the share of pixels outside of it
+    from matplotlib.patches import Rectangle
+
     width, height = image.size
     side = min(width, height)
     x, y = (width - side) // 2, (height - side) // 2

@@ -16,16 +16,15 @@ from dataclasses import replace
 from functools import lru_cache
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from torch import Tensor
 
-from ..core.figures import image_grid
+from ..core.figures import image_grid, new_figure, subplots
 from ..data.images import unit
 from ..data.phantoms import describe_phantom, draw_phantom, TEST_FROM
 from ..evaluation.color import color_gap, color_stats, STATS
@@ -38,6 +37,9 @@ from ..recipes.labels import category
 from ..training.merging import merge_loras
 from ..training.samples import to_uint8
 from .course import COURSE_METHODS, course_recipe, load_course_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/workflows/17_playground.ipynb #pg000008
 def load_playground(
@@ -205,15 +207,16 @@ def _with_gap(name, row):  # the label of a model
 
 def colors_figure(
     stats: pd.DataFrame,  # a row a set: STATS and the color gap
-) -> Figure:
+) -> "Figure":
     "What the color loss sees of some sets of images."
-    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    fig, ax = subplots(figsize=(6, 3), layout="constrained")
     _show_colors(ax, stats)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/workflows/17_playground.ipynb #pg000023
 def _show_images(fig, images):  # a row a model
+    from matplotlib.text import Text
+
     n = len(next(iter(images.values())))
     shown = torch.cat([x[:n] for x in images.values()])
     image_grid(unit(shown), ncol=n, rows=images, fig=fig)
@@ -224,14 +227,13 @@ def _show_images(fig, images):  # a row a model
 def comparison_figure(
     images: dict,  # of `compare_models`
     stats: pd.DataFrame,  # of `compare_models`
-) -> Figure:
+) -> "Figure":
     "Images at the left, their colors at the right."
     height = max(3, 0.95 * len(images))
-    fig = plt.figure(figsize=(8.4, height), layout="constrained")
+    fig = new_figure(figsize=(8.4, height), layout="constrained")
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.05))
     _show_images(left, images)
     _show_colors(right.subplots(), stats)
-    plt.close(fig)
     return fig
 
 # %% ../../nbs/workflows/17_playground.ipynb #pg000025

@@ -7,11 +7,10 @@ __all__ = ['rare_counts', 'rare_phantoms', 'rare_sets', 'class_recalls', 'rare_r
            'rare_figure']
 
 # %% ../../nbs/workflows/15_rare_classes.ipynb #i0pbb15d
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..core.figures import read_names
+from ..core.figures import read_names, subplots
 from ..core.paths import data_dir
 from ..core.progress import progress
 from ..core.randomness import stable_hash
@@ -182,7 +181,7 @@ def rare_figure(
     names = [category(c) + " (rare)" * q for c, q in zip(t["class"], t.rare)]
     shown = t.assign(name=names)
     shown = shown.sort_values("rare", ascending=False, kind="stable")
-    fig, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    fig, ax = subplots(figsize=(6.5, 4), layout="constrained")
     how = dict(y="name", x="recall", hue="arm", palette="colorblind", ax=ax)
     sns.barplot(shown, errorbar=None, alpha=0.55, **how)
     sns.stripplot(shown, dodge=True, size=2.5, legend=False, **how)
@@ -192,5 +191,4 @@ def rare_figure(
     ax.set_title(about, fontsize=8)
     ax.legend(frameon=False, fontsize=8, title="trained on", title_fontsize=8)
     sns.despine(fig)
-    plt.close(fig)
     return fig

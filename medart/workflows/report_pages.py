@@ -15,11 +15,8 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.font_manager import findSystemFonts, fontManager, FontProperties
-from matplotlib.text import Text
 from PIL import Image
 
 from ..core.files import write_atomic
@@ -44,7 +41,6 @@ def png_bytes(
     buffer = io.BytesIO()
     how = dict(bbox_inches="tight", metadata=dict(Software=None))
     fig.savefig(buffer, format="png", dpi=dpi, **how)
-    plt.close(fig)
     return buffer.getvalue()
 
 
@@ -80,7 +76,9 @@ def _missing_characters(
 
 
 def _own_font(style=""):  # that Matplotlib brings
-    folder = Path(plt.matplotlib.get_data_path()) / "fonts/ttf"
+    from matplotlib import get_data_path
+
+    folder = Path(get_data_path()) / "fonts/ttf"
     return str(folder / f"DejaVuSans{style}.ttf")
 
 
@@ -88,6 +86,8 @@ def find_font(
     signs: set,  # characters
 ) -> str:  # a file; empty where no font of this machine has them all
     "A font that has what the report's own lacks."
+    from matplotlib.font_manager import findSystemFonts
+
     wanted = {ord(c) for c in signs}
     for path in sorted(findSystemFonts(fontext="ttf")):
         if wanted and wanted <= _letters(path):
@@ -108,6 +108,8 @@ def _spell_out(fig):  # labels of a figure that would hold boxes
     if not signs:
         return
     if path := find_font(signs):
+        from matplotlib.font_manager import fontManager, FontProperties
+
         fontManager.addfont(path)
         family = ["DejaVu Sans", FontProperties(fname=path).get_name()]
         for t in _texts(fig):
@@ -124,6 +126,8 @@ def _spell_out(fig):  # labels of a figure that would hold boxes
 
 
 def _texts(fig):  # after a drawing, which makes the labels of axes
+    from matplotlib.text import Text
+
     with warnings.catch_warnings(action="ignore"):  # of signs that are missing
         fig.draw_without_rendering()
     return [t for t in fig.findobj(Text) if t.get_text()]
