@@ -19,13 +19,13 @@ os.environ["PATH"] = os.pathsep.join(
     [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Workers inherit what the process that starts them has set, so a default would not reach them. Two threads each, on
-# as many cores as workers, wait for one another in busy loops: everything then takes two to six times as long.
+# Two threads a process, on as many cores as processes, wait for one another in busy loops: everything then takes two to
+# fifteen times as long. Workers inherit what the process that starts them has set, so theirs is set whatever it was.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ[name] = "1"
     else:
-        os.environ.setdefault(name, str(min(2, os.cpu_count() or 1)))
+        os.environ.setdefault(name, "1")
 
 # The C library gives the memory of each large tensor back to the system, which clears it before it lends it again: a tenth
 # of what the tests cost. Processes that start from here, workers among them, keep up to half a gigabyte instead.
