@@ -35,7 +35,7 @@ from medart.training.batches import draw_batch
 from medart.method.lora import perturb_loras
 from medart.recipes.recipe import recipe
 
-pytestmark = pytest.mark.usefixtures("kernels")  # imported already
+pytestmark = pytest.mark.usefixtures("kernels", "ready_python")  # imported already
 R = recipe("skin", scale="tiny", batch_size=1, interval=0, solver_steps=2)
 
 

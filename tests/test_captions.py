@@ -46,7 +46,7 @@ from medart.training.caption_store import append_line, read_lines
 from medart.training.captioning import caption_images
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.usefixtures("kernels")  # imported already
+pytestmark = pytest.mark.usefixtures("kernels", "ready_python")  # imported already
 CLASSES = ("melanoma", "common_nevus", "carcinoma")
 REAL = ROOT.parent / "shared" / "real"
 
@@ -153,7 +153,7 @@ def test_three_processes_write_the_bytes_of_one(one_process, tmp_path, monkeypat
 
 
 def test_killed_in_mid_captioning_only_the_missing_is_written(
-    one_process, tmp_path, monkeypatch, ready_python
+    one_process, tmp_path, monkeypatch
 ):
     whole, lines = one_process
     monkeypatch.setenv("MEDART_OUTPUTS", str(tmp_path / "killed"))

@@ -74,7 +74,9 @@ def images_of(r):
     }
 
 
-def test_three_processes_and_a_kill_make_the_same_bytes(run, tmp_path, monkeypatch):
+def test_three_processes_and_a_kill_make_the_same_bytes(
+    run, tmp_path, monkeypatch, ready_python
+):
     "One process with three threads and without a break; then two that are killed while they generate, and three that finish their work."
     run, threads = replace(run, gen_block=2), torch.get_num_threads()
     torch.set_num_threads(3)

@@ -427,7 +427,6 @@ def on_two_machines(r):
     for k, v in (SMALL | float64()).items():
         told += [f"--{k}", str(v)]
     env = os.environ | dict(ACCELERATE_USE_CPU="yes", OMP_NUM_THREADS="1")
-    env |= dict(PYTHONPATH=str(ROOT))
     machines = [
         subprocess.Popen(
             [*line, "--machine_rank", str(rank), *told],
@@ -443,7 +442,7 @@ def on_two_machines(r):
 
 
 @pytest.mark.parametrize("machines", [1, 2])
-def test_two_processes_equal_one(small, machines):
+def test_two_processes_equal_one(small, machines, ready_python):
     one, two = small(**float64()), small(**float64(num_processes=2))
     assert run_dir(one) == run_dir(two)
     train(one)

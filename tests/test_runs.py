@@ -12,15 +12,18 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.usefixtures("kernels")  # imported already
+pytestmark = pytest.mark.usefixtures("kernels", "ready_python")  # imported already
 SMALL = dict(scale="tiny", epochs=0.05, interval=2, solver_steps=2, gen_steps=2)
 
 
-ORDINARY = {"JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
+ORDINARY = {
+    "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter")),
+    "READY_PYTHON": "",
+}
 
 
 def papermill(name, out, cwd=ROOT, kernels=(), **parameters):
-    "Run a notebook; with `ORDINARY` kernels, just as a user's shell would."
+    "Run a notebook; `ORDINARY`, just as a user's shell would."
     yaml = "\n".join(f"{k}: {json.dumps(v)}" for k, v in parameters.items())
     env = {
         k: v for k, v in os.environ.items() if k != "MPLBACKEND"

@@ -7,7 +7,7 @@ streams, hands on signals, and ends as the copy ends; where it is killed, the co
 import os
 import sys
 
-PROGRAMS = ("snakemake", "medart.")
+PROGRAMS = ("snakemake", "papermill", "accelerate.", "medart.")
 PR_SET_PDEATHSIG = 1
 
 
@@ -57,5 +57,5 @@ def follow_copy(address):
     os._exit(status)
 
 
-if "READY_PYTHON" in os.environ and is_ready(sys.orig_argv[1:]):
+if os.environ.get("READY_PYTHON") and is_ready(sys.orig_argv[1:]):
     follow_copy(os.environ["READY_PYTHON"])
