@@ -46,7 +46,7 @@ demo: $(READY)
 test: $(READY)
 	$(IN_VENV) ruff check --output-format=concise nbs medart tests tools setup.py
 	$(IN_VENV) ruff format --check --quiet nbs tests tools setup.py
-	$(IN_VENV) pytest -n auto --maxprocesses 4
+	$(IN_VENV) pytest -n auto --maxprocesses 4 --dist worksteal
 
 notebooks: $(READY)
 	$(IN_VENV) nbdev-export

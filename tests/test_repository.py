@@ -232,36 +232,28 @@ def test_no_module_leans_on_a_notebook_global():
     assert done.returncode == 0, done.stdout
 
 
-EACH_ALONE = """
-import os, sys, traceback
-from medart.workflows.forked_kernels import import_libraries
-import_libraries()  # what takes seconds is imported once, then forked
-
+IN_ORDER = """
+import importlib, sys
+there = {"medart"} | {f"medart.{name.split('.')[0]}" for name in sys.argv[1:]}
 for name in sys.argv[1:]:
-    if child := os.fork():
-        os.waitpid(child, 0)
-        continue
-    try:
-        for own in [name for name in sys.modules if name.startswith("medart")]:
-            del sys.modules[own]
-        __import__(f"medart.{name}")
-    except BaseException:
-        traceback.print_exc()
-    else:
-        print(name, flush=True)
-    os._exit(0)
+    importlib.import_module(f"medart.{name}")
+    there.add(f"medart.{name}")
+    found = {module for module in sys.modules if module.split(".")[0] == "medart"}
+    print(name, *sorted(found - there), flush=True)
+    there |= found
 """
 
 
-def test_each_module_imports_alone(tmp_path):
-    names = [room_of(module) for module in MODULES]
+def test_each_module_imports_with_no_other_than_those_it_names(tmp_path):
+    "From the bottom up each adds itself alone: all it needs was there, so nothing that comes later is needed."
+    names = sorted(map(room_of, MODULES), key=LIBRARY.get)
     done = subprocess.run(
-        [sys.executable, "-c", EACH_ALONE, *names],
+        [sys.executable, "-c", IN_ORDER, *names],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == names, done.stderr
+    assert done.stdout.splitlines() == names, done.stderr
 
 
 # What is committed

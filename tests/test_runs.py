@@ -49,7 +49,7 @@ def papermill(name, out, cwd=ROOT, kernels=(), **parameters):
 
 @pytest.mark.parametrize(
     "dataset,cwd,images",
-    [("skin", ROOT, 256), ("kvasir", ROOT / "nbs", 48)],
+    [("skin", ROOT, 96), ("kvasir", ROOT / "nbs", 48)],
     ids=["skin from the root", "kvasir from nbs"],
 )
 def test_train_generate_evaluate(folders, tmp_path, dataset, cwd, images):
