@@ -41,16 +41,20 @@ def phantoms(pytestconfig):
     from medart.data.phantoms import write_phantoms
 
     folder = pytestconfig.cache.mkdir("phantoms")
-    with FileLock(folder / "lock"):
-        for dataset in ("skin", "kvasir"):
+
+    def when_drawn(dataset):
+        with FileLock(folder / f"{dataset}.lock"):
             write_phantoms(dataset, folder / dataset)
+        return (folder / dataset / "phantom.json").stat().st_mtime_ns
+
+    datasets = ["skin", "kvasir"]
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:] != "0":
+        datasets.reverse()  # one worker draws the first set while another draws the second
+    drawn = {dataset: when_drawn(dataset) for dataset in datasets}
     yield folder
-    with FileLock(folder / "lock"):
-        for dataset in ("skin", "kvasir"):
-            when = (folder / dataset / "phantom.json").stat().st_mtime_ns
-            write_phantoms(dataset, folder / dataset)
-            now = (folder / dataset / "phantom.json").stat().st_mtime_ns
-            assert now == when, f"a test has changed the shared phantoms of {dataset}"
+    for dataset, when in drawn.items():
+        now = when_drawn(dataset)
+        assert now == when, f"a test has changed the shared phantoms of {dataset}"
 
 
 def link_tree(source, target):
