@@ -10,7 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # what none may import when it is imported itself: slow each, or the sign of something slow
-LATER = "diffusers transformers peft seaborn matplotlib.pyplot scipy.stats scipy.ndimage scipy.sparse torchmetrics bitsandbytes torch._dynamo torch._inductor"
+LATER = (
+    "diffusers transformers peft seaborn matplotlib.pyplot scipy.stats scipy.ndimage scipy.sparse "
+    "torchmetrics bitsandbytes torch._dynamo torch._inductor"
+)
 SEE = """
 import importlib, json, sys
 import torch
