@@ -33,6 +33,11 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(256 * 2**20))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(512 * 2**20))
 
 
+def pytest_xdist_auto_num_workers(config):
+    "One worker more than there are cores: a sixth of the time tests wait for processes that they started."
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def phantoms(pytestconfig):
     "Both sets of phantoms, drawn once for all tests and kept in pytest's cache; drawn anew when they would look otherwise."
