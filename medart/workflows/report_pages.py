@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.font_manager import findSystemFonts, fontManager, FontProperties
 from PIL import Image
 
 from ..core.files import write_atomic
@@ -86,8 +87,6 @@ def find_font(
     signs: set,  # characters
 ) -> str:  # a file; empty where no font of this machine has them all
     "A font that has what the report's own lacks."
-    from matplotlib.font_manager import findSystemFonts
-
     wanted = {ord(c) for c in signs}
     for path in sorted(findSystemFonts(fontext="ttf")):
         if wanted and wanted <= _letters(path):
@@ -108,8 +107,6 @@ def _spell_out(fig):  # labels of a figure that would hold boxes
     if not signs:
         return
     if path := find_font(signs):
-        from matplotlib.font_manager import fontManager, FontProperties
-
         fontManager.addfont(path)
         family = ["DejaVu Sans", FontProperties(fname=path).get_name()]
         for t in _texts(fig):
