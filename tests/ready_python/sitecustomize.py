@@ -31,6 +31,8 @@ def follow_copy(address):
     import socket
     import struct
 
+    handed_on = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # until the copy is known
     asker = socket.socket(socket.AF_UNIX)
     asker.connect(address)
     job = dict(argv=sys.orig_argv, cwd=os.getcwd(), env=dict(os.environ), path=sys.path)
@@ -47,8 +49,9 @@ def follow_copy(address):
         except ProcessLookupError:  # it has just ended
             pass
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in handed_on:
         signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
     (status,) = struct.unpack("i", asker.recv(4))
     if status < 0:
         if status != -signal.SIGKILL:
