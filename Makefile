@@ -40,8 +40,8 @@ demo: $(READY)
 	@echo "Done, with small models on drawn images. Have a look at:"
 	@echo "  outputs/caption-skin.ipynb, outputs/train-skin.ipynb, outputs/generate-skin.ipynb, outputs/evaluate-skin.ipynb,"
 	@echo "  outputs/classify-skin.ipynb, outputs/tables.ipynb"
-	@find outputs/tables -name 'table*-tiny-skin.md' | sort | sed 's/^/  /'
-	@find outputs/skin-tiny/captions outputs/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
+	@find "$${MEDART_OUTPUTS:-outputs}"/tables -name 'table*-tiny-skin.md' | sort | sed 's/^/  /'
+	@find "$${MEDART_OUTPUTS:-outputs}"/skin-tiny/captions "$${MEDART_OUTPUTS:-outputs}"/skin-tiny/medart -maxdepth 2 -name '*.png' ! -path '*/samples/*' | sort | sed 's/^/  /'
 
 test: $(READY)
 	$(IN_VENV) ruff check --output-format=concise nbs medart tests tools setup.py
