@@ -117,7 +117,7 @@ def test_further_spaces_are_measured_beside_the_first(generated_run, dino, no_sh
     rows = evaluator.evaluate(generated_run, (str(dino),))
     both = rows[rows.space == "dino"].set_index("measure")
     assert (
-        set(both.index) == {"frechet", "kid", "frechet_infinity"}
+        set(both.index) == {"frechet", "kid", "frechet_infinity", "told_apart"}
         and (both.low <= both.value).all()
         and both.value["frechet"] > 0
     )

@@ -515,9 +515,7 @@ def test_a_linear_probe_tells_coarse_photographs_from_sharp_ones(photographs):
     coarse, real = (
         photographs.run(y)[0].numpy() for y in (corruptions.blur(x[:24], 2.0), x[24:])
     )
-    assert extractors_room._linear_probe_accuracy(coarse, real) > 0.9
+    assert extractors_room.linear_probe_accuracy(coarse, real) > 0.9
     same = g.standard_normal((60, 40))
-    assert (
-        abs(extractors_room._linear_probe_accuracy(same[:30], same[30:]) - 0.5) < 0.25
-    )
-    assert extractors_room._linear_probe_accuracy(same[:30] + 2, same[30:]) == 1
+    assert abs(extractors_room.linear_probe_accuracy(same[:30], same[30:]) - 0.5) < 0.25
+    assert extractors_room.linear_probe_accuracy(same[:30] + 2, same[30:]) == 1

@@ -528,6 +528,66 @@ def test_a_mean_over_pairs_has_students_interval():
     ) and pairs.better == "2 of 3"
 
 
+def test_tests_of_pairs_are_those_of_scipy_corrected_by_holm():
+    from scipy import stats
+
+    gains = dict(frechet=(1.0, 1.4, 0.7, 1.2), kid=(0.2, -0.3, 0.1, 0.05))
+    rows = pd.concat(
+        toy(
+            frechet=(0, 10, 10 - gains["frechet"][s], 0),
+            kid=(0, 1, 1 - gains["kid"][s], 0),
+            coverage=(0, 0.5, 0.6, 1),
+        ).assign(seed=s)
+        for s in range(4)
+    )
+    pairs = seed_statistics.paired_differences(rows, dict(medart="no_hldf"))
+    family = ["frechet", "kid", "coverage"]
+    tested = seed_statistics.tested_differences(pairs, family).set_index("measure")
+    for measure, gain in gains.items():
+        found = tested.loc[measure]
+        t, p = stats.ttest_1samp([-x for x in gain], 0)
+        assert found.p == pytest.approx(p)
+        assert found.effect == pytest.approx(t / 2)
+        for end, share in ((found.effect_low, 0.975), (found.effect_high, 0.025)):
+            assert stats.nct.cdf(t, 3, end * 2) == pytest.approx(share, abs=1e-6)
+    assert tested.loc["frechet", "p_holm"] == pytest.approx(
+        2 * tested.loc["frechet", "p"]
+    ), "two tests could be made: a difference that never varies has none"
+    assert tested.loc["kid", "p_holm"] == tested.loc["kid", "p"]
+    assert pd.isna(tested.loc["coverage", "p_holm"])
+    assert seed_statistics.tested_differences(pairs, ["kid"]).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "p,want",
+    [
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
+        ([0.03, 0.01, 0.02], [0.04, 0.03, 0.04]),
+        ([0.6, 0.7], [1, 1]),
+        ([float("nan"), 0.01], [float("nan"), 0.01]),
+        ([], []),
+    ],
+)
+def test_holm_never_lets_a_larger_p_come_out_smaller(p, want):
+    assert seed_statistics.holm(p) == pytest.approx(want, nan_ok=True)
+
+
+def test_the_distance_among_photographs_features_has_a_name_of_its_own():
+    rows = pd.DataFrame(
+        [
+            dict(measure="frechet", space="vit-skin", value=2.0),
+            dict(measure="frechet", space="efficientnet-lite0", value=90.0),
+            dict(measure="kid", space="efficientnet-lite0", value=0.3),
+            dict(measure="frechet", space="inception", value=50.0),
+        ]
+    )
+    own = seed_statistics._own_space(rows, "vit-skin")
+    assert own.measure.tolist() == ["frechet", "photo_frechet"]
+    assert own.value.tolist() == [2.0, 90.0]
+    own = seed_statistics._own_space(rows, "efficientnet-lite0")
+    assert own.measure.tolist() == ["frechet", "kid"]
+
+
 def test_tables_of_data_sets_with_points_in_their_names_are_apart(folders):
     for name in ("eyes.v1", "eyes.v2"):
         (folders[0] / name).mkdir()

@@ -25,6 +25,7 @@ from medart.evaluation.comparison import (
     infinity_row,
     named_row,
     paired_row,
+    probe_row,
 )
 from .extractors import load_feature_space, load_extractor, space_names
 from .features import extract_features
@@ -128,9 +129,9 @@ def _all_rows(r, sets, seen, sides, ex, more, spaces):  # of all spaces, each na
     rows = [dict(x, space=spaces[ex.name]) for x in rows]
     for e in more:
         s = {k: replace(v, F=extract_features(e, sets[k].x)) for k, v in seen.items()}
-        rows += [
-            dict(x, space=spaces[e.name]) for x in _rows(s, sides, measure_distances)
-        ]
+        found = _rows(s, sides, measure_distances)
+        found.append(probe_row(*sides(s), s.get("base")))
+        rows += [dict(x, space=spaces[e.name]) for x in found]
     return rows
 
 # %% ../../nbs/evaluation/18_evaluator.ipynb #2631431c

@@ -73,12 +73,16 @@ _SQUARED = "squared feature units"
 _COLORS = "squared, of values in [-1, 1]"
 _OF_GENERATED = "share of generated images"
 _OF_REAL = "share of real images"
+_PHOTO = "Frechet distance, photographs' features"
+_PROBE = "told from real images by a linear probe"
 _AT_INFINITY = "Frechet distance, n to infinity"
 
 _ALL = [
     _distance("frechet", "Frechet distance", _SQUARED, least=2),
+    _distance("photo_frechet", _PHOTO, _SQUARED, least=2),
     _distance("frechet_infinity", _AT_INFINITY, _SQUARED, low=None, least=2),
     _distance("kid", "KID", "1", low=None, least=4),
+    _Measure("told_apart", _PROBE, "balanced accuracy", "lower", 0.0, 1.0, least=5),
     _share("precision", "precision", _OF_GENERATED, least=10),
     _share("recall", "recall", _OF_REAL, least=10),
     _Measure("density", "density", "1", "higher", least=10),

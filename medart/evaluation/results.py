@@ -26,7 +26,7 @@ from ..training.samples import samples_key
 
 # %% ../../nbs/evaluation/17_results.ipynb #5a195fe8
 # raised when a measure changes, so that old results are not taken for new ones
-VERSION = 5
+VERSION = 6
 
 
 def provenance(
