@@ -11,6 +11,7 @@ from medart.evaluation import extractors as extractors_room
 from medart.evaluation import image_sets
 from medart.evaluation import image_stats
 from medart.evaluation import skin_tone
+from medart.method import losses
 
 
 def images(r, split):
@@ -134,3 +135,50 @@ def test_images_of_one_color_have_a_line_in_place_of_a_curve(recwarn):
     assert [len(ax.lines) for ax in fig.axes[:2]] == [2, 2] and not [
         w for w in recwarn if "variance" in str(w.message)
     ]
+
+
+def test_lab_of_tensors_has_its_slope_beyond_the_range_of_pictures_too():
+    values = [[-0.3, 1.4, 0.02], [0.0, 0.5, 1.0]]
+    rgb = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(losses.to_lab, rgb)
+
+
+def test_ten_numbers_of_an_image_are_its_mean_its_covariance_and_its_chroma():
+    g = randomness.rng(0, "pixels")
+    x = torch.rand(3, 3, 16, 16, generator=g, dtype=torch.float64) * 2 - 1
+    found = losses.lab_stats(x)
+    pixels = color.rgb_to_lab(((x + 1) * 127.5).permute(0, 2, 3, 1).flatten(1, 2)) / 100
+    for row, lab in zip(found, pixels):
+        factor = torch.zeros(3, 3, dtype=torch.float64)
+        factor[tuple(torch.tril_indices(3, 3))] = row[3:9]
+        assert row[:3].numpy() == pytest.approx(lab.mean(0))
+        cov = np.cov(lab.T, bias=True)
+        assert (factor @ factor.T).numpy() == pytest.approx(cov, abs=2e-6)
+        chroma = np.hypot(lab[:, 1], lab[:, 2]).mean()
+        assert row[9].item() == pytest.approx(chroma, abs=1e-4)
+    gray = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    losses.lab_stats(gray).sum().backward()
+    assert gray.grad.isfinite().all(), "an even picture has no direction, and no NaN"
+
+
+@pytest.mark.parametrize("spread,shift", [(1.0, 0.0), (0.5, 0.3), (2.0, -0.4)])
+def test_the_energy_score_is_least_for_the_true_spread_and_squares_for_none(
+    spread, shift
+):
+    g = randomness.rng(0, "scores")
+    y = spread * torch.randn(40000, 1, generator=g) + shift
+    a, b = torch.randn(2, 40000, 1, generator=g)
+    tried = [0.1, 0.5, 1.0, 2.0, 4.0]
+    energy = [losses.energy_score(u * a + shift, u * b + shift, y) for u in tried]
+    squared = [(u * a + shift - y).pow(2).mean() for u in tried]
+    assert tried[int(torch.stack(energy).argmin())] == spread
+    assert tried[int(torch.stack(squared).argmin())] == 0.1
+    moved = losses.energy_score(spread * a + 2, spread * b + 2, y)
+    assert moved > min(energy)
+
+
+def test_the_energy_score_of_equal_statistics_is_nothing_and_has_a_gradient():
+    s = torch.ones(2, 10, requires_grad=True)
+    score = losses.energy_score(s, s, torch.ones(2, 10))
+    (slope,) = torch.autograd.grad(score, s)
+    assert score.item() < 1e-3 and slope.isfinite().all()

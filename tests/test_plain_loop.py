@@ -18,8 +18,9 @@ from medart.training.trainer import train
         dict(),
         dict(min_snr=5.0, backprop_last_k=1, lambda_color=0.7, clip_color=1e-3),
         dict(checkpointing=False, checkpoint_all=True, sampling="balanced"),
+        dict(color_loss="energy", backprop_last_k=1, lambda_color=0.5),
     ],
-    ids=["paper", "options", "memory"],
+    ids=["paper", "options", "memory", "energy"],
 )
 def test_five_steps_of_the_trainer_and_of_the_plain_loop_have_equal_weights(
     made, change

@@ -429,6 +429,7 @@ def test_compiled_blocks_give_the_same_gradients(ready):
     [
         dict(),
         dict(color_batch=1),
+        dict(color_loss="energy", color_batch=1),
         dict(backprop_last_k=2),
         dict(guidance=1.0),
         dict(lora_text=False),

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.figures import subplots
 from ..core.randomness import np_rng
 from ..data.images import unit
-from ..method.losses import channel_stats
+from ..method.losses import channel_stats, to_lab
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,30 +61,12 @@ def paired_color_gap(
     return float(((a - b) ** 2).sum(1).mean())
 
 # %% ../../nbs/evaluation/09_color.ipynb #c5b2d5e4
-_TO_XYZ = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
-)
-_WHITE = [0.95047, 1, 1.08883]  # of a D65 screen
-
-
 def rgb_to_lab(
     rgb: np.ndarray,  # sRGB in 0..255, (...,3)
 ) -> np.ndarray:  # (...,3): lightness 0..100, green to red, blue to yellow
     "sRGB to CIELAB of a D65 screen (IEC 61966-2-1, CIE 15)."
-    c = np.asarray(rgb, np.float64) / 255
-    curve = ((c + 0.055) / 1.055) ** 2.4
-    linear = np.where(c <= 0.04045, c / 12.92, curve)
-    xyz = linear @ _TO_XYZ.T / _WHITE
-    dark = (24389 / 27 * xyz + 16) / 116
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), dark)
-    L = 116 * f[..., 1] - 16
-    a = 500 * (f[..., 0] - f[..., 1])
-    b = 200 * (f[..., 1] - f[..., 2])
-    return np.stack([L, a, b], -1)
+    values = np.asarray(rgb, np.float64) / 255
+    return to_lab(torch.from_numpy(values)).numpy()
 
 # %% ../../nbs/evaluation/09_color.ipynb #182850b2
 def lab_pixels(

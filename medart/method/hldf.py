@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..data.images import unit
-from .embeddings import TextEmbedding
+from .embeddings import cat_embeddings, TextEmbedding
 from medart.method.losses import (
     color_due,
     color_loss,
     color_weight,
+    energy_score,
+    lab_stats,
     latent_loss,
     min_snr_weight,
 )
@@ -38,9 +40,11 @@ class Batch:
     eps: Tensor  # noise to add, as z0
     t: Tensor  # times, (n,)
     noise: Tensor  # where HLDF's sampling starts, as z0
+    second: Tensor | None = None  # where a second sample of each caption does
 
     def __getitem__(self, i: slice):
-        return Batch(*(getattr(self, f.name)[i] for f in fields(self)))
+        whole = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(None if v is None else v[i] for v in whole))
 
     def x(self) -> Tensor:
         "The real images, (n,3,h,w) in -1..1, on the latents' device."
@@ -78,16 +82,22 @@ def sampling_embeddings(
 # %% ../../nbs/method/11_hldf.ipynb #40948875
 def sampled_color_loss(
     model: Model,  # the four verbs
-    r: Recipe,  # M, guidance, how far back to differentiate
+    r: Recipe,  # M, guidance, how far back to differentiate, which loss
     b: Batch,  # what the step sees
     cond: TextEmbedding | None = None,  # captions already encoded, then the empty one
 ) -> Tensor:  # scalar, unweighted
     "Eq. 4 on images sampled now, from fresh noise and the batch's own captions."
     c = sampling_embeddings(model, r, b) if cond is None else cond
-    z0 = sample(
-        model, b.noise, c[:-1], c[-1:], r.solver_steps, r.guidance, r.backprop_last_k
-    )
-    return color_loss(model.decode(z0), b.x(), r.color_reduction)
+    captions, noise = c[:-1], b.noise
+    if r.color_loss == "energy":  # two samples of each caption
+        captions = cat_embeddings(captions, captions)
+        noise = torch.cat([b.noise, b.second])
+    how = r.solver_steps, r.guidance, r.backprop_last_k
+    images = model.decode(sample(model, noise, captions, c[-1:], *how))
+    if r.color_loss == "energy":
+        s, other = lab_stats(images).chunk(2)
+        return energy_score(s, other, lab_stats(b.x()))
+    return color_loss(images, b.x(), r.color_reduction)
 
 # %% ../../nbs/method/11_hldf.ipynb #a0900022
 def diffusion_value_and_grad(

@@ -32,6 +32,7 @@ def check_shares(
 _CHOICES = dict(
     captions=("vsg", "simple", "class", "empty"),
     crop=("center", "random"),
+    color_loss=("pair", "energy"),
     color_reduction=("sum", "mean"),
     sampling=("all", "balanced"),
     gen_split=("test", "train", "sample"),

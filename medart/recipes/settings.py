@@ -75,6 +75,7 @@ class _ColorLoss(_Training):
     solver_steps: int = _f(20)  # M: DPM-Solver++ steps inside training
     guidance: float = _f(4.5)  # classifier-free guidance scale
     lambda_color: float | None = _f(None)  # weight of the color loss, None for 1/M
+    color_loss: str = _f("pair")  # Eq. 4, or energy: of two samples a caption
     color_reduction: str = _f("sum")  # over channels: sum (Eq. 4) or mean
     color_at_start: bool = _f(False)  # at steps 0, N, ... in place of N, 2N, ...
     color_batch: int = _f(0)  # images differentiated at once, 0 for the whole batch

@@ -381,6 +381,7 @@ def draw_batch(
         eps=randn("noise"),
         t=to_device_async(t[mine], model.device),
         noise=randn("start"),
+        second=randn("second start") if r.color_loss == "energy" else None,
     )
 
 
