@@ -61,7 +61,7 @@ def _light_up(
     img: np.ndarray,  # (size, size, 3)
     words: list,  # what is said: more is added
 ) -> np.ndarray:  # (size, size, 3)
-    "Light on a surface, and glints where it is wet; some flat pictures stay evenly lit."
+    "Light on a surface, and glints where it is wet; some flat ones stay evenly lit."
     height, form = _relief(g, len(img))
     if not form and g.random() >= 0.5:
         return img

@@ -370,10 +370,8 @@ def draw_batch(
         crops = _chosen(ts.pixels, ids[mine])
         m = ts.moments[ids[mine]]
         m = Moments(m.mean.to(wide), m.std.to(wide))
-    texts = [
-        "" if drop else ts.texts[j]
-        for drop, j in zip(dropped.tolist()[mine], ids[mine])
-    ]
+    said = zip(dropped.tolist()[mine], ids[mine])
+    texts = ["" if drop else ts.texts[j] for drop, j in said]
     return Batch(
         texts,
         crops,
