@@ -13,7 +13,7 @@ from .values import one_of
 METHODS = dict(
     medart=dict(),
     medart_k5=dict(backprop_last_k=5),
-    medart_energy=dict(color_loss="energy", backprop_last_k=5, lambda_color=0.15),
+    medart_energy=dict(color_loss="energy", backprop_last_k=3, lambda_color=0.3),
     no_hldf=dict(interval=0),
     no_t5_lora=dict(lora_text=False),
     simple_caption=dict(captions="simple"),
