@@ -71,6 +71,7 @@ METHOD_TITLES = dict(
     dora="with DoRA",
     real="Real images",
     medart_k5="Med-Art, last 5 solver steps",
+    medart_energy="Med-Art, energy score of two samples",
     sd15_hldf="SD1.5 with HLDF",
     often="HLDF more often (N=200, tiny 20)",
     short_chain="HLDF with M=10",
