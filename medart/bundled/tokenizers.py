@@ -34,7 +34,7 @@ _WEB = """
 """
 # Words that the web's captions use.
 WEB_WORDS = [*BRIGHT, *TEXTURES, *BORDERS, *_WEB.split()]
-# Words that only descriptions of medical images use.
+# Words of medical images; photographs of the web share a few: folds, wet, edges.
 MEDICAL_WORDS = """
     dermoscopic endoscopic image images shows showing show has appears appear visible
     area areas common nevus melanoma seborrheic keratosis carcinoma lentigo solaris
