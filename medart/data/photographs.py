@@ -12,9 +12,7 @@ from ..core.randomness import np_rng
 from medart.data.canvas import (
     blend,
     blur,
-    clamp,
     pixel_grid,
-    polar,
     shade,
     smooth_noise,
     strokes,
@@ -23,7 +21,7 @@ from medart.data.canvas import (
     wander,
 )
 from .endoscopy_features import ridges
-from .endoscopy_phantoms import lamp_light
+from .endoscopy_phantoms import black_beyond, light_up, soft_disc
 from .palettes import BRIGHT, bright
 from .shapes import describe_shape, draw_shape, random_shape
 
@@ -56,7 +54,7 @@ def _say(g, words, text):  # add a text to the words, mostly
         words.append(text)
 
 
-def _light_up(
+def _lit_surface(
     g: np.random.Generator,  # source of randomness
     img: np.ndarray,  # (size, size, 3)
     words: list,  # what is said: more is added
@@ -65,8 +63,7 @@ def _light_up(
     height, form = _relief(g, len(img))
     if not form and g.random() >= 0.5:
         return img
-    light, glints = lamp_light(g, blur(height, 0.7))
-    img = shade(img, 0.12 + 1.06 * light)
+    img, glints = light_up(g, img, height)
     _say(g, words, form or "there is a light")
     if g.random() < 0.45:
         img = blend(img, 0.85 * glints, (0.98, 0.98, 0.98))
@@ -80,8 +77,7 @@ def _dark_hole(
 ) -> np.ndarray:  # (size, size, 3)
     "A soft round darkness."
     center = g.uniform(-0.8, 0.8, 2)
-    distance, _ = polar(*pixel_grid(len(img)), center)
-    hole = clamp(1.5 - distance / g.uniform(0.2, 0.4))
+    hole = soft_disc(len(img), center, g.uniform(0.2, 0.4), 1.0)
     return shade(img, 1 - 0.85 * hole)
 
 
@@ -107,15 +103,12 @@ def _black_edges(
     g: np.random.Generator,  # source of randomness
     img: np.ndarray,  # (size, size, 3)
 ) -> np.ndarray:  # (size, size, 3)
-    "What lies outside a mask is black."
-    size = len(img)
-    x, y = pixel_grid(size)
+    "A picture through a mask with black edges."
+    x, y = pixel_grid(len(img))
     line = np.abs(x) + np.abs(y) - g.uniform(1.3, 1.7)
     circle = np.hypot(x, y) - g.uniform(0.9, 1.3)
     shapes = line, circle, np.maximum(line, circle)
-    beyond = shapes[g.integers(3)]
-    outside = clamp(beyond * size / 3 + 0.5)
-    return blend(img, outside, (0.02, 0.02, 0.02))
+    return black_beyond(img, shapes[g.integers(3)])
 
 # %% ../../nbs/data/27_photographs.ipynb #ph000013
 def photograph(
@@ -124,7 +117,7 @@ def photograph(
 ) -> tuple:  # uint8 (size, size, 3), and a list of what its caption may add
     "Photograph a picture: light, depth, things in front, a lens and a mask."
     words = []
-    img = _light_up(g, img / 255, words)
+    img = _lit_surface(g, img / 255, words)
     if g.random() < 0.15:
         img = _dark_hole(g, img)
         _say(g, words, "there is a dark hole")
